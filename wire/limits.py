@@ -1,0 +1,29 @@
+"""Every bound on what may arrive from outside, in one place, with its unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["LIMITS", "Limits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Named limits; the defaults fit a 512 MB board."""
+
+    frame_bytes: int = 1 << 20  # one MQTT payload (a part of a message)
+    message_bytes: int = 64 << 20  # a message put together from its parts
+    reassembly_bytes: int = 128 << 20  # all unfinished messages of one party
+    control_json_bytes: int = 64 << 10  # the JSON head of a control message
+    inbox_bytes: int = 128 << 20  # frames received and not yet handled by one party
+    tensor_dims: int = 8
+    tensor_elements: int = 1 << 26
+    tensors_per_message: int = 64
+    manifest_bytes: int = 4 << 20
+    graph_bytes: int = 1 << 30  # one ONNX file of a bundle
+    run_file_bytes: int = 1 << 20
+    dataset_bytes: int = 8 << 30  # one data file, unpacked
+    parties: int = 1024
+
+
+LIMITS = Limits()

@@ -1,0 +1,146 @@
+"""The manifest of a device bundle: written by ``export``, read by ``edge_client``.
+
+A bundle is a folder:
+
+    manifest.json            this file's dataclasses as JSON
+    parameters.safetensors   initial parameters and buffers, under PyTorch's names
+    forward.onnx             training forward
+    backward.onnx            gradients
+    optimizer.onnx           one update of every trainable parameter
+    infer.onnx               evaluation forward (BatchNorm from running statistics, no dropout)
+
+Names of graph inputs and outputs are fixed, so an engine needs no table:
+
+    in.{input}      segment input                      out.{output}    segment output
+    p.{name}        parameter                          p.{name}.new    updated parameter
+    b.{name}        buffer                             b.{name}.new    buffer after a training forward
+    r.{n}           residual: forward output that backward reads
+    g.{output}      gradient of an output              gin.{input}     gradient of an input
+    gp.{name}       gradient of a parameter
+    s.{slot}.{name} optimizer state of a parameter     s.{slot}.{name}.new
+    s.step          optimizer step count, int64 []     s.step.new
+    lr              learning rate, float32 []
+
+    forward    in.* p.* b.*              -> out.* b.*.new r.*
+    backward   g.* r.* and, where needed, in.* p.* b.*   -> gin.* gp.*
+    optimizer  lr p.* gp.* s.*           -> p.*.new s.*.new       (trainable parameters only)
+    infer      in.* p.* b.*              -> out.*
+
+A graph lists only the inputs that it reads. Optimizer slots start as zeros of the parameter's shape; ``s.step`` starts at 0.
+A segment that holds its loss has ``loss`` set: its last input is ``target``, its first output ``loss`` is float32 [] (the mean over
+the batch), and backward takes no ``g.*``: its seed is 1.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+from wire.errors import BundleError
+from wire.limits import LIMITS
+from wire.optim import Optimizer
+from wire.parse import parse, plain
+
+__all__ = ["BATCH", "FORMAT", "GRAPHS", "BundleManifest", "FileEntry", "GraphEntry", "TensorSpec", "dump_manifest", "load_manifest"]
+
+FORMAT = 1
+BATCH = "batch"  # the one symbolic dimension of a shape
+GRAPHS = ("forward", "backward", "optimizer", "infer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of a tensor; a dimension is a number or ``"batch"``.
+
+    ``gradient`` says, of a segment input: backward returns its gradient; of a parameter: it is trained.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    gradient: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"`{self.name}` has dtype {self.dtype!r}; known: {', '.join(_DTYPES)}")
+        if len(self.shape) > LIMITS.tensor_dims:
+            raise ValueError(f"`{self.name}` has {len(self.shape)} dimensions; the limit is {LIMITS.tensor_dims}")
+        for dim in self.shape:
+            if dim != BATCH and (not isinstance(dim, int) or dim < 0):
+                raise ValueError(f"`{self.name}` has the dimension {dim!r}; it must be a whole number or {BATCH!r}")
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape may stand for this tensor (any batch size)."""
+        return len(shape) == len(self.shape) and all(want in (BATCH, got) for want, got in zip(self.shape, shape, strict=True))
+
+
+_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """A file of the bundle, by name inside its folder, with its SHA-256 in hex and its size."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphEntry:
+    """One ONNX graph and the names it reads and gives, in the graph's order."""
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleManifest:
+    """Everything an engine must know about a bundle."""
+
+    format: int
+    segment: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: tuple[TensorSpec, ...]
+    buffers: tuple[TensorSpec, ...]
+    residuals: tuple[TensorSpec, ...]
+    optimizer: Optimizer
+    slots: tuple[str, ...]  # e.g. ("momentum",) or ("exp_avg", "exp_avg_sq"); empty: none
+    counts_steps: bool  # whether the optimizer graph reads and gives s.step
+    min_batch: int  # BatchNorm over [N, C] needs two samples
+    loss: Literal["cross_entropy", "bce", "mse"] | None
+    graphs: dict[str, GraphEntry]
+    files: tuple[FileEntry, ...]
+    opset: int
+    producer: dict[str, str] = field(default_factory=dict)  # versions, for people
+
+    def __post_init__(self) -> None:
+        missing = [name for name in GRAPHS if name not in self.graphs]
+        if missing:
+            raise ValueError(f"graphs {', '.join(missing)} are not listed")
+        listed = {entry.file for entry in self.files}
+        for name, graph in self.graphs.items():
+            if graph.file not in listed:
+                raise ValueError(f"graph {name} names {graph.file!r}, which `files` does not list")
+
+
+def load_manifest(text: str, *, where: str) -> BundleManifest:
+    """Parse a manifest; ``where`` is its path, for messages. Raises BundleError, first of all for a newer format."""
+    try:
+        data = json.loads(text)
+    except ValueError as exc:
+        raise BundleError(f"{where} is not JSON ({exc}); export the bundle again") from exc
+    found = data.get("format") if isinstance(data, dict) else None
+    if not isinstance(found, int):
+        raise BundleError(f"{where} has no format number; this is not a Cutlayer bundle")
+    if found > FORMAT:
+        raise BundleError(f"{where} has format {found}, this client reads up to {FORMAT}; update the client or export with an older Cutlayer")
+    return parse(BundleManifest, data, where="", error=BundleError)
+
+
+def dump_manifest(manifest: BundleManifest) -> str:
+    """The manifest as JSON text, stable for equal content."""
+    return json.dumps(plain(manifest), indent=1, sort_keys=True) + "\n"
