@@ -50,6 +50,8 @@ def _value(hint: Any, data: Any, *, where: str, error: type[UsageError]) -> Any:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         if data is None and len(options) < len(typing.get_args(hint)):
             return None
+        if isinstance(data, Mapping) and all(dataclasses.is_dataclass(option) for option in options):
+            return _by_kind(options, data, where=where, error=error)
         for option in options[:-1]:
             try:
                 return _value(option, data, where=where, error=error)
@@ -84,6 +86,16 @@ def _value(hint: Any, data: Any, *, where: str, error: type[UsageError]) -> Any:
     if isinstance(data, bool) is not (hint is bool) or not isinstance(data, hint):
         raise error(f"`{where}` must be {_NAMES.get(hint, hint.__name__)}, got {_kind(data)}")
     return data
+
+
+def _by_kind(options: list[Any], data: Mapping[Any, Any], *, where: str, error: type[UsageError]) -> Any:
+    """One of several dataclasses, told apart by their literal ``kind``."""
+    kinds = {typing.get_args(typing.get_type_hints(option)["kind"])[0]: option for option in options}
+    if "kind" not in data:
+        raise error(f"missing key `{_join(where, 'kind')}`; it must be one of {', '.join(map(repr, kinds))}")
+    if data["kind"] not in kinds:
+        raise error(f"`{_join(where, 'kind')}` is {data['kind']!r}; it must be one of {', '.join(map(repr, kinds))}")
+    return parse(kinds[data["kind"]], data, where=where, error=error)
 
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -1,0 +1,46 @@
+# Everything lives in .venv; each target does its whole set-up. Needs Python >= 3.11 with venv, and make.
+#   make demo                                   the whole system on this computer
+#   make install TORCH_INDEX=URL                take torch from PyTorch's index of CPU wheels: 0.2 GB instead of several on Linux x86-64
+#   make test PYTEST="-n 0 -k actor -x"         other pytest options
+PYTHON ?= python3
+TORCH_INDEX ?=
+PYTEST ?= -n 2 --dist loadfile
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@echo "targets: install demo test check format clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cutlayer needs Python 3.11 or newer: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/cutlayer demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST) $(if $(CI),--no-skips)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A benchmark is a script; its results are a page of docs/benchmarks/.
+bench-%: benchmarks/%.py $(STAMP)
+	$(BIN)/python $<
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build cutlayer.egg-info

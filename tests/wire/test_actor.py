@@ -1,0 +1,146 @@
+"""What must hold of a run, whatever happens on the line: same weights, and each step exactly once, the same in both ledgers."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wire.graph import Edge, Graph, Segment
+from wire.program import Plan
+
+_spec = importlib.util.spec_from_file_location("toy_run", Path(__file__).with_name("toy_run.py"))
+assert _spec is not None and _spec.loader is not None
+toy_run = importlib.util.module_from_spec(_spec)
+sys.modules["toy_run"] = toy_run
+_spec.loader.exec_module(toy_run)
+Faults, Setup, World, chain, reference = toy_run.Faults, toy_run.Setup, toy_run.World, toy_run.chain, toy_run.reference
+
+
+def make(graph: Graph, *, in_flight: int = 1, schedule: str = "independent", voids: frozenset = frozenset(), epochs: int = 2, every: int = 3):
+    plan = Plan(lanes=graph.lanes, epochs=epochs, schedule=schedule, checkpoint_every=every)
+    batches = {lane: {"train": 3 + lane, "test": 1 + lane % 2} for lane in range(graph.lanes)}
+    return Setup(graph=graph, plan=plan, batches=batches, in_flight=in_flight, voids=voids)
+
+
+def check(setup, world) -> None:
+    world.run()
+    assert world.weights() == reference(setup)
+    ledgers = world.ledgers()
+    for edge in setup.graph.edges:
+        for lane in range(setup.graph.lanes):
+            ends = {setup.graph.party_of(edge.source, lane), setup.graph.party_of(edge.target, lane)}
+            if len(ends) == 1:
+                continue
+            rows = [[row for row in ledgers[party] if row[:2] == (edge.name, lane)] for party in ends]
+            assert rows[0] == rows[1], "the two ends of a line disagree"
+            steps = setup.plan.epochs * setup.batches[lane]["train"]
+            assert [row[2] for row in rows[0]] == list(range(steps)), "a step is missing or stands twice"
+
+
+GRAPHS = {
+    "vanilla": chain(1),
+    "clinics": chain(3),
+    "hop": chain(2, middle=True),
+    "u-shape": chain(2, u_shape=True),
+    "vertical": Graph(
+        segments=(
+            Segment(name="a", parties=("pa",)),
+            Segment(name="b", parties=("pb",)),
+            Segment(name="top", parties=("server",), loss=True),
+        ),
+        edges=(Edge(source="a", target="top"), Edge(source="b", target="top")),
+    ),
+    "multi-task": Graph(
+        segments=(
+            Segment(name="a", parties=("pa",)),
+            Segment(name="b", parties=("pb",)),
+            Segment(name="s1", parties=("server1",), loss=True),
+            Segment(name="s2", parties=("server2",), loss=True),
+        ),
+        edges=tuple(Edge(source=a, target=s) for a in "ab" for s in ("s1", "s2")),
+    ),
+    "skip": Graph(
+        segments=(
+            Segment(name="a", parties=("pa",)),
+            Segment(name="m", parties=("pm",)),
+            Segment(name="n", parties=("pm",)),
+            Segment(name="top", parties=("server",), loss=True),
+        ),
+        edges=(
+            Edge(source="a", target="m"),
+            Edge(source="m", target="n"),
+            Edge(source="n", target="top"),
+            Edge(source="a", target="top"),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_an_undisturbed_run_is_the_reference(name: str, in_flight: int) -> None:
+    setup = make(GRAPHS[name], in_flight=in_flight)
+    check(setup, World(setup))
+
+
+@pytest.mark.parametrize("name", ["clinics", "hop", "u-shape"])
+def test_relay_hands_the_weights_from_lane_to_lane(name: str) -> None:
+    setup = make(GRAPHS[name], schedule="relay")
+    check(setup, World(setup))
+
+
+@st.composite
+def random_graphs(draw: st.DrawFn) -> Graph:
+    """Any acyclic graph with one loss at each end: layers of segments on parties of their own or shared, lanes on the first."""
+    lanes = draw(st.integers(1, 3))
+    count = draw(st.integers(2, 5))
+    parties = [("solo0",) if lanes == 1 else tuple(f"lane{at}" for at in range(lanes))]
+    parties += [(draw(st.sampled_from(["p", "q", f"solo{at}"])),) for at in range(1, count)]
+    edges = []
+    for target in range(1, count):
+        for source in sorted(draw(st.sets(st.integers(0, target - 1), min_size=1, max_size=2))):
+            edges.append(Edge(source=f"s{source}", target=f"s{target}"))
+    sources = {edge.source for edge in edges}
+    segments = tuple(Segment(name=f"s{at}", parties=parties[at], loss=f"s{at}" not in sources) for at in range(count))
+    return Graph(segments=segments, edges=tuple(edges))
+
+
+FAULTS = st.builds(
+    Faults,
+    lost=st.integers(0, 20),
+    repeated=st.integers(0, 20),
+    restarts=st.integers(0, 4),
+    cuts=st.integers(0, 4),
+    corrupt=st.integers(0, 10),
+    ordered=st.booleans(),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    graph=st.one_of(st.sampled_from(list(GRAPHS.values())), random_graphs()),
+    seed=st.integers(0, 2**32),
+    faults=FAULTS,
+    in_flight=st.integers(1, 3),
+    data=st.data(),
+)
+def test_no_fault_changes_the_weights_or_the_ledgers(graph: Graph, seed: int, faults, in_flight: int, data: st.DataObject) -> None:
+    schedule = data.draw(st.sampled_from(["relay", "independent"]))
+    names = [segment.name for segment in graph.segments]
+    void = st.tuples(st.sampled_from(names), st.integers(0, graph.lanes - 1), st.integers(0, 5), st.sampled_from("fb"))
+    voids = data.draw(st.frozensets(void, max_size=3))
+    setup = make(graph, in_flight=in_flight, schedule=schedule, voids=voids)
+    check(setup, World(setup, seed=seed, faults=faults))
+
+
+def test_a_void_step_is_void_at_both_ends_and_changes_no_weights() -> None:
+    setup = make(GRAPHS["vanilla"], voids=frozenset({("top", 0, 1, "b"), ("bottom", 0, 4, "f")}))
+    world = World(setup)
+    check(setup, world)
+    for ledger in world.ledgers().values():
+        assert [row[2] for row in ledger if not row[3]] == [1, 4]

@@ -1,0 +1,421 @@
+"""A whole run in one process: real actors, toy engines over integers, and a network that loses, repeats, delays and forgets.
+
+The toy engine's arithmetic depends on the order of everything, so a step applied twice, late, early or with stale weights shows.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from wire.actor import Actor, Timing
+from wire.frames import Mode
+from wire.graph import Edge, Graph, Line, Segment
+from wire.messages import (
+    Abandon,
+    BackwardDone,
+    Corrupt,
+    Discard,
+    Effect,
+    Event,
+    Execute,
+    Executed,
+    Exit,
+    ForwardDone,
+    FrameArrived,
+    LinkIsDown,
+    LinkIsUp,
+    Note,
+    Record,
+    RunBackward,
+    RunForward,
+    Send,
+    SendDelivered,
+    SetTimer,
+    CancelTimer,
+    Started,
+    StoreEpoch,
+    TimerFired,
+    Work,
+)
+from wire.program import Command, Plan, TrainingProgram
+from wire.steps import StepRange
+
+PRIME = (1 << 61) - 1
+NUMBER = struct.Struct("<Q")
+
+
+def mix(*values: int) -> int:
+    result = 7
+    for value in values:
+        result = (result * 1_000_003 + value) % PRIME
+    return result
+
+
+class ToyEngine:
+    """One integer of weights. What forward saw is kept for backward, as residuals are."""
+
+    def __init__(self, segment: str) -> None:
+        self.weight = mix(*segment.encode())
+        self.kept: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def forward(self, lane: int, step: int, inputs: Iterable[int], *, training: bool = True) -> int:
+        total = mix(*sorted(inputs))
+        if training:
+            assert (lane, step) not in self.kept, "forwarded twice"
+            self.kept[lane, step] = (self.weight, total)
+        return mix(self.weight, total, lane, step)
+
+    def backward(self, lane: int, step: int, grads: Iterable[int]) -> int:
+        weight, total = self.kept.pop((lane, step))
+        grad = mix(*sorted(grads))
+        self.weight = mix(self.weight, grad, total)
+        return mix(weight, grad, total)
+
+
+@dataclass
+class Disk:
+    epoch: int = 0
+    boot: int = 0
+    finished: bool = False
+    checkpoints: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Setup:
+    graph: Graph
+    plan: Plan
+    batches: dict[int, dict[str, int]]
+    in_flight: int = 1
+    voids: frozenset[tuple[str, int, int, str]] = frozenset()  # (segment, lane, step, "f" or "b")
+
+
+class Party:
+    def __init__(self, setup: Setup, name: str, disk: Disk, world: World) -> None:
+        self.setup, self.name, self.disk, self.world = setup, name, disk, world
+        self.slice = setup.graph.slice_for(name)
+        program = TrainingProgram(setup.plan) if self.slice.parent is None else None
+        self.actor = Actor(self.slice, digest="d", in_flight=setup.in_flight, program=program, timing=Timing(linger_s=1e6))
+        self.engines = {slot.segment: ToyEngine(slot.segment) for slot in self.slice.slots}
+        self.ledger: list[tuple[str, int, int, bool]] = []
+        self.tasks: list[Effect] = []  # engine work and commands, in order, not yet done
+        self.timers: set[tuple[Any, ...]] = set()
+        self.gone = False
+        self.up = False
+        disk.boot += 1
+        if not disk.checkpoints:
+            self.save(0, None)
+        self.feed(Started(boot=disk.boot * 1000 + len(name), epoch=disk.epoch, finished=disk.finished))
+
+    def feed(self, event: Event) -> None:
+        if self.gone:
+            return
+        for effect in self.actor.handle(event):
+            self.carry_out(effect)
+
+    def carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Abandon():
+                self.tasks.clear()
+            case RunForward() | RunBackward() | Execute() | Discard():
+                self.tasks.append(effect)
+            case Send():
+                self.world.send(self, effect)
+            case SetTimer():
+                self.timers.add(effect.key)
+            case CancelTimer():
+                self.timers.discard(effect.key)
+            case StoreEpoch():
+                assert effect.epoch > self.disk.epoch
+                self.disk.epoch = effect.epoch
+            case Record():
+                row = (effect.line.edge, effect.line.lane, effect.step)
+                assert row not in {entry[:3] for entry in self.ledger}, f"{self.name}: {row} ended twice"
+                self.ledger.append((*row, effect.applied))
+            case Note():
+                self.world.notes.append((self.name, effect))
+            case Exit():
+                assert effect.error is None, effect.error
+                self.gone = True
+
+    def work(self) -> None:
+        effect = self.tasks.pop(0)
+        match effect:
+            case RunForward():
+                self.feed(self.forward(effect))
+            case RunBackward():
+                self.feed(self.backward(effect))
+            case Discard():
+                del self.engines[effect.work.segment].kept[effect.work.lane, effect.work.step]
+            case Execute():
+                self.feed(self.execute(effect))
+
+    def forward(self, effect: RunForward) -> ForwardDone:
+        work = effect.work
+        slot = next(slot for slot in self.slice.slots if slot.segment == work.segment)
+        training = work.mode is Mode.TRAIN
+        if training and (work.segment, work.lane, work.step, "f") in self.setup.voids:
+            return ForwardDone(work=work, void="not finite")
+        inputs = [NUMBER.unpack(payload)[0] for payload in effect.inputs.values()]
+        out = self.engines[work.segment].forward(work.lane, work.step, inputs, training=training)
+        return ForwardDone(work=work, outputs={end.edge: NUMBER.pack(mix(out, *end.edge.encode())) for end in slot.outputs})
+
+    def backward(self, effect: RunBackward) -> BackwardDone:
+        work = effect.work
+        slot = next(slot for slot in self.slice.slots if slot.segment == work.segment)
+        if (work.segment, work.lane, work.step, "b") in self.setup.voids:
+            del self.engines[work.segment].kept[work.lane, work.step]
+            return BackwardDone(work=work, void="gradient not finite")
+        grads = [NUMBER.unpack(payload)[0] for payload in effect.inputs.values()]
+        grad = self.engines[work.segment].backward(work.lane, work.step, grads)
+        return BackwardDone(work=work, outputs={end.edge: NUMBER.pack(mix(grad, *end.edge.encode())) for end in slot.inputs})
+
+    def execute(self, effect: Execute) -> Executed:
+        match effect.op:
+            case "join":
+                lanes = {lane for slot in self.slice.slots if slot.is_source for lane in slot.lanes}
+                batches = {str(lane): self.setup.batches[lane] for lane in lanes}
+                return Executed(op="join", result={"checkpoints": sorted(self.disk.checkpoints), "facts": {"batches": batches}})
+            case "save":
+                assert not any(engine.kept for engine in self.engines.values()), "saved with steps in flight"
+                self.save(effect.args["id"], effect.program)
+            case "restore":
+                return Executed(op="restore", program=self.restore(effect.args["id"]))
+            case "give":
+                return Executed(op="give", blobs={name: NUMBER.pack(self.engines[name].weight) for name in self.handed_over()})
+            case "take":
+                for name in self.handed_over():
+                    self.engines[name].weight = NUMBER.unpack(effect.blobs[name])[0]
+            case "end":
+                self.disk.finished = True
+        return Executed(op=effect.op)
+
+    def handed_over(self) -> list[str]:
+        replicated = {segment.name for segment in self.setup.graph.segments if len(segment.parties) > 1}
+        return sorted(replicated & set(self.engines)) if self.setup.plan.schedule == "relay" else []
+
+    def save(self, id: int, program: Any) -> None:
+        weights = {name: engine.weight for name, engine in self.engines.items()}
+        self.disk.checkpoints[id] = (weights, copy.deepcopy(program), list(self.ledger))
+        for old in sorted(self.disk.checkpoints)[:-2]:
+            del self.disk.checkpoints[old]
+
+    def restore(self, id: int) -> Any:
+        weights, program, ledger = self.disk.checkpoints[id]
+        for newer in [key for key in self.disk.checkpoints if key > id]:
+            del self.disk.checkpoints[newer]
+        for name, engine in self.engines.items():
+            engine.weight = weights[name]
+            engine.kept.clear()
+        self.ledger = list(ledger)
+        return copy.deepcopy(program)
+
+
+@dataclass
+class Faults:
+    """How many of each kind, at random moments."""
+
+    lost: int = 0
+    repeated: int = 0
+    restarts: int = 0
+    cuts: int = 0  # of the connection of one party to the broker
+    corrupt: int = 0
+    ordered: bool = True
+
+
+class World:
+    """Parties and what is on its way between them. ``run`` ends when the coordinator has."""
+
+    def __init__(self, setup: Setup, *, seed: int = 0, faults: Faults | None = None) -> None:
+        self.setup = setup
+        self.random = random.Random(seed)
+        self.faults = faults or Faults()
+        self.pending: list[tuple[str, Line, bytes | Any]] = []
+        self.tokens: list[tuple[Party, int]] = []
+        self.notes: list[tuple[str, Note]] = []
+        self.disks = {name: Disk() for name in setup.graph.parties}
+        self.parties: dict[str, Party] = {}
+        for name in setup.graph.parties:
+            self.start(name)
+
+    @property
+    def root(self) -> str:
+        return self.setup.graph.root()
+
+    def start(self, name: str) -> None:
+        self.parties[name] = Party(self.setup, name, self.disks[name], self)
+        self.parties[name].up = True
+        self.parties[name].feed(LinkIsUp())
+
+    def send(self, party: Party, effect: Send) -> None:
+        if not party.up:
+            return
+        edge = next(edge for edge in self.setup.graph.edges if edge.name == effect.line.edge)
+        other = self.setup.graph.party_of(edge.target if effect.line.upstream else edge.source, effect.line.lane)
+        line = Line(effect.line.edge, effect.line.lane, not effect.line.upstream)
+        self.pending.append((other, line, effect.frame))
+        self.tokens.append((party, effect.token))
+
+    def run(self, limit: int = 400_000) -> None:
+        for _ in range(limit):
+            if all(party.gone for party in self.parties.values()):
+                return
+            self.turn()
+        raise AssertionError("the run does not end")
+
+    def turn(self) -> None:
+        self.misbehave()
+        busy = [party for party in self.parties.values() if party.tasks and not party.gone]
+        if busy and (not self.pending or self.random.random() < 0.5):
+            self.random.choice(busy).work()
+        elif self.pending:
+            self.deliver()
+        elif self.tokens:
+            party, token = self.tokens.pop(0)
+            if self.parties[party.name] is party and party.up:
+                party.feed(SendDelivered(token=token))
+        else:
+            self.time_passes()
+
+    def deliver(self) -> None:
+        at = 0 if self.faults.ordered else self.random.randrange(len(self.pending))
+        name, line, frame = self.pending.pop(at)
+        party = self.parties[name]
+        if not party.up or self.strike("lost", 0.05):
+            return
+        if self.strike("repeated", 0.05):
+            self.pending.append((name, line, frame))
+        if self.strike("corrupt", 0.05):
+            party.feed(Corrupt(line=line, reason="crc"))
+            return
+        party.feed(FrameArrived(line=line, frame=frame))
+
+    def time_passes(self) -> None:
+        """Nothing moves: a timer somewhere fires."""
+        due = [(party, key) for party in self.parties.values() for key in sorted(party.timers, key=repr) if key != ("linger",)]
+        due = [(party, key) for party, key in due if not party.gone]
+        if not due:
+            # Only lingering is left: its coordinator has gone.
+            assert self.parties[self.root].gone, "nothing can move and the run is not over"
+            for party in self.parties.values():
+                party.feed(TimerFired(key=("linger",)))
+            return
+        party, key = self.random.choice(due)
+        party.timers.discard(key)
+        party.feed(TimerFired(key=key))
+
+    def strike(self, kind: str, chance: float) -> bool:
+        if getattr(self.faults, kind) > 0 and self.random.random() < chance:
+            setattr(self.faults, kind, getattr(self.faults, kind) - 1)
+            return True
+        return False
+
+    def misbehave(self) -> None:
+        alive = [name for name, party in self.parties.items() if not party.gone]
+        if self.parties[self.root].gone or not alive:
+            return
+        if self.strike("restarts", 0.01):
+            self.start(self.random.choice(alive))
+        if self.strike("cuts", 0.01):
+            party = self.parties[self.random.choice(alive)]
+            party.up = False
+            party.feed(LinkIsDown())
+            party.up = True
+            party.feed(LinkIsUp())
+
+    def weights(self) -> dict[tuple[str, str], int]:
+        return {(name, segment): engine.weight for name, party in self.parties.items() for segment, engine in party.engines.items()}
+
+    def ledgers(self) -> dict[str, list[tuple[str, int, int, bool]]]:
+        return {name: sorted(party.ledger) for name, party in self.parties.items()}
+
+
+def reference(setup: Setup) -> dict[tuple[str, str], int]:
+    """The same run, one step after the other, without actors or network: what the weights must be."""
+    engines = {(party, segment.name): ToyEngine(segment.name) for segment in setup.graph.segments for party in segment.parties}
+    program = TrainingProgram(setup.plan)
+    program.sized({"batches": {str(lane): splits for lane, splits in setup.batches.items()}})
+    held: dict[str, int] = {}
+    while (command := program.next()).op != "end":
+        if command.op == "train":
+            _train(setup, engines, command)
+        for segment in setup.graph.segments:
+            if len(segment.parties) > 1 and command.op == "give":
+                held[segment.name] = engines[segment.parties[command.args["lane"]], segment.name].weight
+            if len(segment.parties) > 1 and command.op == "take":
+                for lane in command.lanes:
+                    engines[segment.parties[lane], segment.name].weight = held[segment.name]
+        program.done({}, {})
+    return {key: engine.weight for key, engine in engines.items()}
+
+
+def _train(setup: Setup, engines: dict[tuple[str, str], ToyEngine], command: Command) -> None:
+    steps = StepRange.from_plain(command.args["steps"])
+    order = steps.steps(steps.lanes)
+    window = setup.in_flight * len(steps.lanes)
+    voids: dict[int, set[str]] = {}
+    grads: dict[tuple[int, str], int | None] = {}
+    for at in range(len(order) + window - 1):
+        if at < len(order):
+            voids[at] = _forward(setup, engines, order[at], at, grads)
+        if 0 <= at - window + 1 < len(order):
+            _backward(setup, engines, order[at - window + 1], at - window + 1, voids, grads)
+
+
+def _forward(setup: Setup, engines: Any, step: tuple[int, int, int], at: int, grads: dict[tuple[int, str], int | None]) -> set[str]:
+    lane, number, _ = step
+    outputs: dict[str, int] = {}
+    void: set[str] = set()
+    for segment in setup.graph.order():
+        inputs = [edge for edge in setup.graph.edges if edge.target == segment.name]
+        if any(edge.source in void for edge in inputs) or (segment.name, lane, number, "f") in setup.voids:
+            void.add(segment.name)
+        else:
+            engine = engines[setup.graph.party_of(segment.name, lane), segment.name]
+            values = [mix(outputs[edge.source], *edge.name.encode()) for edge in inputs]
+            outputs[segment.name] = engine.forward(lane, number, values)
+        if not any(edge.source == segment.name for edge in setup.graph.edges):  # a sink goes back at once
+            _back(setup, engines, segment.name, lane, number, at, void, grads)
+    return void
+
+
+def _backward(setup: Setup, engines: Any, step: tuple[int, int, int], at: int, voids: dict[int, set[str]], grads: Any) -> None:
+    lane, number, _ = step
+    for segment in reversed(setup.graph.order()):
+        if any(edge.source == segment.name for edge in setup.graph.edges):
+            _back(setup, engines, segment.name, lane, number, at, voids[at], grads)
+
+
+def _back(setup: Setup, engines: Any, segment: str, lane: int, number: int, at: int, void: set[str], grads: Any) -> None:
+    outs = [edge for edge in setup.graph.edges if edge.source == segment]
+    ins = [edge for edge in setup.graph.edges if edge.target == segment]
+    values = [grads[at, edge.name] for edge in outs if grads[at, edge.name] is not None]
+    engine = engines[setup.graph.party_of(segment, lane), segment]
+    result: int | None = None
+    if segment not in void:
+        if (outs and not values) or (segment, lane, number, "b") in setup.voids:
+            del engine.kept[lane, number]
+        else:
+            result = engine.backward(lane, number, values)
+    for edge in ins:
+        grads[at, edge.name] = None if result is None else mix(result, *edge.name.encode())
+
+
+def chain(clients: int, *, middle: bool = False, u_shape: bool = False) -> Graph:
+    names = tuple(f"c{at}" for at in range(clients))
+    segments = [Segment(name="bottom", parties=names)]
+    if middle:
+        segments.append(Segment(name="middle", parties=("hop",)))
+    if u_shape:
+        segments += [Segment(name="trunk", parties=("server",)), Segment(name="head", parties=names, loss=True)]
+    else:
+        segments.append(Segment(name="top", parties=("server",), loss=True))
+    edges = tuple(Edge(source=a.name, target=b.name) for a, b in zip(segments, segments[1:], strict=False))
+    return Graph(segments=tuple(segments), edges=edges)
+
+
+__all__ = ["Faults", "Setup", "Work", "World", "chain", "mix", "reference"]

@@ -1,0 +1,483 @@
+"""The actor: one party's whole behaviour as a pure state machine. Events in, effects out; no socket, clock, thread, file or log.
+
+Theory of operation.
+
+**Epochs of the run.** All parties that take part share an epoch number. Whenever a party restarts, the coordinator opens the next
+epoch: it stores the number, sends ``join`` down the control tree and gathers, on the way back, which checkpoints every party holds;
+``restore`` then takes all of them to the newest one that they share. Frames of another epoch are dropped. Since a step is a pure
+function of the state before it, what is trained again comes out bit for bit the same.
+
+**Commands.** The coordinator asks its program for the next command, numbers it and sends it down the tree to the children whose lanes
+it concerns; a party that is told passes it on, does its own part, and answers ``done`` when all of its children have. Steps (train,
+evaluate, infer) are the business of ``wire.steps``; everything else is one ``Execute`` to the driver.
+
+**Control frames** are numbered on each line and epoch, acknowledged by number, and kept until they are. Handling them twice does no harm.
+
+**A party that starts** says hello to its parent until it is told to join. A parent that already knew it in this epoch reports it lost.
+Hello frames carry epoch 0 and are not kept: the timer repeats them.
+
+**The end.** A child's last ``done`` is acknowledged only when its parent is through as well, so nobody leaves while a restart
+could still need them; a child that hears nothing for ``linger_s`` after its part is safe leaves by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from wire.control import Control, decode_control, encode_control
+from wire.errors import FrameError
+from wire.frames import Frame, Kind, Mode
+from wire.graph import Child, Line, PartySlice
+from wire.messages import (
+    Abandon,
+    BackwardDone,
+    Begin,
+    Corrupt,
+    Effect,
+    Event,
+    Execute,
+    Executed,
+    Exit,
+    ForwardDone,
+    FrameArrived,
+    LinkIsDown,
+    LinkIsUp,
+    Note,
+    SendDelivered,
+    SetTimer,
+    Started,
+    StoreEpoch,
+    TimerFired,
+)
+from wire.outbox import Outbox
+from wire.program import Command, Program
+from wire.steps import StepRange, Steps
+
+__all__ = ["Actor", "Timing"]
+
+_MODES = {"train": Mode.TRAIN, "evaluate": Mode.EVAL, "infer": Mode.INFER}
+_HELLO = ("hello",)
+_LINGER = ("linger",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long to wait before something is said again."""
+
+    resend_after_s: float = 10.0
+    hello_every_s: float = 2.0
+    linger_s: float = 60.0
+
+
+@dataclass(slots=True)
+class _Running:
+    """The command that is being carried out."""
+
+    seq: int
+    command: Command
+    waiting: set[Line]  # children that have not answered
+    executing: bool = False
+    executed: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    program: Mapping[str, Any] | None = None
+
+    def gather(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
+        """Add one party's answer: checkpoints are those that everybody holds, tables are joined, the rest stands beside each other."""
+        for key, value in result.items():
+            mine = self.result.get(key)
+            if key == "checkpoints" and mine is not None:
+                self.result[key] = sorted(set(mine) & set(value))
+            else:
+                self.result[key] = _joined(mine, value)
+        self.blobs.update(blobs)
+
+
+def _joined(mine: Any, theirs: Any) -> Any:
+    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+        return {**mine, **{key: _joined(mine.get(key), value) for key, value in theirs.items()}}
+    return theirs
+
+
+class Actor:
+    """One party of a run. ``program`` is given to the coordinator and to nobody else. Call ``handle`` for each event, in order."""
+
+    def __init__(self, party: PartySlice, *, digest: str, in_flight: int = 1, program: Program | None = None, timing: Timing = Timing()) -> None:
+        if (program is None) != (party.parent is not None):
+            raise ValueError("the coordinator, and only the coordinator, has a program")
+        self._party = party
+        self._digest = digest
+        self._in_flight = in_flight
+        self._program = program
+        self._timing = timing
+        self._effects: list[Effect] = []
+        self._outbox = Outbox(self._emit, resend_after_s=timing.resend_after_s)
+        self._own_lanes = frozenset(lane for slot in party.slots for lane in slot.lanes)
+        self._children = {child.line: child for child in party.children}
+        self._started = Started(boot=0)
+        self._epoch = 0
+        self._joined = False
+        self._asked_again: set[Line] = set()  # lines on which a corrupt frame was answered and nothing sound has come since
+        self._last_number: dict[Line, int] = {}
+        self._child_boots: dict[Line, int] = {}
+        self._running: _Running | None = None
+        self._last_seq = -1
+        self._last_done = 0  # number of our newest `done`
+        self._held_acks: dict[Line, Frame] = {}
+        self._finished = False
+        self._steps = self._new_steps()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the run that this party is in; 0 before its first."""
+        return self._epoch
+
+    def handle(self, event: Event) -> tuple[Effect, ...]:
+        """What is to be done about ``event``, in this order."""
+        self._HANDLERS[type(event)](self, event)
+        effects = tuple(self._effects)
+        self._effects.clear()
+        return effects
+
+    # ------------------------------------------------------------ start, link, timers
+
+    def _on_started(self, event: Started) -> None:
+        self._started = event
+        self._epoch = event.epoch
+        if self._program is not None:
+            self._open_epoch(event.epoch + 1)
+        else:
+            self._say_hello()
+            if event.finished:
+                self._emit(SetTimer(key=_LINGER, after_s=self._timing.linger_s))
+
+    def _on_link_up(self, event: LinkIsUp) -> None:
+        self._asked_again.clear()
+        self._outbox.resend()
+        if not self._joined and self._party.parent is not None:
+            self._hello()
+        for line in self._party.lines:
+            self._outbox.send_once(line, Frame(kind=Kind.RESEND, epoch=self._epoch, lane=line.lane))
+
+    def _on_link_down(self, event: LinkIsDown) -> None:
+        self._outbox.link_lost()
+
+    def _on_delivered(self, event: SendDelivered) -> None:
+        self._outbox.delivered(event.token)
+
+    def _on_timer(self, event: TimerFired) -> None:
+        if event.key == _HELLO:
+            self._say_hello()
+        elif event.key == _LINGER:
+            if not self._joined or self._finished:
+                self._emit(Exit())
+        elif event.key[0] == "resend":
+            self._outbox.timer_fired(event.key[1])
+
+    def _on_forward_done(self, event: ForwardDone) -> None:
+        self._steps.forward_done(event)
+        self._check_steps()
+
+    def _on_backward_done(self, event: BackwardDone) -> None:
+        self._steps.backward_done(event)
+        self._check_steps()
+
+    def _say_hello(self) -> None:
+        if not self._joined:
+            self._hello()
+            self._emit(SetTimer(key=_HELLO, after_s=self._timing.hello_every_s))
+
+    def _hello(self) -> None:
+        if self._party.parent is not None:
+            body = {"boot": self._started.boot, "epoch": self._epoch, "digest": self._digest}
+            payload = encode_control(Control(kind="hello", body=body))
+            self._outbox.send_once(self._party.parent, Frame(kind=Kind.HELLO, lane=self._party.parent.lane, payload=payload))
+
+    # ------------------------------------------------------------ frames
+
+    def _on_frame(self, event: FrameArrived) -> None:
+        line, frame = event.line, event.frame
+        self._asked_again.discard(line)
+        if frame.kind is Kind.HELLO:
+            self._hello_arrived(line, frame)
+        elif frame.kind is Kind.RESEND:
+            self._outbox.resend(line)
+        elif frame.kind is Kind.CONTROL:
+            self._control_arrived(line, frame)
+        elif frame.epoch != self._epoch or not self._joined:
+            return
+        elif frame.kind is Kind.ACK:
+            self._acknowledged(line, frame.step)
+        elif frame.kind is Kind.FORWARD and not line.upstream:
+            self._steps.forward_arrived(line, frame)
+            self._check_steps()
+        elif frame.kind is Kind.BACKWARD and line.upstream:
+            self._steps.backward_arrived(line, frame)
+            self._check_steps()
+
+    def _on_corrupt(self, event: Corrupt) -> None:
+        self._emit(Note(kind="corrupt", text=f"a frame on lane {event.line.lane} was dropped: {event.reason}; asked for it again"))
+        if event.line not in self._asked_again:
+            # One request until something sound comes, so that a flood of rubbish is not answered by a flood of ours.
+            self._asked_again.add(event.line)
+            self._outbox.send_once(event.line, Frame(kind=Kind.RESEND, epoch=self._epoch, lane=event.line.lane))
+
+    def _control_arrived(self, line: Line, frame: Frame) -> None:
+        try:
+            control = decode_control(frame.payload)
+        except FrameError as exc:
+            self._on_corrupt(Corrupt(line=line, reason=str(exc)))
+            return
+        if control.kind == "refuse" and line == self._party.parent:
+            self._emit(Exit(error=str(control.body.get("reason", "the peer refused this party"))[:500]))
+            return
+        joins = control.kind == "cmd" and control.body.get("op") == "join" and line == self._party.parent
+        if joins and frame.epoch < self._epoch:
+            self._hello()  # the coordinator lost its state: tell it how far the epochs had come
+            return
+        if joins and frame.epoch > self._epoch:
+            self._enter_epoch(frame.epoch)
+        elif frame.epoch != self._epoch or not self._joined:
+            if not (joins and frame.epoch == self._epoch):
+                return
+            self._enter_epoch(frame.epoch)
+        ack = Frame(kind=Kind.ACK, epoch=self._epoch, lane=line.lane, step=frame.step)
+        try:
+            answer = self._control(line, control, ack)
+        except (KeyError, TypeError, ValueError) as exc:
+            self._emit(Note(kind="protocol", text=f"a {control.kind} message was not understood ({type(exc).__name__}: {exc})"))
+            return
+        if answer:
+            self._outbox.send_once(line, ack)
+
+    def _control(self, line: Line, control: Control, ack: Frame) -> bool:
+        """Handle one control message; False: ``ack`` is not to be sent yet."""
+        if control.kind == "cmd" and line == self._party.parent:
+            body = control.body
+            command = Command(op=str(body["op"]), lanes=tuple(int(lane) for lane in body["lanes"]), args=body["args"], blobs=control.blobs)
+            self._command_arrived(int(body["seq"]), command)
+        elif control.kind == "done" and line in self._children:
+            return self._child_done(line, control, ack)
+        elif control.kind == "lost" and line in self._children:
+            self._lost(int(control.body["epoch"]))
+        return True
+
+    def _send_control(self, line: Line, control: Control) -> int:
+        number = self._last_number.get(line, 0) + 1
+        self._last_number[line] = number
+        frame = Frame(kind=Kind.CONTROL, epoch=self._epoch, lane=line.lane, step=number, payload=encode_control(control))
+        self._outbox.put(("c", line, number), line, frame)
+        return number
+
+    def _acknowledged(self, line: Line, number: int) -> None:
+        if self._outbox.settle(("c", line, number)) and self._finished and line == self._party.parent and number == self._last_done:
+            self._leave()
+
+    # ------------------------------------------------------------ epochs
+
+    def _open_epoch(self, epoch: int) -> None:
+        """Coordinator: begin again from the newest checkpoint that all parties hold."""
+        self._emit(StoreEpoch(epoch=epoch))
+        self._enter_epoch(epoch)
+        self._give(Command(op="join", lanes=tuple(range(self._party.lanes))))
+
+    def _enter_epoch(self, epoch: int) -> None:
+        if self._party.parent is not None and epoch != self._epoch:
+            self._emit(StoreEpoch(epoch=epoch))
+        self._epoch = epoch
+        self._joined = True
+        self._finished = False
+        self._outbox.clear()
+        self._last_number.clear()
+        self._child_boots.clear()
+        self._held_acks.clear()
+        self._running = None
+        self._last_seq = -1
+        self._last_done = 0
+        self._steps = self._new_steps()
+        self._emit(Abandon())
+
+    def _new_steps(self) -> Steps:
+        return Steps(self._party, epoch=self._epoch, in_flight=self._in_flight, outbox=self._outbox, emit=self._emit)
+
+    def _hello_arrived(self, line: Line, frame: Frame) -> None:
+        child = self._children.get(line)
+        if child is None:
+            return
+        try:
+            body = decode_control(frame.payload).body
+            boot, epoch, digest = int(body["boot"]), int(body["epoch"]), str(body["digest"])
+        except (FrameError, KeyError, TypeError, ValueError) as exc:
+            self._on_corrupt(Corrupt(line=line, reason=f"hello is not readable ({exc})"))
+            return
+        if digest != self._digest:
+            self._refuse(line)
+        elif not self._joined:
+            return  # our own join will reach the child when it comes
+        elif epoch > self._epoch:
+            self._lost(epoch)
+        elif line not in self._child_boots:
+            self._send_join_again(line)
+        elif self._child_boots[line] != boot:
+            self._emit(Note(kind="restart", text=f"a party on lane {line.lane} started again"))
+            self._lost(self._epoch)
+
+    def _refuse(self, line: Line) -> None:
+        reason = "the other end runs a different run file (digests differ); give both ends the same one"
+        payload = encode_control(Control(kind="refuse", body={"reason": reason}))
+        self._emit(Note(kind="refused", text=f"a party on lane {line.lane} was refused: its run file is not ours"))
+        self._outbox.send_once(line, Frame(kind=Kind.CONTROL, lane=line.lane, payload=payload))
+
+    def _send_join_again(self, line: Line) -> None:
+        running = self._running
+        if running is None or running.command.op != "join":
+            return
+        if ("c", line, 1) in self._outbox:
+            self._outbox.resend(line)
+        else:  # acknowledged by a process that is no more
+            self._last_number[line] = 0
+            self._pass_on(line, running.seq, running.command)
+
+    def _lost(self, epoch: int) -> None:
+        """Somebody below us restarted: up to the coordinator with it."""
+        if self._program is not None:
+            self._open_epoch(max(epoch, self._epoch) + 1)
+        elif self._party.parent is not None:
+            self._send_control(self._party.parent, Control(kind="lost", body={"epoch": epoch}))
+
+    # ------------------------------------------------------------ commands
+
+    def _give(self, command: Command) -> None:
+        """Coordinator: the next command."""
+        self._start(self._last_seq + 1, command)
+
+    def _command_arrived(self, seq: int, command: Command) -> None:
+        if seq > self._last_seq:
+            self._start(seq, command)
+        elif seq == self._last_seq and self._last_done and ("c", self._party.parent, self._last_done) not in self._outbox:
+            # A parent that restarted while we joined asks again; the process that had our answer is no more.
+            self._answer_parent()
+
+    def _start(self, seq: int, command: Command) -> None:
+        self._last_seq = seq
+        self._last_done = 0
+        told = [child for child in self._children.values() if self._concerns(child, command)]
+        self._running = _Running(seq, command, waiting={child.line for child in told})
+        for child in told:
+            self._pass_on(child.line, seq, command)
+        if self._own_lanes.isdisjoint(command.lanes):
+            self._running.executing = self._running.executed = True  # only on its way through us
+            self._check_done()
+            return
+        self._emit(Begin(op=command.op, args=command.args))
+        if command.op in _MODES:
+            self._steps.open(StepRange.from_plain(command.args["steps"]), _MODES[command.op])
+            self._check_steps()
+        else:
+            self._execute()
+
+    @staticmethod
+    def _concerns(child: Child, command: Command) -> bool:
+        return not child.lanes.isdisjoint(command.lanes)
+
+    def _pass_on(self, line: Line, seq: int, command: Command) -> None:
+        body = {"seq": seq, "op": command.op, "lanes": list(command.lanes), "args": command.args}
+        self._send_control(line, Control(kind="cmd", body=body, blobs=command.blobs))
+
+    def _check_steps(self) -> None:
+        running = self._running
+        if running is not None and running.command.op in _MODES and not running.executing and self._steps.done:
+            self._execute()
+
+    def _execute(self) -> None:
+        running = self._running
+        assert running is not None
+        running.executing = True
+        program = self._program.state() if self._program is not None and running.command.op == "save" else None
+        self._emit(Execute(op=running.command.op, args=running.command.args, blobs=running.command.blobs, program=program))
+
+    def _on_executed(self, event: Executed) -> None:
+        running = self._running
+        if running is None or running.command.op != event.op or not running.executing:
+            return  # of an epoch that was given up meanwhile
+        running.executed = True
+        running.program = event.program
+        running.gather(event.result, event.blobs)
+        self._check_done()
+
+    def _child_done(self, line: Line, control: Control, ack: Frame) -> bool:
+        running = self._running
+        if running is None or int(control.body["seq"]) != running.seq:
+            return True
+        if running.command.op == "join":
+            self._child_boots[line] = int(control.body["boot"])
+        if running.command.op == "end":
+            self._held_acks[line] = ack
+        if line in running.waiting:
+            running.waiting.discard(line)
+            running.gather(control.body["result"], control.blobs)
+            self._check_done()
+        return running.command.op != "end"
+
+    def _check_done(self) -> None:
+        running = self._running
+        if running is None or not running.executed or running.waiting:
+            return
+        if self._program is not None:
+            self._conclude(self._program, running)
+            return
+        self._answer_parent()
+        if running.command.op == "end":
+            self._finished = True
+            self._emit(SetTimer(key=_LINGER, after_s=self._timing.linger_s))
+
+    def _answer_parent(self) -> None:
+        running = self._running
+        assert self._party.parent is not None and running is not None
+        body = {"seq": running.seq, "boot": self._started.boot, "result": running.result}
+        self._last_done = self._send_control(self._party.parent, Control(kind="done", body=body, blobs=running.blobs))
+
+    def _conclude(self, program: Program, running: _Running) -> None:
+        """Coordinator: a command is through everywhere."""
+        op = running.command.op
+        if op == "join":
+            shared = running.result.get("checkpoints", [])
+            if not shared:
+                self._emit(Exit(error="the parties share no checkpoint; remove the state folders of all of them to start the run anew"))
+                return
+            program.sized(running.result.get("facts", {}))
+            self._give(Command(op="restore", lanes=running.command.lanes, args={"id": max(shared)}))
+        elif op == "end":
+            self._finished = True
+            self._leave()
+        else:
+            if op == "restore":
+                program.load(running.program)
+            else:
+                program.done(running.result, running.blobs)
+            self._give(program.next())
+
+    def _leave(self) -> None:
+        for line, ack in self._held_acks.items():
+            self._outbox.send_once(line, ack)
+        self._emit(Exit())
+
+    # ------------------------------------------------------------ small things
+
+    def _emit(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    _HANDLERS: ClassVar[dict[type, Callable[[Actor, Any], None]]] = {
+        Started: _on_started,
+        LinkIsUp: _on_link_up,
+        LinkIsDown: _on_link_down,
+        SendDelivered: _on_delivered,
+        TimerFired: _on_timer,
+        FrameArrived: _on_frame,
+        Corrupt: _on_corrupt,
+        ForwardDone: _on_forward_done,
+        BackwardDone: _on_backward_done,
+        Executed: _on_executed,
+    }

@@ -1,0 +1,64 @@
+"""Control messages: a JSON head and, behind it, blobs (segment weights on their way to the next lane).
+
+Layout: u32 length of the head, the head (UTF-8 JSON object), then the blobs one after another. The head's ``blobs`` lists
+``[name, length_bytes]`` in order. Little endian.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wire.errors import FrameError
+from wire.limits import LIMITS
+
+__all__ = ["Control", "decode_control", "encode_control"]
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """``kind``: cmd, done, lost or refuse; what ``body`` holds by kind is in docs/protocol.md."""
+
+    kind: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+    blobs: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def encode_control(control: Control) -> bytes:
+    """Bytes of a control message; equal messages give equal bytes."""
+    head = {"kind": control.kind, "body": control.body, "blobs": [[name, len(blob)] for name, blob in control.blobs.items()]}
+    text = json.dumps(head, separators=(",", ":"), sort_keys=True).encode()
+    return b"".join((_LENGTH.pack(len(text)), text, *control.blobs.values()))
+
+
+def decode_control(data: bytes) -> Control:
+    """Raises FrameError for anything that is not exactly one control message."""
+    if len(data) < _LENGTH.size:
+        raise FrameError("control message is cut short")
+    (length,) = _LENGTH.unpack_from(data)
+    if length > LIMITS.control_json_bytes:
+        raise FrameError(f"control head of {length} bytes is over the limit of {LIMITS.control_json_bytes}")
+    end = _LENGTH.size + length
+    try:
+        head = json.loads(data[_LENGTH.size : end].decode())
+        kind, body, sizes = head["kind"], head["body"], head["blobs"]
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise FrameError(f"control head is not readable ({type(exc).__name__})") from exc
+    if not isinstance(kind, str) or not isinstance(body, dict) or not isinstance(sizes, list):
+        raise FrameError("control head has the wrong form")
+    blobs: dict[str, bytes] = {}
+    for entry in sizes:
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and type(entry[1]) is int and entry[1] >= 0):
+            raise FrameError("control head lists a blob in the wrong form")
+        if entry[0] in blobs or end + entry[1] > len(data):
+            raise FrameError("control blobs do not add up")
+        blobs[entry[0]] = data[end : end + entry[1]]
+        end += entry[1]
+    if end != len(data):
+        raise FrameError("control message has bytes left over")
+    return Control(kind=kind, body=body, blobs=blobs)

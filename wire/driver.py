@@ -1,0 +1,363 @@
+"""Runs one party: events from the transport and the clock into the actor, its effects out to engines, disk and transport.
+
+Everything happens on the thread that calls ``run``; the transport's own thread only puts events into a bounded queue.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from wire.actor import Actor
+from wire.engine import Engine
+from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, PeerMismatch
+from wire.frames import Reassembler, encode
+from wire.graph import Line, PartySlice, topics
+from wire.limits import LIMITS
+from wire.messages import (
+    Abandon,
+    Answer,
+    Begin,
+    CancelTimer,
+    Corrupt,
+    Discard,
+    Effect,
+    Event,
+    Execute,
+    Executed,
+    Exit,
+    FrameArrived,
+    LinkIsDown,
+    LinkIsUp,
+    Note,
+    Record,
+    RunBackward,
+    RunForward,
+    Send,
+    SendDelivered,
+    SetTimer,
+    Started,
+    StoreEpoch,
+    TimerFired,
+)
+from wire.runfile import Run
+from wire.runner import Runner
+from wire.store import Checkpoint, LedgerRow, Store, dump_state, load_state
+from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused, Transport, TransportEvent
+
+__all__ = ["Driver", "Observer", "Traffic"]
+
+
+class Observer(Protocol):
+    """Hears what a person may want to see. ``event`` is one word, ``fields`` are JSON-ready."""
+
+    def __call__(self, event: str, **fields: Any) -> None: ...
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of MQTT PUBLISH packets of this party (topic, properties, frame), and what was dropped."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def _packet_bytes(topic: str, payload: bytes) -> int:
+    """Size of a QoS 1 PUBLISH in MQTT 5 without properties (MQTT 5.0, 3.3)."""
+    body = 2 + len(topic) + 2 + 1 + len(payload)
+    return 1 + (1 if body < 128 else 2 if body < 16384 else 3 if body < 2097152 else 4) + body
+
+
+class Driver:
+    """One process of a run. ``run`` returns when the run is over, or raises what ended it."""
+
+    def __init__(
+        self,
+        run: Run,
+        party: PartySlice,
+        *,
+        actor: Actor,
+        runner: Runner,
+        engines: Mapping[str, Engine],
+        shared: frozenset[str],
+        facts: Mapping[str, Any],
+        store: Store,
+        transport: Transport,
+        observer: Observer,
+        training: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``shared``: segments whose weights go from lane to lane (relay). ``training`` False: nothing on disk is changed for good."""
+        self._run = run
+        self._party = party
+        self._actor = actor
+        self._runner = runner
+        self._engines = engines
+        self._shared = shared
+        self._facts = facts
+        self._store = store
+        self._transport = transport
+        self._observe = observer
+        self._training = training
+        self._clock = clock
+        self.traffic = Traffic()
+        self._topics = {line: topics(run.name, run.topic_key or run.name, line) for line in party.lines}
+        self._by_topic = {subscribe: line for line, (_, subscribe) in self._topics.items()}
+        self._reassembler = Reassembler()
+        self._inbox: queue.SimpleQueue[TransportEvent | None] = queue.SimpleQueue()
+        self._inbox_bytes = 0
+        self._inbox_lock = threading.Lock()
+        self._timers: list[tuple[float, int, tuple[Any, ...]]] = []
+        self._timer_ids: dict[tuple[Any, ...], int] = {}
+        self._ids = itertools.count()
+        self._parts_left: dict[int, int] = {}  # by the actor's token: parts that the broker has not taken
+        self._part_tokens: dict[int, int] = {}
+        self._over = False
+        self._stop = threading.Event()
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Returns at the end of the run, or after ``stop``. Raises CutlayerError where the party cannot go on."""
+        if not self._store.checkpoints():
+            self._save(0, None)
+        subscriptions = tuple(subscribe for _, subscribe in self._topics.values())
+        self._feed(Started(boot=self._store.boot, epoch=self._store.epoch, finished=self._store.finished and self._training))
+        self._transport.open(subscriptions, self._queue_event)
+        try:
+            while not self._over and not self._stop.is_set():
+                self._turn()
+        finally:
+            self._transport.close()
+            self._store.close()
+
+    @property
+    def over(self) -> bool:
+        """The run has ended; False after ``stop``."""
+        return self._over
+
+    def stop(self) -> None:
+        """Leave at the next opportunity, from any thread or signal handler; the run can be resumed."""
+        self._stop.set()
+        self._inbox.put(None)
+
+    def _turn(self) -> None:
+        try:
+            event = self._inbox.get(timeout=self._until_next_timer())
+        except queue.Empty:
+            event = None
+        if event is not None:
+            self._transport_event(event)
+        while not self._over and self._timers and self._timers[0][0] <= self._clock():
+            _, number, key = heapq.heappop(self._timers)
+            if self._timer_ids.get(key) == number:
+                del self._timer_ids[key]
+                self._feed(TimerFired(key=key))
+
+    def _until_next_timer(self) -> float:
+        if not self._timers:
+            return 60.0
+        return min(60.0, max(0.0, self._timers[0][0] - self._clock()))
+
+    def _feed(self, event: Event) -> None:
+        """Let the actor handle an event, and everything that follows from it at once."""
+        waiting: list[Event] = [event]
+        while waiting and not self._over:
+            for effect in self._actor.handle(waiting.pop(0)):
+                if isinstance(effect, Abandon):
+                    # Answers to what was asked before a new epoch must not reach the actor.
+                    waiting.clear()
+                    self._abandon()
+                    continue
+                answer = self._carry_out(effect)
+                if answer is not None:
+                    waiting.append(answer)
+
+    # ------------------------------------------------------------ transport
+
+    def _queue_event(self, event: TransportEvent) -> None:
+        """On the transport's thread. What does not fit is dropped: the peer sends it again."""
+        if isinstance(event, Received):
+            with self._inbox_lock:
+                if self._inbox_bytes + len(event.payload) > LIMITS.inbox_bytes:
+                    self.traffic.counts["inbox_full"] += 1
+                    return
+                self._inbox_bytes += len(event.payload)
+        self._inbox.put(event)
+
+    def _transport_event(self, event: TransportEvent) -> None:
+        if isinstance(event, Received):
+            with self._inbox_lock:
+                self._inbox_bytes -= len(event.payload)
+            self._received(event)
+        elif isinstance(event, Delivered):
+            self._part_delivered(event.token)
+        elif isinstance(event, LinkUp):
+            self._forget_tokens()
+            self._observe("link", up=True)
+            self._feed(LinkIsUp())
+        elif isinstance(event, LinkDown):
+            self._forget_tokens()
+            self._observe("link", up=False, reason=event.reason, retry_in_s=round(event.retry_in_s, 1))
+            self._feed(LinkIsDown())
+        elif isinstance(event, Refused):
+            raise BrokerRefused(f"the broker at {self._run.broker.url} refused: {event.reason}")
+
+    def _received(self, event: Received) -> None:
+        line = self._by_topic.get(event.topic)
+        if line is None:
+            return
+        self.traffic.bytes_down += _packet_bytes(event.topic, event.payload)
+        try:
+            frame = self._reassembler.feed(event.topic, event.payload, self._run.tag)
+        except FrameError as exc:
+            self.traffic.counts["corrupt"] += 1
+            self._feed(Corrupt(line=line, reason=str(exc)))
+            return
+        if frame is not None:
+            self._feed(FrameArrived(line=line, frame=frame))
+
+    def _send(self, effect: Send) -> None:
+        topic, _ = self._topics[effect.line]
+        parts = encode(effect.frame, run_tag=self._run.tag, part_bytes=self._run.broker.part_bytes)
+        self._parts_left[effect.token] = len(parts)
+        for part in parts:
+            token = next(self._ids)
+            self._part_tokens[token] = effect.token
+            self.traffic.bytes_up += _packet_bytes(topic, part)
+            self._transport.publish(topic, part, token)
+
+    def _part_delivered(self, token: int) -> None:
+        message = self._part_tokens.pop(token, None)
+        if message is None:
+            return
+        self._parts_left[message] -= 1
+        if self._parts_left[message] == 0:
+            del self._parts_left[message]
+            self._feed(SendDelivered(token=message))
+
+    def _forget_tokens(self) -> None:
+        self._part_tokens.clear()
+        self._parts_left.clear()
+
+    # ------------------------------------------------------------ effects
+
+    def _carry_out(self, effect: Effect) -> Event | None:
+        match effect:
+            case RunForward():
+                return self._runner.forward(effect)
+            case RunBackward():
+                done = self._runner.backward(effect)
+                self._observe("step", lane=effect.work.lane, global_step=effect.work.global_step)
+                return done
+            case Execute():
+                return self._execute(effect)
+            case Send():
+                self._send(effect)
+            case SetTimer():
+                self._set_timer(effect.key, effect.after_s)
+            case CancelTimer():
+                self._timer_ids.pop(effect.key, None)
+            case Begin():
+                self._runner.begin(effect.op, effect.args)
+                self._observe("command", op=effect.op, **{key: value for key, value in effect.args.items() if key != "steps"})
+            case Discard():
+                self._runner.discard(effect)
+            case Answer():
+                self._runner.answer(effect)
+            case Record():
+                self._record(effect)
+            case StoreEpoch():
+                self._store.store_epoch(effect.epoch)
+                self._reassembler.forget_before(effect.epoch)
+            case Note():
+                self.traffic.counts[effect.kind] += 1
+                self._observe("note", kind=effect.kind, text=effect.text)
+            case Exit():
+                self._exit(effect)
+            case Abandon():
+                pass  # dealt with before this
+        return None
+
+    def _set_timer(self, key: tuple[Any, ...], after_s: float) -> None:
+        number = next(self._ids)
+        self._timer_ids[key] = number
+        heapq.heappush(self._timers, (self._clock() + after_s, number, key))
+
+    def _record(self, effect: Record) -> None:
+        self._store.record(
+            LedgerRow(
+                edge=effect.line.edge,
+                lane=effect.line.lane,
+                step=effect.step,
+                global_step=effect.global_step,
+                applied=effect.applied,
+                epoch=self._actor.epoch,
+                note=effect.note,
+            )
+        )
+        self.traffic.counts["applied" if effect.applied else "voided"] += 1
+
+    def _abandon(self) -> None:
+        """Steps in flight are gone; ``restore`` follows before anything is run."""
+        self._timers.clear()
+        self._timer_ids.clear()
+
+    def _exit(self, effect: Exit) -> None:
+        if effect.error is not None:
+            raise PeerMismatch(effect.error)
+        self._over = True
+
+    # ------------------------------------------------------------ commands
+
+    def _execute(self, effect: Execute) -> Executed:
+        match effect.op:
+            case "join":
+                return Executed(op="join", result={"checkpoints": list(self._store.checkpoints()), "facts": self._facts})
+            case "restore":
+                return self._restore(int(effect.args["id"]))
+            case "save":
+                self._save(int(effect.args["id"]), effect.program)
+                self._observe("checkpoint", id=effect.args["id"])
+            case "give":
+                return Executed(op="give", blobs={name: dump_state(self._engines[name].state()) for name in self._shared_here()})
+            case "take":
+                self._take(effect.blobs)
+            case "evaluate":
+                metrics = self._runner.measured()
+                if metrics:
+                    self._observe("metrics", split=effect.args.get("split"), epoch=effect.args.get("epoch"), **metrics)
+                return Executed(op="evaluate", result={"metrics": metrics} if metrics else {})
+            case "end":
+                if self._training:
+                    self._store.store_finished()
+        return Executed(op=effect.op)
+
+    def _shared_here(self) -> list[str]:
+        return sorted(self._shared & set(self._engines))
+
+    def _save(self, id: int, program: Mapping[str, Any] | None) -> None:
+        self._store.save(Checkpoint(id=id, segments={name: engine.state() for name, engine in self._engines.items()}, program=program))
+
+    def _restore(self, id: int) -> Executed:
+        checkpoint = self._store.load(id)
+        for name, engine in self._engines.items():
+            if name not in checkpoint.segments:
+                raise CheckpointError(f"checkpoint {id} in {self._store.folder} has no segment `{name}`; it is of another run")
+            engine.load_state(checkpoint.segments[name])
+        self._observe("restored", id=id, epoch=self._actor.epoch)
+        return Executed(op="restore", program=checkpoint.program)
+
+    def _take(self, blobs: Mapping[str, bytes]) -> None:
+        for name in self._shared_here():
+            if name not in blobs:
+                raise CutlayerError(f"the weights of segment `{name}` did not come with the hand-over; both ends must run the same version")
+            self._engines[name].load_state(load_state(blobs[name], where=f"the weights handed over for segment `{name}`"))

@@ -1,0 +1,65 @@
+"""The data seam: batches with stable sample ids, as a segment that sees raw data takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from wire.data_config import Split
+from wire.engine import Array
+
+__all__ = ["Batch", "DataSource", "Feed", "LabelStore"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """``inputs``: one array a segment input, batch first; ``target`` as the loss wants it, None where another party holds the labels."""
+
+    inputs: tuple[Array, ...]
+    target: Array | None
+    ids: tuple[str, ...]
+
+
+class DataSource(Protocol):
+    """One split of one party. ``batch`` is a pure function of its arguments, so a resumed run sees identical bytes."""
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch."""
+        ...
+
+    def batch(self, epoch: int, index: int) -> Batch: ...
+
+
+class LabelStore(Protocol):
+    """Labels held away from the data, joined by keyed id."""
+
+    def lookup(self, ids: Array) -> Array:
+        """uint8 [N, 16] keyed ids to targets [N]. Raises DataError for an id that is not there."""
+        ...
+
+
+class Feed:
+    """All splits of one party; finds the batch that a step means."""
+
+    def __init__(self, sources: dict[Split, DataSource]) -> None:
+        self._sources = sources
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Batches an epoch, by split."""
+        return {split: source.batches for split, source in self._sources.items()}
+
+    def samples(self, split: Split) -> int:
+        return self._sources[split].samples
+
+    def train(self, step: int) -> Batch:
+        """The batch of a lane's training step."""
+        source = self._sources["train"]
+        return source.batch(step // source.batches, step % source.batches)
+
+    def evaluation(self, split: Split, index: int) -> Batch:
+        return self._sources[split].batch(0, index)

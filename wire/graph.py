@@ -1,0 +1,281 @@
+"""The graph of segments: who runs what, what crosses between whom, and the slice of it that one party gets to know.
+
+A node is a segment placed on one party, or on several *replicas*, each a lane of its own. An edge between two parties is a cut. Every
+(edge, lane) is a **line** between exactly two parties: two topics, one writer and one reader each.
+
+Control frames travel hop by hop along a spanning tree of these lines, rooted at the coordinator, so a party talks to neighbours only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from wire.errors import GraphError
+
+__all__ = ["Child", "Edge", "EdgeEnd", "Graph", "Line", "PartySlice", "Segment", "Slot", "edge_token", "topics"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A node: its name, the parties that hold it (one, or one a lane), and whether the loss is computed here."""
+
+    name: str
+    parties: tuple[str, ...]
+    loss: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """What goes from one segment to another: activations one way, their gradients back."""
+
+    source: str
+    target: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}>{self.target}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Line:
+    """One lane of one edge, as the party that holds it sees it: ``upstream`` where we are the edge's source."""
+
+    edge: str
+    lane: int
+    upstream: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeEnd:
+    """A segment's end of an edge. Internal: both segments are on this party, nothing crosses a network."""
+
+    edge: str
+    internal: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A segment on this party, the lanes it serves here, and its edges in the graph's order."""
+
+    segment: str
+    lanes: tuple[int, ...]
+    inputs: tuple[EdgeEnd, ...]
+    outputs: tuple[EdgeEnd, ...]
+
+    @property
+    def is_source(self) -> bool:
+        return not self.inputs
+
+    @property
+    def is_sink(self) -> bool:
+        return not self.outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A neighbour further from the coordinator: the line that control takes to it, and the lanes found behind it."""
+
+    line: Line
+    lanes: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartySlice:
+    """All that one party is told of the graph."""
+
+    party: str
+    slots: tuple[Slot, ...]
+    lines: tuple[Line, ...]
+    parent: Line | None  # None: this party is the coordinator
+    children: tuple[Child, ...]
+    lanes: int  # how many lanes the run has: the coordinator needs it, others learn only what they serve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A checked graph of segments. Raises GraphError, naming the place, for anything that cannot run."""
+
+    segments: tuple[Segment, ...]
+    edges: tuple[Edge, ...]
+    coordinator: str | None = None
+    lanes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        object.__setattr__(self, "lanes", _count_lanes(self.segments))
+        order = self.order()
+        if len(order) != len(self.segments):
+            stuck = sorted({segment.name for segment in self.segments} - {segment.name for segment in order})
+            raise GraphError(f"the graph has a cycle through {', '.join(stuck)}; a run must be acyclic")
+        for segment in self.segments:
+            sink = not any(edge.source == segment.name for edge in self.edges)
+            if sink and not segment.loss:
+                raise GraphError(f"segment `{segment.name}` is an end of the graph but owns no loss")
+            if segment.loss and not sink:
+                raise GraphError(f"segment `{segment.name}` owns a loss and also sends on; a loss must be at an end of the graph")
+        if self.coordinator is not None and self.coordinator not in self.parties:
+            raise GraphError(f"coordinator `{self.coordinator}` holds no segment; parties are {', '.join(self.parties)}")
+        unreached = set(self.parties) - set(self._tree())
+        if unreached:
+            raise GraphError(f"no edge leads to {', '.join(sorted(unreached))}; every party must be connected")
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """All parties, in the order in which segments name them."""
+        return tuple(dict.fromkeys(party for segment in self.segments for party in segment.parties))
+
+    def segment(self, name: str) -> Segment:
+        return next(segment for segment in self.segments if segment.name == name)
+
+    def order(self) -> tuple[Segment, ...]:
+        """Segments in topological order; shorter than ``segments`` where there is a cycle."""
+        waiting = {segment.name: sum(edge.target == segment.name for edge in self.edges) for segment in self.segments}
+        ready = deque(segment for segment in self.segments if waiting[segment.name] == 0)
+        done: list[Segment] = []
+        while ready:
+            segment = ready.popleft()
+            done.append(segment)
+            for edge in self.edges:
+                if edge.source == segment.name:
+                    waiting[edge.target] -= 1
+                    if waiting[edge.target] == 0:
+                        ready.append(self.segment(edge.target))
+        return tuple(done)
+
+    def root(self) -> str:
+        """The coordinator: as the run says, else a party that holds a loss for all lanes, else one that serves all lanes."""
+        if self.coordinator is not None:
+            return self.coordinator
+        shared = [segment for segment in self.segments if len(segment.parties) == 1]
+        for segment in shared:
+            if segment.loss:
+                return segment.parties[0]
+        if shared:
+            return shared[-1].parties[0]
+        return next(segment for segment in self.segments if segment.loss).parties[0]
+
+    def party_of(self, segment: str, lane: int) -> str:
+        parties = self.segment(segment).parties
+        return parties[0] if len(parties) == 1 else parties[lane]
+
+    def lanes_of(self, segment: str, party: str) -> tuple[int, ...]:
+        """The lanes of ``segment`` that ``party`` serves."""
+        return tuple(lane for lane in range(self.lanes) if self.party_of(segment, lane) == party)
+
+    def slice_for(self, party: str) -> PartySlice:
+        """What ``party`` is told: its segments, its lines, its neighbours on the control tree."""
+        if party not in self.parties:
+            raise GraphError(f"no segment is placed on `{party}`; parties are {', '.join(self.parties)}")
+        slots = tuple(
+            Slot(
+                segment=segment.name,
+                lanes=self.lanes_of(segment.name, party),
+                inputs=tuple(self._end(edge, party) for edge in self.edges if edge.target == segment.name),
+                outputs=tuple(self._end(edge, party) for edge in self.edges if edge.source == segment.name),
+            )
+            for segment in self.order()
+            if party in segment.parties
+        )
+        tree, neighbours = self._tree(), self._neighbours()[party]
+        children = tuple(
+            Child(line=neighbours[child], lanes=self._lanes_behind(child, tree)) for child, parent in tree.items() if parent == party
+        )
+        parent = tree[party]
+        return PartySlice(
+            party=party,
+            slots=slots,
+            lines=tuple(self._lines(party)),
+            parent=None if parent is None else neighbours[parent],
+            children=children,
+            lanes=self.lanes,
+        )
+
+    def _end(self, edge: Edge, party: str) -> EdgeEnd:
+        internal = all(
+            self.party_of(edge.source, lane) == self.party_of(edge.target, lane)
+            for lane in range(self.lanes)
+            if party in (self.party_of(edge.source, lane), self.party_of(edge.target, lane))
+        )
+        return EdgeEnd(edge=edge.name, internal=internal)
+
+    def _lines(self, party: str) -> Iterable[Line]:
+        for edge in self.edges:
+            for lane in range(self.lanes):
+                ends = (self.party_of(edge.source, lane), self.party_of(edge.target, lane))
+                if ends[0] != ends[1] and party in ends:
+                    yield Line(edge.name, lane, ends[0] == party)
+
+    def _neighbours(self) -> dict[str, dict[str, Line]]:
+        """Party to neighbour to the first line between them: the one that carries their control frames."""
+        found: dict[str, dict[str, Line]] = {party: {} for party in self.parties}
+        for edge in self.edges:
+            for lane in range(self.lanes):
+                up, down = self.party_of(edge.source, lane), self.party_of(edge.target, lane)
+                if up != down:
+                    found[up].setdefault(down, Line(edge.name, lane, True))
+                    found[down].setdefault(up, Line(edge.name, lane, False))
+        return found
+
+    def _tree(self) -> dict[str, str | None]:
+        """Party to parent, breadth first from the coordinator."""
+        root = self.root()
+        neighbours = self._neighbours()
+        tree: dict[str, str | None] = {root: None}
+        queue = deque([root])
+        while queue:
+            party = queue.popleft()
+            for other in neighbours[party]:
+                if other not in tree:
+                    tree[other] = party
+                    queue.append(other)
+        return tree
+
+    def _lanes_behind(self, party: str, tree: dict[str, str | None]) -> frozenset[int]:
+        subtree = {party}
+        for child, parent in tree.items():  # breadth first: parents come before their children
+            if parent in subtree:
+                subtree.add(child)
+        return frozenset(
+            lane for segment in self.segments for lane in range(self.lanes) if self.party_of(segment.name, lane) in subtree
+        )
+
+
+def edge_token(key: str, edge: str) -> str:
+    """The opaque name of an edge in topics: 16 hex digits of HMAC-SHA256(key, edge)."""
+    return hmac.new(key.encode(), edge.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def topics(run: str, key: str, line: Line) -> tuple[str, str]:
+    """(publish, subscribe) topics of a line, from where its holder stands: ``f`` runs with the edge, ``b`` against it."""
+    stem = f"cl/1/{run}/{edge_token(key, line.edge)}/{line.lane}"
+    return (f"{stem}/f", f"{stem}/b") if line.upstream else (f"{stem}/b", f"{stem}/f")
+
+
+def _check_names(graph: Graph) -> None:
+    names = [segment.name for segment in graph.segments]
+    for name in names:
+        if names.count(name) > 1:
+            raise GraphError(f"segment `{name}` is named twice")
+    for segment in graph.segments:
+        if not segment.parties:
+            raise GraphError(f"segment `{segment.name}` is placed on no party")
+        if len(set(segment.parties)) != len(segment.parties):
+            raise GraphError(f"segment `{segment.name}` names a party twice; a party holds one replica of a segment")
+    for edge in graph.edges:
+        for end in (edge.source, edge.target):
+            if end not in names:
+                raise GraphError(f"edge `{edge.name}` names the segment `{end}`, which does not exist; segments are {', '.join(names)}")
+    if len({edge.name for edge in graph.edges}) != len(graph.edges):
+        raise GraphError("two edges join the same two segments; name all tensors on one edge")
+
+
+def _count_lanes(segments: tuple[Segment, ...]) -> int:
+    counts = {len(segment.parties): segment.name for segment in segments if len(segment.parties) > 1}
+    if len(counts) > 1:
+        (a, first), (b, second) = list(counts.items())[:2]
+        raise GraphError(f"`{first}` has {a} replicas and `{second}` {b}; replicated segments must have one replica a lane each")
+    return next(iter(counts), 1)

@@ -1,0 +1,135 @@
+"""One party as a process: puts store, actor, runner and driver together, and says at the end what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wire.actor import Actor, Timing
+from wire.driver import Driver, Observer
+from wire.engine import Array, Engine
+from wire.errors import RunFileError
+from wire.feed import Batch, Feed, LabelStore
+from wire.program import Program
+from wire.runfile import Run
+from wire.runner import Metrics, Runner
+from wire.store import Store, write_atomically
+from wire.transport.mqtt import MqttTransport
+
+__all__ = ["PartySetup", "for_prediction", "peak_rss_bytes", "run_party"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartySetup:
+    """What a room brings to ``run_party``. ``program`` only where the party is the coordinator; ``training`` False: inference only."""
+
+    engines: Mapping[str, Engine]
+    feed: Feed | None = None
+    labels: LabelStore | None = None
+    metrics: Metrics | None = None
+    program: Program | None = None
+    training: bool = True
+    digest: str | None = None
+    on_answer: Callable[[Batch, Mapping[str, Array]], None] = lambda batch, outputs: None
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+def for_prediction(run: Run, client: str) -> Run:
+    """The same run with one client only, on topics of its own: split inference that a training run does not notice."""
+    chosen = tuple(entry for entry in run.clients if entry.name == client)
+    if not chosen:
+        raise RunFileError(f"no client is called `{client}`; clients are {', '.join(entry.name for entry in run.clients)}")
+    return dataclasses.replace(run, clients=chosen, topic_key=f"{run.topic_key or run.name}/predict/{client}")
+
+
+def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> dict[str, Any]:
+    """Run a party to the end of the run and return its result (also left in ``result.json``). Raises CutlayerError."""
+    graph = run.graph()
+    party = graph.slice_for(name)
+    digest = setup.digest or run.digest
+    store = Store(run.state_of(name), digest=digest)
+    if store.finished and setup.training and setup.program is not None:
+        store.close()
+        observer("finished", already=True)
+        return _saved_result(run.state_of(name))
+    runner = Runner(
+        run,
+        party,
+        engines=setup.engines,
+        feed=setup.feed,
+        labels=setup.labels,
+        metrics=setup.metrics,
+        on_loss=lambda work, loss: store.record_loss(work.global_step, work.lane, loss),
+        on_answer=setup.on_answer,
+    )
+    actor = Actor(
+        party,
+        digest=digest,
+        in_flight=run.in_flight,
+        program=setup.program,
+        timing=Timing(resend_after_s=run.resend_after_s),
+    )
+    replicated = frozenset(segment.name for segment in graph.segments if len(segment.parties) > 1)
+    driver = Driver(
+        run,
+        party,
+        actor=actor,
+        runner=runner,
+        engines=setup.engines,
+        shared=replicated if run.schedule == "relay" else frozenset(),
+        facts=_facts(setup.feed, [lane for slot in party.slots for lane in slot.lanes]),
+        store=store,
+        transport=MqttTransport(run.broker, client_id=f"{run.name}-{name}" + ("" if setup.training else "-predict")),
+        observer=observer,
+        training=setup.training,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: driver.stop())
+    driver.run()
+    result = _result(name, driver, setup, run)
+    write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())
+    observer("finished" if driver.over else "stopped", **result)
+    return result
+
+
+def _facts(feed: Feed | None, lanes: list[int]) -> dict[str, Any]:
+    return {} if feed is None else {"batches": {str(lane): feed.counts for lane in lanes}}
+
+
+def _result(name: str, driver: Driver, setup: PartySetup, run: Run) -> dict[str, Any]:
+    return {
+        "name": name,
+        "bytes_up": driver.traffic.bytes_up,
+        "bytes_down": driver.traffic.bytes_down,
+        "counts": dict(driver.traffic.counts),
+        "peak_rss_mb": round(peak_rss_bytes() / 2**20, 1),
+        "modules_forbidden": sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "onnx")),
+        **setup.result,
+    }
+
+
+def _saved_result(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process since it was executed."""
+    try:
+        for row in Path("/proc/self/status").read_text().splitlines():
+            if row.startswith("VmHWM:"):  # unlike ru_maxrss, not inherited from the process that started us
+                return int(row.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

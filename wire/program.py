@@ -1,0 +1,260 @@
+"""What a run does, in order: the coordinator's list of commands, a pure function of the run, the shards' sizes and the metrics.
+
+A command goes down the control tree to the parties of its lanes; each does its part and answers; the next command is given when all
+have answered. So every command begins with a drained graph, and the place between two commands is where the run can be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from wire.steps import StepRange
+
+__all__ = ["Command", "InferenceProgram", "Plan", "Program", "TrainingProgram"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """``op`` is join, restore, train, evaluate, infer, give, take, save or end; ``lanes`` are those it concerns."""
+
+    op: str
+    lanes: tuple[int, ...]
+    args: Mapping[str, Any] = field(default_factory=dict)
+    blobs: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Program:
+    """The seam between the actor and what is run: training, inference, and later others."""
+
+    def sized(self, facts: Mapping[str, Any]) -> None:
+        """The parties have joined; ``facts`` are what they said of themselves (``batches``: lane → split → count)."""
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Continue from ``state()`` as it was saved; None: from the beginning."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the run stands, JSON-ready, so that ``next`` after ``load`` gives what would come now."""
+        return {}
+
+    def next(self) -> Command:
+        """The command to give now; the last is always ``end``, again and again."""
+        return Command(op="end", lanes=())
+
+    def done(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
+        """The command that ``next`` gave is through, everywhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The part of a run that decides the order of its commands."""
+
+    lanes: int
+    epochs: int
+    schedule: Literal["relay", "independent"]
+    checkpoint_every: int
+    evaluate_every: int = 1
+    splits: tuple[str, ...] = ("test",)
+
+
+class InferenceProgram(Program):
+    """One pass over the ``test`` split of each lane; the sink's outputs go back to the party whose batch it was."""
+
+    def __init__(self) -> None:
+        self._batches: dict[int, int] = {}
+        self._through = 0
+
+    def sized(self, facts: Mapping[str, Any]) -> None:
+        self._batches = {int(lane): int(splits.get("test", 0)) for lane, splits in facts.get("batches", {}).items()}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        self._through = 0  # asking again costs nothing but time
+
+    def next(self) -> Command:
+        lanes = sorted(lane for lane, count in self._batches.items() if count)
+        if self._through >= len(lanes):
+            return Command(op="end", lanes=tuple(self._batches))
+        lane = lanes[self._through]
+        steps = StepRange(lanes=(lane,), starts=(0,), rounds=self._batches[lane], first_global=0)
+        return Command(op="infer", lanes=(lane,), args={"split": "test", "steps": steps.plain()})
+
+    def done(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
+        self._through += 1
+
+
+class TrainingProgram(Program):
+    """Epochs of turns (relay) or of interleaved lanes (independent), with checkpoints, evaluation and early stopping.
+
+    Relay: one lane trains its shard after the other; each takes up the segment weights, optimizer state and buffers where the last left
+    them (Gupta & Raskar 2018, centralized mode: they travel through the coordinator). Independent: lanes take turns step by step and
+    keep weights of their own.
+
+    ``stop`` is asked after each epoch's evaluation with all metrics so far and says whether to end early; it must be pure.
+    """
+
+    def __init__(self, plan: Plan, *, stop: Callable[[list[dict[str, Any]]], bool] = lambda history: False) -> None:
+        self._plan = plan
+        self._stop = stop
+        self._batches: dict[int, dict[str, int]] = {}
+        self._held: dict[str, bytes] = {}  # weights on their way from one lane to others
+        self._reset()
+
+    def _reset(self) -> None:
+        self.epoch = 0
+        self.position = 0  # commands of this epoch that are through
+        self.checkpoint = 0
+        self.history: list[dict[str, Any]] = []
+        self.metrics: dict[str, Any] = {}
+        self._commands: list[Command] | None = None
+
+    # ------------------------------------------------------------ Program
+
+    def sized(self, facts: Mapping[str, Any]) -> None:
+        batches = facts.get("batches", {})
+        self._batches = {lane: {str(k): int(v) for k, v in batches.get(str(lane), {}).items()} for lane in range(self._plan.lanes)}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        self._reset()
+        self._held = {}
+        if state:
+            self.epoch, self.position = int(state["epoch"]), int(state["position"])
+            self.checkpoint = int(state["checkpoint"])
+            self.history = [dict(entry) for entry in state["history"]]
+            self.metrics = dict(state["metrics"])
+
+    def state(self) -> dict[str, Any]:
+        """The state as it will be once the save that is under way is through."""
+        command = self.next()
+        saving = command.op == "save"
+        return {
+            "epoch": self.epoch,
+            "position": self.position + saving,
+            "checkpoint": self.checkpoint + saving,
+            "history": self.history,
+            "metrics": self.metrics,
+        }
+
+    def next(self) -> Command:
+        while not self.ended:
+            if self._commands is None:
+                self._commands = list(self._epoch_commands(self.epoch))
+            if self.position < len(self._commands):
+                return self._filled(self._commands[self.position])
+            self.epoch, self.position, self._commands = self.epoch + 1, 0, None
+        return Command(op="end", lanes=self._all)
+
+    def done(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
+        command = self.next()
+        if command.op == "end":
+            return
+        if command.op == "give":
+            self._held = dict(blobs)
+        elif command.op == "take":
+            self._held = {}
+        elif command.op == "save":
+            self.checkpoint += 1
+        elif command.op == "evaluate" and result.get("metrics"):
+            self.metrics = {**self.metrics, command.args["split"]: result["metrics"]}
+            if command.args["split"] == self._plan.splits[0]:
+                self.history.append({"epoch": self.epoch, **result["metrics"]})
+        self.position += 1
+
+    @property
+    def ended(self) -> bool:
+        """All epochs are through, or the run stopped early: decided only between epochs, so that a resumed run decides alike."""
+        if self.epoch >= self._plan.epochs:
+            return True
+        return self.position == 0 and self.epoch > 0 and self._stop(self.history)
+
+    @property
+    def total_steps(self) -> int:
+        return self._plan.epochs * self._steps_an_epoch
+
+    # ------------------------------------------------------------ one epoch
+
+    @property
+    def _all(self) -> tuple[int, ...]:
+        return tuple(range(self._plan.lanes))
+
+    @property
+    def _steps_an_epoch(self) -> int:
+        return sum(self._count(lane, "train") for lane in self._all)
+
+    def _count(self, lane: int, split: str) -> int:
+        return self._batches.get(lane, {}).get(split, 0)
+
+    def _filled(self, command: Command) -> Command:
+        if command.op == "take":
+            return Command(op="take", lanes=command.lanes, args=command.args, blobs=self._held)
+        if command.op == "save":
+            return Command(op="save", lanes=command.lanes, args={"id": self.checkpoint + 1})
+        return command
+
+    def _epoch_commands(self, epoch: int) -> Iterator[Command]:
+        first = epoch * self._steps_an_epoch
+        if self._plan.schedule == "relay":
+            yield from self._relay(epoch, first)
+        else:
+            yield from self._interleaved(epoch, first)
+        last = epoch + 1 == self._plan.epochs
+        if last or (epoch + 1) % self._plan.evaluate_every == 0:
+            yield from self._evaluation(epoch)
+        yield self._save()
+
+    def _relay(self, epoch: int, first: int) -> Iterator[Command]:
+        # After an epoch with evaluation every lane holds the newest weights; otherwise only the last one does.
+        everywhere = epoch == 0 or epoch % self._plan.evaluate_every == 0
+        for lane in self._all:
+            if self._plan.lanes > 1 and not (lane == 0 and everywhere):
+                yield from self._hand_over((lane - 1) % self._plan.lanes, (lane,))
+            count = self._count(lane, "train")
+            yield from self._train((lane,), (epoch * count,), count, first, epoch)
+            first += count
+
+    def _interleaved(self, epoch: int, first: int) -> Iterator[Command]:
+        """Rounds of all lanes that still have a batch, in lane order."""
+        counts = {lane: self._count(lane, "train") for lane in self._all}
+        through = 0
+        while lanes := tuple(lane for lane in self._all if counts[lane] > through):
+            rounds = min(counts[lane] for lane in lanes) - through
+            starts = tuple(epoch * counts[lane] + through for lane in lanes)
+            yield from self._train(lanes, starts, rounds, first, epoch)
+            first += rounds * len(lanes)
+            through += rounds
+
+    def _train(self, lanes: tuple[int, ...], starts: tuple[int, ...], rounds: int, first: int, epoch: int) -> Iterator[Command]:
+        """A range, cut where the global step passes a multiple of ``checkpoint_every``; a save at each cut."""
+        every, width, turn = self._plan.checkpoint_every, len(lanes), 0
+        while turn < rounds:
+            at = first + turn * width
+            upto = (at // every + 1) * every if every else first + rounds * width
+            part = min(rounds - turn, max(1, -(-(upto - at) // width)))
+            steps = StepRange(lanes=lanes, starts=tuple(start + turn for start in starts), rounds=part, first_global=at)
+            yield Command(op="train", lanes=lanes, args={"epoch": epoch, "steps": steps.plain(), "total_steps": self.total_steps})
+            turn += part
+            if turn < rounds:
+                yield self._save()
+
+    def _hand_over(self, giver: int, takers: tuple[int, ...]) -> Iterator[Command]:
+        yield Command(op="give", lanes=(giver,), args={"lane": giver})
+        yield Command(op="take", lanes=takers, args={"lane": giver})
+
+    def _evaluation(self, epoch: int) -> Iterator[Command]:
+        if self._plan.schedule == "relay" and self._plan.lanes > 1:
+            yield from self._hand_over(self._plan.lanes - 1, self._all[:-1])
+        for split in self._plan.splits:
+            lanes = [lane for lane in self._all if self._count(lane, split)]
+            for lane in lanes:
+                count = self._count(lane, split)
+                steps = StepRange(lanes=(lane,), starts=(self._evaluated(lane, epoch, split),), rounds=count, first_global=0)
+                args = {"epoch": epoch, "split": split, "steps": steps.plain(), "first": lane == lanes[0], "last": lane == lanes[-1]}
+                yield Command(op="evaluate", lanes=(lane,), args=args)
+
+    def _evaluated(self, lane: int, epoch: int, split: str) -> int:
+        """Evaluation steps of a lane before this split of this epoch: step numbers are never used twice in a mode."""
+        counts = [self._count(lane, name) for name in self._plan.splits]
+        return epoch * sum(counts) + sum(counts[: self._plan.splits.index(split)])
+
+    def _save(self) -> Command:
+        return Command(op="save", lanes=self._all)

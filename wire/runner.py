@@ -1,0 +1,243 @@
+"""Carries out what an actor asks of engines: decode what came over the cut, run the segment, encode what goes over the next one.
+
+The path of a training step on one party, forward: payload → ``decode_tensors`` → ``Engine.forward`` → ``encode_tensors`` → payload;
+backward the same way. Labels and keyed ids ride along with activations, without loss, as the tensors ``@labels`` and ``@ids``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from wire.engine import Array, Engine
+from wire.errors import CodecError, DataError, UsageError
+from wire.feed import Batch, Feed, LabelStore
+from wire.frames import Mode
+from wire.graph import PartySlice, Slot
+from wire.ids import keyed_ids
+from wire.messages import Answer, BackwardDone, Discard, ForwardDone, RunBackward, RunForward, Work
+from wire.runfile import Run
+from wire.tensors import decode_tensors, encode_tensors
+
+__all__ = ["Metrics", "Runner", "labels_travel"]
+
+LABELS, IDS = "@labels", "@ids"
+
+
+class Metrics(Protocol):
+    """What a party that holds the loss measures over an evaluation."""
+
+    def reset(self) -> None: ...
+
+    def update(self, outputs: Array, target: Array) -> None: ...
+
+    def compute(self) -> dict[str, float]: ...
+
+
+def labels_travel(run: Run) -> str:
+    """How the target gets to the loss: ``edge`` (with the activations), ``server`` (by keyed id) or ``local`` (same party)."""
+    if run.model.place(run.model.names[-1]) == "clients":
+        return "local"
+    return "server" if run.server.labels else "edge"
+
+
+@dataclass(slots=True)
+class _Command:
+    """What ``Begin`` said: how steps of evaluation map to batches, and the run's length for the learning rate."""
+
+    args: Mapping[str, Any]
+
+    @property
+    def split(self) -> Any:
+        return self.args.get("split", "test")
+
+    def index(self, work: Work) -> int:
+        steps = self.args["steps"]
+        return int(work.step - steps["starts"][steps["lanes"].index(work.lane)])
+
+
+class Runner:
+    """One party's engines, data and metrics behind the effects of its actor. Not thread-safe."""
+
+    def __init__(
+        self,
+        run: Run,
+        party: PartySlice,
+        *,
+        engines: Mapping[str, Engine],
+        feed: Feed | None = None,
+        labels: LabelStore | None = None,
+        metrics: Metrics | None = None,
+        on_loss: Callable[[Work, float], None] = lambda work, loss: None,
+        on_answer: Callable[[Batch, Mapping[str, Array]], None] = lambda batch, outputs: None,
+    ) -> None:
+        self._run = run
+        self._slots = {slot.segment: slot for slot in party.slots}
+        self._engines = engines
+        self._feed = feed
+        self._labels = labels
+        self._metrics = metrics
+        self._on_loss = on_loss
+        self._on_answer = on_answer
+        self._travel = labels_travel(run)
+        self._command = _Command({})
+
+    # ------------------------------------------------------------ commands
+
+    def begin(self, op: str, args: Mapping[str, Any]) -> None:
+        self._command = _Command(args)
+        if op == "evaluate" and args.get("first") and self._metrics is not None:
+            self._metrics.reset()
+
+    def measured(self) -> dict[str, float]:
+        """Metrics over the evaluation that has just ended, where this party measures and it was the last of its split."""
+        if self._metrics is None or not self._command.args.get("last"):
+            return {}
+        return self._metrics.compute()
+
+    # ------------------------------------------------------------ forward
+
+    def forward(self, effect: RunForward) -> ForwardDone:
+        """Never raises for what a peer sent: the step is void then, with the reason."""
+        work, slot = effect.work, self._slots[effect.work.segment]
+        try:
+            inputs, extras = self._inputs(work, slot, effect.inputs)
+        except (CodecError, DataError) as exc:
+            if slot.is_source:
+                raise
+            return ForwardDone(work=work, void=str(exc))
+        engine = self._engines[work.segment]
+        if work.mode is not Mode.TRAIN:
+            return self._evaluate(work, slot, engine, inputs, extras)
+        target = (self._target(work, extras),) if slot.is_sink else ()
+        outputs = engine.forward(work.global_step, *inputs, *target)
+        fault = _not_finite(engine, outputs)
+        if fault is not None:
+            engine.discard(work.global_step)
+            return ForwardDone(work=work, void=fault)
+        if slot.is_sink:
+            self._on_loss(work, float(outputs[0]))
+            return ForwardDone(work=work)
+        try:
+            return ForwardDone(work=work, outputs=self._encode_outputs(slot, engine, outputs, extras))
+        except CodecError as exc:
+            engine.discard(work.global_step)
+            return ForwardDone(work=work, void=str(exc))
+
+    def _evaluate(self, work: Work, slot: Slot, engine: Engine, inputs: tuple[Array, ...], extras: dict[str, Array]) -> ForwardDone:
+        outputs = engine.infer(*inputs)
+        if slot.is_sink and work.mode is Mode.INFER:
+            named = [(f"output{at}", output, "raw") for at, output in enumerate(outputs)]
+            return ForwardDone(work=work, outputs={"": encode_tensors(named)})
+        if slot.is_sink:
+            if self._metrics is not None:
+                self._metrics.update(outputs[0], self._target(work, extras))
+            return ForwardDone(work=work)
+        try:
+            return ForwardDone(work=work, outputs=self._encode_outputs(slot, engine, outputs, extras))
+        except CodecError as exc:
+            return ForwardDone(work=work, void=str(exc))
+
+    def _inputs(self, work: Work, slot: Slot, payloads: Mapping[str, bytes]) -> tuple[tuple[Array, ...], dict[str, Array]]:
+        engine = self._engines[work.segment]
+        if slot.is_source:
+            batch = self._batch(work)
+            return batch.inputs, self._extras(work, batch)
+        tensors: dict[str, Array] = {}
+        for payload in payloads.values():
+            tensors.update(decode_tensors(payload))
+        extras = {name: tensors.pop(name) for name in (LABELS, IDS) if name in tensors}
+        wanted = [spec for spec in engine.inputs if spec.name != "target"]
+        for spec in wanted:
+            found = tensors.get(spec.name)
+            if found is None:
+                raise CodecError(f"the activation `{spec.name}` is missing from what the peer sent")
+            if not spec.fits(found.shape) or found.dtype != spec.dtype:
+                raise CodecError(f"`{spec.name}` arrived as {found.dtype} {list(found.shape)}; expected {spec.dtype} {list(spec.shape)}")
+        return tuple(tensors[spec.name] for spec in wanted), extras
+
+    def _extras(self, work: Work, batch: Batch) -> dict[str, Array]:
+        if self._travel == "server":
+            return {IDS: keyed_ids(self._run.ids_key.encode(), batch.ids)}
+        if self._travel == "edge" and work.mode is not Mode.INFER and batch.target is not None:
+            return {LABELS: batch.target}
+        return {}
+
+    def _batch(self, work: Work) -> Batch:
+        if self._feed is None:
+            raise UsageError(f"segment {work.segment} sees raw data, but this party was given none; add `[data]` to the run file")
+        if work.mode is Mode.TRAIN:
+            return self._feed.train(work.step)
+        return self._feed.evaluation(self._command.split, self._command.index(work))
+
+    def _target(self, work: Work, extras: Mapping[str, Array]) -> Array:
+        if self._travel == "local":
+            target = self._batch(work).target
+        elif self._travel == "server" and self._labels is not None and IDS in extras:
+            target = self._labels.lookup(extras[IDS])
+        else:
+            target = extras.get(LABELS)
+        if target is None:
+            raise DataError("no labels came with the activations and none are held here; set `labels` in `[data]` or in `[server]`")
+        return target
+
+    def _encode_outputs(self, slot: Slot, engine: Engine, outputs: tuple[Array, ...], extras: Mapping[str, Array]) -> dict[str, bytes]:
+        codec = self._run.codec.forward
+        named = [(spec.name, output, _codec_for(output, codec)) for spec, output in zip(engine.outputs, outputs, strict=True)]
+        named += [(name, value, "raw") for name, value in extras.items()]
+        payload = encode_tensors(named)
+        return {end.edge: payload for end in slot.outputs}
+
+    # ------------------------------------------------------------ backward
+
+    def backward(self, effect: RunBackward) -> BackwardDone:
+        """Never raises for what a peer sent, nor for gradients that are not finite: the step is void then."""
+        work, slot = effect.work, self._slots[effect.work.segment]
+        engine = self._engines[work.segment]
+        try:
+            grads = () if slot.is_sink else self._gradients(engine, effect.inputs)
+        except CodecError as exc:
+            engine.discard(work.global_step)
+            return BackwardDone(work=work, void=str(exc))
+        total = int(self._command.args.get("total_steps", 0)) or 1
+        lr = self._run.optimizer.lr * self._run.lr_schedule.factor(work.global_step, total)
+        try:
+            found = engine.backward(work.global_step, *grads, lr=lr)
+        except FloatingPointError as exc:
+            return BackwardDone(work=work, void=str(exc))
+        named = [(spec.name, grad, _codec_for(grad, self._run.codec.backward)) for spec, grad in zip(engine.inputs, found) if grad is not None]
+        payload = encode_tensors(named) if slot.inputs else b""
+        return BackwardDone(work=work, outputs={end.edge: payload for end in slot.inputs})
+
+    def _gradients(self, engine: Engine, payloads: Mapping[str, bytes]) -> tuple[Array | None, ...]:
+        """One gradient an output, summed where an output fans out to several edges."""
+        sums: dict[str, Array] = {}
+        for payload in payloads.values():
+            for name, grad in decode_tensors(payload).items():
+                sums[name] = np.add(sums[name], grad) if name in sums else grad
+        for spec in engine.outputs:
+            if spec.name in sums and (not spec.fits(sums[spec.name].shape) or sums[spec.name].dtype != spec.dtype):
+                raise CodecError(f"the gradient of `{spec.name}` arrived as {sums[spec.name].dtype} {list(sums[spec.name].shape)}")
+        return tuple(sums.get(spec.name) for spec in engine.outputs)
+
+    def discard(self, effect: Discard) -> None:
+        self._engines[effect.work.segment].discard(effect.work.global_step)
+
+    def answer(self, effect: Answer) -> None:
+        """A prediction has come back for the batch of this step."""
+        self._on_answer(self._batch(effect.work), decode_tensors(effect.payload))
+
+
+def _codec_for(array: Array, codec: str) -> str:
+    """Only real-valued tensors are quantized; everything else crosses as it is."""
+    return codec if array.dtype == np.float32 else "raw"
+
+
+def _not_finite(engine: Engine, outputs: tuple[Array, ...]) -> str | None:
+    for spec, output in zip(engine.outputs, outputs, strict=True):
+        if output.dtype.kind == "f" and not np.isfinite(output).all():
+            return f"`{spec.name}` is not finite"
+    return None

@@ -1,0 +1,293 @@
+"""The step protocol of one party: forwards, backwards and their order, for all its segments and lanes.
+
+Theory of operation. A command opens a range of steps; ``StepRange`` gives their order to everybody alike. Each segment works through
+the steps of the lanes that it serves, one engine call at a time, by two rules that leave nothing to chance:
+
+    forward(i)   runs once its inputs are there and backward(i - n) is through;
+    backward(i)  runs once its gradients are there, backward(i - 1) is through and forward(i + n - 1) has run,
+
+so forward i always sees the weights after exactly backward i - n, whatever the line does. n is the run's ``in_flight`` times the lanes
+of the range that the segment serves; a sink needs nobody, so its n is 1.
+
+Every step ends in one outcome a line, APPLIED or VOID, decided by what crosses it last: a gradient frame, or a void one. A void input
+makes a segment pass void on without running. Where a fan-out gets gradients from one side and void from the other, it applies the
+gradients that it has.
+
+Nothing is acknowledged apart: a gradient answers its activation; an activation n steps later, or the next command, says that the
+gradient was applied. Until then both are kept and repeated on demand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wire.frames import Frame, Kind, Mode
+from wire.graph import Line, PartySlice, Slot
+from wire.messages import Answer, BackwardDone, Discard, Effect, ForwardDone, Note, Record, RunBackward, RunForward, Work
+from wire.outbox import Outbox
+
+__all__ = ["StepFlow", "StepRange", "Steps"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRange:
+    """Steps in the order in which shared segments serve them: ``rounds`` times each of ``lanes`` in turn.
+
+    ``starts`` holds each lane's first step, ``first_global`` the global step of the first.
+    """
+
+    lanes: tuple[int, ...]
+    starts: tuple[int, ...]
+    rounds: int
+    first_global: int
+
+    def steps(self, lanes: tuple[int, ...]) -> list[tuple[int, int, int]]:
+        """(lane, step, global step) of those of ``lanes``, in order."""
+        width = len(self.lanes)
+        return [
+            (lane, self.starts[at] + turn, self.first_global + turn * width + at)
+            for turn in range(self.rounds)
+            for at, lane in enumerate(self.lanes)
+            if lane in lanes
+        ]
+
+    def plain(self) -> dict[str, Any]:
+        return {"lanes": list(self.lanes), "starts": list(self.starts), "rounds": self.rounds, "first_global": self.first_global}
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> StepRange:
+        """Raises ValueError (or TypeError, KeyError) for anything that is not a range."""
+        lanes, starts = tuple(int(lane) for lane in data["lanes"]), tuple(int(start) for start in data["starts"])
+        if len(lanes) != len(starts) or not lanes:
+            raise ValueError("a step range needs one start a lane")
+        return cls(lanes=lanes, starts=starts, rounds=int(data["rounds"]), first_global=int(data["first_global"]))
+
+
+@dataclass(slots=True)
+class StepFlow:
+    """Where one segment stands in the range that is open."""
+
+    slot: Slot
+    todo: list[tuple[int, int, int]]
+    window: int
+    forwards: int = 0
+    backwards: int = 0
+    busy: bool = False
+    void: set[int] = field(default_factory=set)  # positions whose forward was void: the engine holds nothing of them
+
+    @property
+    def done(self) -> bool:
+        return self.backwards == len(self.todo)
+
+    def may_forward(self) -> bool:
+        return not self.busy and self.forwards < len(self.todo) and self.backwards >= self.forwards - self.window + 1
+
+    def may_backward(self) -> bool:
+        return (
+            not self.busy
+            and self.backwards < self.forwards
+            and self.forwards >= min(self.backwards + self.window, len(self.todo))
+        )
+
+
+class Steps:
+    """All step traffic of one party in one epoch of the run. Pure: emits effects, keeps messages in ``outbox``."""
+
+    def __init__(self, party: PartySlice, *, epoch: int, in_flight: int, outbox: Outbox, emit: Callable[[Effect], None]) -> None:
+        self._slots = party.slots
+        self._epoch = epoch
+        self._in_flight = in_flight
+        self._inbox_steps = 2 * in_flight + 2  # an honest peer has at most this many steps ahead of us on one line
+        self._outbox = outbox
+        self._emit = emit
+        self._lines = {(line.edge, line.lane): line for line in party.lines}
+        self._inbox: dict[Hashable, Frame] = {}
+        self._waiting: dict[tuple[str, int, Mode], int] = {}  # forwards in the inbox, by line
+        self._taken: dict[tuple[str, int, Mode], int] = {}  # next forward step that was not taken yet
+        self._replies: dict[tuple[str, int, Mode, int], Frame] = {}
+        self._flows: dict[str, StepFlow] = {}
+        self._mode = Mode.TRAIN
+
+    # ------------------------------------------------------------ commands
+
+    def open(self, steps: StepRange, mode: Mode) -> None:
+        """Begin a range. Its opening says that everybody is through with the range before: replies kept for that one go."""
+        self._mode = mode
+        self._replies.clear()
+        self._flows = {}
+        for slot in self._slots:
+            serves = tuple(lane for lane in steps.lanes if lane in slot.lanes)
+            window = 1 if slot.is_sink else self._in_flight * len(serves)
+            self._flows[slot.segment] = StepFlow(slot, steps.steps(serves), window)
+        self._pump()
+
+    @property
+    def done(self) -> bool:
+        return all(flow.done for flow in self._flows.values())
+
+    # ------------------------------------------------------------ frames
+
+    def forward_arrived(self, line: Line, frame: Frame) -> None:
+        at = (line.edge, frame.lane, frame.mode)
+        reply = self._replies.get((*at, frame.step))
+        if reply is not None:
+            self._emit(Note(kind="repeat", text=f"step {frame.step} of lane {frame.lane} was asked for again"))
+            self._outbox.send_once(line, reply)
+            return
+        key = ("f", *at, frame.step)
+        if frame.step < self._taken.get(at, 0) or key in self._inbox or self._waiting.get(at, 0) >= self._inbox_steps:
+            return
+        self._forget_replies(at, frame.step - self._in_flight)
+        self._inbox[key] = frame
+        self._waiting[at] = self._waiting.get(at, 0) + 1
+        self._pump()
+
+    def backward_arrived(self, line: Line, frame: Frame) -> None:
+        at = (line.edge, frame.lane, frame.mode, frame.step)
+        if self._outbox.settle(("f", *at)):
+            self._inbox[("b", *at)] = frame
+            self._pump()
+
+    def _forget_replies(self, at: tuple[str, int, Mode], up_to: int) -> None:
+        for key in [key for key in self._replies if key[:3] == at and key[3] <= up_to]:
+            del self._replies[key]
+
+    # ------------------------------------------------------------ answers of the engine
+
+    def forward_done(self, done: ForwardDone) -> None:
+        flow = self._flows[done.work.segment]
+        flow.busy = False
+        self._forward_through(flow, done.work, done.outputs, done.void)
+        self._pump()
+
+    def backward_done(self, done: BackwardDone) -> None:
+        flow = self._flows[done.work.segment]
+        flow.busy = False
+        self._backward_through(flow, done.work, done.outputs, done.void)
+        self._pump()
+
+    # ------------------------------------------------------------ the two rules
+
+    def _pump(self) -> None:
+        moved = True
+        while moved:
+            moved = False
+            for flow in self._flows.values():
+                moved = (flow.may_backward() and self._start_backward(flow)) or (flow.may_forward() and self._start_forward(flow)) or moved
+
+    def _start_forward(self, flow: StepFlow) -> bool:
+        work = self._work(flow, flow.forwards)
+        keys = {end.edge: ("f", end.edge, work.lane, work.mode, work.step) for end in flow.slot.inputs}
+        if any(key not in self._inbox for key in keys.values()):
+            return False
+        frames = {edge: self._take(key) for edge, key in keys.items()}
+        if any(frame.void for frame in frames.values()):
+            self._forward_through(flow, work, {}, "void activation received")
+        else:
+            flow.busy = True
+            self._emit(RunForward(work=work, inputs={edge: frame.payload for edge, frame in frames.items()}))
+        return True
+
+    def _forward_through(self, flow: StepFlow, work: Work, outputs: Mapping[str, bytes], void: str | None) -> None:
+        if void is not None:
+            if work.mode is Mode.TRAIN:
+                flow.void.add(flow.forwards)
+            self._emit(Note(kind="void", text=f"segment {work.segment}, lane {work.lane}, step {work.step}: {void}"))
+        flow.forwards += 1
+        for end in flow.slot.outputs:
+            frame = self._frame(Kind.FORWARD, work, outputs.get(end.edge, b""), void=void is not None)
+            key = ("f", end.edge, work.lane, work.mode, work.step)
+            if end.internal:
+                self._inbox[key] = frame
+            else:
+                self._outbox.put(key, self._lines[end.edge, work.lane], frame)
+        if work.mode is not Mode.TRAIN and flow.slot.is_sink:
+            # Nothing flows back in evaluation but an answer, which in inference is the prediction.
+            self._answer(flow, work, outputs, applied=void is None)
+
+    def _start_backward(self, flow: StepFlow) -> bool:
+        position = flow.backwards
+        work = self._work(flow, position)
+        keys = {end.edge: ("b", end.edge, work.lane, work.mode, work.step) for end in flow.slot.outputs}
+        if any(key not in self._inbox for key in keys.values()):
+            return False
+        frames = {edge: self._inbox.pop(key) for edge, key in keys.items()}
+        gradients = {edge: frame.payload for edge, frame in frames.items() if not frame.void}
+        held = position not in flow.void
+        flow.void.discard(position)
+        if work.mode is not Mode.TRAIN:
+            self._pass_answer(flow, work, gradients)
+        elif held and (gradients or flow.slot.is_sink):
+            flow.busy = True
+            self._record_outputs(flow, work, frames)
+            self._emit(RunBackward(work=work, inputs=gradients))
+        else:
+            if held:
+                self._emit(Discard(work=work))
+            self._record_outputs(flow, work, frames)
+            self._backward_through(flow, work, {}, "no gradient to apply")
+        return True
+
+    def _backward_through(self, flow: StepFlow, work: Work, outputs: Mapping[str, bytes], void: str | None) -> None:
+        flow.backwards += 1
+        if void is not None:
+            self._emit(Note(kind="void", text=f"segment {work.segment}, lane {work.lane}, step {work.step}: {void}"))
+        self._answer_edges(flow, work, outputs, applied=void is None, note=void or "")
+
+    def _answer(self, flow: StepFlow, work: Work, outputs: Mapping[str, bytes], *, applied: bool) -> None:
+        """A sink's answer to an evaluation step: at once, for nothing is to come back to it."""
+        flow.backwards += 1
+        payload = outputs.get("", b"")
+        self._answer_edges(flow, work, {end.edge: payload for end in flow.slot.inputs}, applied=applied)
+
+    def _pass_answer(self, flow: StepFlow, work: Work, answers: Mapping[str, bytes]) -> None:
+        flow.backwards += 1
+        payload = next(iter(answers.values()), b"")
+        if flow.slot.is_source and payload:
+            self._emit(Answer(work=work, payload=payload))
+        self._answer_edges(flow, work, {end.edge: payload for end in flow.slot.inputs}, applied=bool(answers) or not flow.slot.outputs)
+
+    def _answer_edges(self, flow: StepFlow, work: Work, outputs: Mapping[str, bytes], *, applied: bool, note: str = "") -> None:
+        for end in flow.slot.inputs:
+            frame = self._frame(Kind.BACKWARD, work, outputs.get(end.edge, b""), void=not applied)
+            if end.internal:
+                self._inbox["b", end.edge, work.lane, work.mode, work.step] = frame
+                continue
+            line = self._lines[end.edge, work.lane]
+            self._replies[end.edge, work.lane, work.mode, work.step] = frame
+            self._outbox.send_once(line, frame)
+            if work.mode is Mode.TRAIN:
+                self._emit(Record(line=line, step=work.step, global_step=work.global_step, applied=applied, note=note))
+
+    def _record_outputs(self, flow: StepFlow, work: Work, frames: Mapping[str, Frame]) -> None:
+        for end in flow.slot.outputs:
+            if not end.internal:
+                applied = not frames[end.edge].void
+                self._emit(Record(line=self._lines[end.edge, work.lane], step=work.step, global_step=work.global_step, applied=applied))
+
+    # ------------------------------------------------------------ small things
+
+    def _work(self, flow: StepFlow, position: int) -> Work:
+        lane, step, global_step = flow.todo[position]
+        return Work(segment=flow.slot.segment, lane=lane, step=step, global_step=global_step, mode=self._mode)
+
+    def _frame(self, kind: Kind, work: Work, payload: bytes, *, void: bool) -> Frame:
+        return Frame(
+            kind=kind,
+            mode=work.mode,
+            void=void,
+            epoch=self._epoch,
+            lane=work.lane,
+            step=work.step,
+            global_step=work.global_step,
+            payload=b"" if void else payload,
+        )
+
+    def _take(self, key: tuple[str, str, int, Mode, int]) -> Frame:
+        _, edge, lane, mode, step = key
+        at = (edge, lane, mode)
+        self._taken[at] = step + 1
+        if at in self._waiting:
+            self._waiting[at] = max(0, self._waiting[at] - 1)
+        return self._inbox.pop(key)
