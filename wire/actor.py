@@ -13,8 +13,10 @@ evaluate, infer) are the business of ``wire.steps``; everything else is one ``Ex
 
 **Control frames** are numbered on each line and epoch, acknowledged by number, and kept until they are. Handling them twice does no harm.
 
-**A party that starts** says hello to its parent until it is told to join. A parent that already knew it in this epoch reports it lost.
-Hello frames carry epoch 0 and are not kept: the timer repeats them.
+**A party that starts** says hello to its parent until it is told to join. A join is addressed to one start (``boot``) of a party, which
+answers one for another start with a hello: so nobody enters an epoch on a message that was meant for the process before it, and a parent
+that had an answer from another start in this epoch learns of the restart and reports it. Hello frames carry epoch 0 and are not kept: the
+timer repeats them.
 
 **The end.** A child's last ``done`` is acknowledged only when its parent is through as well, so nobody leaves while a restart
 could still need them; a child that hears nothing for ``linger_s`` after its part is safe leaves by itself.
@@ -49,6 +51,7 @@ from wire.messages import (
     SetTimer,
     Started,
     StoreEpoch,
+    StoreFinished,
     TimerFired,
 )
 from wire.outbox import Outbox
@@ -121,7 +124,9 @@ class Actor:
         self._joined = False
         self._asked_again: set[Line] = set()  # lines on which a corrupt frame was answered and nothing sound has come since
         self._last_number: dict[Line, int] = {}
-        self._child_boots: dict[Line, int] = {}
+        self._known_boots: dict[Line, int] = {}  # of children, as they last said hello
+        self._joins: dict[Line, tuple[int, int]] = {}  # number and addressed boot of the join of this epoch, by child
+        self._child_boots: dict[Line, int] = {}  # of children that have joined this epoch
         self._running: _Running | None = None
         self._last_seq = -1
         self._last_done = 0  # number of our newest `done`
@@ -172,7 +177,7 @@ class Actor:
             self._say_hello()
         elif event.key == _LINGER:
             if not self._joined or self._finished:
-                self._emit(Exit())
+                self._leave()
         elif event.key[0] == "resend":
             self._outbox.timer_fired(event.key[1])
 
@@ -234,8 +239,8 @@ class Actor:
             self._emit(Exit(error=str(control.body.get("reason", "the peer refused this party"))[:500]))
             return
         joins = control.kind == "cmd" and control.body.get("op") == "join" and line == self._party.parent
-        if joins and frame.epoch < self._epoch:
-            self._hello()  # the coordinator lost its state: tell it how far the epochs had come
+        if joins and (frame.epoch < self._epoch or control.body.get("boot") != self._started.boot):
+            self._hello()  # the coordinator lost its state, or means another start of ours: tell it where we are
             return
         if joins and frame.epoch > self._epoch:
             self._enter_epoch(frame.epoch)
@@ -265,7 +270,8 @@ class Actor:
         return True
 
     def _send_control(self, line: Line, control: Control) -> int:
-        number = self._last_number.get(line, 0) + 1
+        # Numbers begin elsewhere at each start, so that an acknowledgement for the process before us settles nothing of ours.
+        number = self._last_number.get(line, (self._started.boot >> 32 & 0xFFFF) << 16) + 1
         self._last_number[line] = number
         frame = Frame(kind=Kind.CONTROL, epoch=self._epoch, lane=line.lane, step=number, payload=encode_control(control))
         self._outbox.put(("c", line, number), line, frame)
@@ -291,6 +297,7 @@ class Actor:
         self._finished = False
         self._outbox.clear()
         self._last_number.clear()
+        self._joins.clear()
         self._child_boots.clear()
         self._held_acks.clear()
         self._running = None
@@ -314,31 +321,35 @@ class Actor:
             return
         if digest != self._digest:
             self._refuse(line)
-        elif not self._joined:
+            return
+        self._known_boots[line] = boot
+        if not self._joined:
             return  # our own join will reach the child when it comes
-        elif epoch > self._epoch:
+        if epoch > self._epoch:
             self._lost(epoch)
-        elif line not in self._child_boots:
-            self._send_join_again(line)
-        elif self._child_boots[line] != boot:
+        else:
+            self._child_started(line, boot)
+
+    def _child_started(self, line: Line, boot: int) -> None:
+        """A child has said hello in this epoch: bring the join to it, or find out that it is another process than the one that joined."""
+        number, told = self._joins.get(line, (0, 0))
+        joined, running = self._child_boots.get(line), self._running
+        if joined == boot:
+            self._outbox.settle(("c", line, number))
+        elif joined is not None or running is None or running.command.op != "join":
             self._emit(Note(kind="restart", text=f"a party on lane {line.lane} started again"))
             self._lost(self._epoch)
+        elif told != boot:
+            self._outbox.settle(("c", line, number))
+            self._pass_on(line, running.seq, running.command)
+        elif ("c", line, number) in self._outbox:
+            self._outbox.resend(line)
 
     def _refuse(self, line: Line) -> None:
         reason = "the other end runs a different run file (digests differ); give both ends the same one"
         payload = encode_control(Control(kind="refuse", body={"reason": reason}))
         self._emit(Note(kind="refused", text=f"a party on lane {line.lane} was refused: its run file is not ours"))
         self._outbox.send_once(line, Frame(kind=Kind.CONTROL, lane=line.lane, payload=payload))
-
-    def _send_join_again(self, line: Line) -> None:
-        running = self._running
-        if running is None or running.command.op != "join":
-            return
-        if ("c", line, 1) in self._outbox:
-            self._outbox.resend(line)
-        else:  # acknowledged by a process that is no more
-            self._last_number[line] = 0
-            self._pass_on(line, running.seq, running.command)
 
     def _lost(self, epoch: int) -> None:
         """Somebody below us restarted: up to the coordinator with it."""
@@ -383,8 +394,12 @@ class Actor:
         return not child.lanes.isdisjoint(command.lanes)
 
     def _pass_on(self, line: Line, seq: int, command: Command) -> None:
-        body = {"seq": seq, "op": command.op, "lanes": list(command.lanes), "args": command.args}
-        self._send_control(line, Control(kind="cmd", body=body, blobs=command.blobs))
+        body: dict[str, Any] = {"seq": seq, "op": command.op, "lanes": list(command.lanes), "args": command.args}
+        if command.op == "join":
+            body["boot"] = self._known_boots.get(line, 0)
+        number = self._send_control(line, Control(kind="cmd", body=body, blobs=command.blobs))
+        if command.op == "join":
+            self._joins[line] = (number, body["boot"])
 
     def _check_steps(self) -> None:
         running = self._running
@@ -428,6 +443,8 @@ class Actor:
         if self._program is not None:
             self._conclude(self._program, running)
             return
+        if running.command.op == "end":
+            self._emit(StoreFinished())
         self._answer_parent()
         if running.command.op == "end":
             self._finished = True
@@ -450,6 +467,7 @@ class Actor:
             program.sized(running.result.get("facts", {}))
             self._give(Command(op="restore", lanes=running.command.lanes, args={"id": max(shared)}))
         elif op == "end":
+            self._emit(StoreFinished())
             self._finished = True
             self._leave()
         else:

@@ -45,6 +45,7 @@ from wire.messages import (
     SetTimer,
     Started,
     StoreEpoch,
+    StoreFinished,
     TimerFired,
 )
 from wire.runfile import Run
@@ -278,6 +279,9 @@ class Driver:
             case StoreEpoch():
                 self._store.store_epoch(effect.epoch)
                 self._reassembler.forget_before(effect.epoch)
+            case StoreFinished():
+                if self._training:
+                    self._store.store_finished()
             case Note():
                 self.traffic.counts[effect.kind] += 1
                 self._observe("note", kind=effect.kind, text=effect.text)
@@ -336,9 +340,6 @@ class Driver:
                 if metrics:
                     self._observe("metrics", split=effect.args.get("split"), epoch=effect.args.get("epoch"), **metrics)
                 return Executed(op="evaluate", result={"metrics": metrics} if metrics else {})
-            case "end":
-                if self._training:
-                    self._store.store_finished()
         return Executed(op=effect.op)
 
     def _shared_here(self) -> list[str]:

@@ -35,6 +35,7 @@ __all__ = [
     "SetTimer",
     "Started",
     "StoreEpoch",
+    "StoreFinished",
     "TimerFired",
     "Work",
 ]
@@ -228,6 +229,11 @@ class StoreEpoch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFinished:
+    """This party's part of the run is over, and below it everybody's. Must be on disk before any effect after it is carried out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """A row of the ledger: how a step ended on a line. The same row is written at both ends."""
 
@@ -265,6 +271,7 @@ Effect = (
     | Execute
     | Abandon
     | StoreEpoch
+    | StoreFinished
     | Record
     | Note
     | Exit

@@ -121,7 +121,7 @@ FAULTS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     graph=st.one_of(st.sampled_from(list(GRAPHS.values())), random_graphs()),
     seed=st.integers(0, 2**32),

@@ -39,6 +39,7 @@ from wire.messages import (
     CancelTimer,
     Started,
     StoreEpoch,
+    StoreFinished,
     TimerFired,
     Work,
 )
@@ -84,6 +85,11 @@ class Disk:
     finished: bool = False
     checkpoints: dict[int, Any] = field(default_factory=dict)
 
+    @property
+    def newest(self) -> Any:
+        """(weights, program, ledger) of the newest checkpoint."""
+        return self.checkpoints[max(self.checkpoints)]
+
 
 @dataclass
 class Setup:
@@ -109,7 +115,7 @@ class Party:
         disk.boot += 1
         if not disk.checkpoints:
             self.save(0, None)
-        self.feed(Started(boot=disk.boot * 1000 + len(name), epoch=disk.epoch, finished=disk.finished))
+        self.feed(Started(boot=disk.boot << 32 | len(name), epoch=disk.epoch, finished=disk.finished))
 
     def feed(self, event: Event) -> None:
         if self.gone:
@@ -132,6 +138,8 @@ class Party:
             case StoreEpoch():
                 assert effect.epoch > self.disk.epoch
                 self.disk.epoch = effect.epoch
+            case StoreFinished():
+                self.disk.finished = True
             case Record():
                 row = (effect.line.edge, effect.line.lane, effect.step)
                 assert row not in {entry[:3] for entry in self.ledger}, f"{self.name}: {row} ended twice"
@@ -190,8 +198,6 @@ class Party:
             case "take":
                 for name in self.handed_over():
                     self.engines[name].weight = NUMBER.unpack(effect.blobs[name])[0]
-            case "end":
-                self.disk.finished = True
         return Executed(op=effect.op)
 
     def handed_over(self) -> list[str]:
@@ -260,7 +266,7 @@ class World:
         self.pending.append((other, line, effect.frame))
         self.tokens.append((party, effect.token))
 
-    def run(self, limit: int = 400_000) -> None:
+    def run(self, limit: int = 100_000) -> None:
         for _ in range(limit):
             if all(party.gone for party in self.parties.values()):
                 return
@@ -296,14 +302,11 @@ class World:
 
     def time_passes(self) -> None:
         """Nothing moves: a timer somewhere fires."""
-        due = [(party, key) for party in self.parties.values() for key in sorted(party.timers, key=repr) if key != ("linger",)]
-        due = [(party, key) for party, key in due if not party.gone]
-        if not due:
-            # Only lingering is left: its coordinator has gone.
-            assert self.parties[self.root].gone, "nothing can move and the run is not over"
-            for party in self.parties.values():
-                party.feed(TimerFired(key=("linger",)))
-            return
+        # Nobody leaves for having waited long while the coordinator is there; once it has gone, all timers are due.
+        over = self.parties[self.root].gone
+        alive = [party for party in self.parties.values() if not party.gone]
+        due = [(party, key) for party in alive for key in sorted(party.timers, key=repr) if over or key != ("linger",)]
+        assert due, "nothing can move and the run is not over"
         party, key = self.random.choice(due)
         party.timers.discard(key)
         party.feed(TimerFired(key=key))
@@ -328,10 +331,11 @@ class World:
             party.feed(LinkIsUp())
 
     def weights(self) -> dict[tuple[str, str], int]:
-        return {(name, segment): engine.weight for name, party in self.parties.items() for segment, engine in party.engines.items()}
+        """What is on the disks: a party that was started again after its part was over has nothing else."""
+        return {(name, segment): weight for name, disk in self.disks.items() for segment, weight in disk.newest[0].items()}
 
     def ledgers(self) -> dict[str, list[tuple[str, int, int, bool]]]:
-        return {name: sorted(party.ledger) for name, party in self.parties.items()}
+        return {name: sorted(disk.newest[2]) for name, disk in self.disks.items()}
 
 
 def reference(setup: Setup) -> dict[tuple[str, str], int]:
