@@ -1,7 +1,8 @@
-"""Data sources of a device: files in, batches with stable sample ids out. numpy only; Pillow where images are to be decoded."""
+"""Data sources: what people have on disk, as batches with stable sample ids.
 
-from __future__ import annotations
+Formats: IDX, NPZ, CIFAR binary, a folder of images by class, CSV and TSV. ``wire.data_config.DataConfig`` says what can be asked for.
+"""
 
-from edge_client.data.source import Batch, DataSource, open_source
+from edge_client.data.source import DataSource, open_source
 
-__all__ = ["Batch", "DataSource", "open_source"]
+__all__ = ["DataSource", "open_source"]

@@ -128,7 +128,8 @@ def _read_header(stream: Any, label: str) -> _Header:
     text = (start[prefix:] + stream.read(length - (12 - prefix))).decode("latin-1")
     found = [pattern.search(text) for pattern in (_DESCR, _ORDER, _SHAPE)]
     if not all(found):
-        raise DataError(f"{label} is damaged or has no plain numbers (objects would need pickle, which is never used): {text[:80].strip()!r}")
+        shown = text[:80].strip()
+        raise DataError(f"{label} is damaged or has no plain numbers (objects would need pickle, which is never used): {shown!r}")
     descr, order, dims = (match[1] for match in found if match)
     shape = tuple(int(dim) for dim in re.findall("[0-9]+", dims))
     return _checked(_Header(shape[0] if shape else 0, shape[1:], np.dtype(descr), prefix + length), order == "True", label)

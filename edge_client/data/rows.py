@@ -196,7 +196,7 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path} does not exist; check `path` in [data]") from exc
     except EOFError as exc:
         raise DataError(f"{path} is truncated ({exc}); get it again") from exc
-    except (zlib.error, BadZipFile) as exc:
+    except (zlib.error, BadZipFile, NotImplementedError) as exc:  # the last: a zip feature that zipfile lacks
         raise DataError(f"{path} is damaged ({exc}); get it again") from exc
     except OSError as exc:
         raise DataError(f"cannot read {path}: {exc.strerror or exc}") from exc

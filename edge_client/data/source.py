@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,11 @@ from edge_client.data.samples import Request, Samples
 from edge_client.data.table import read_table
 from edge_client.data.transform import Transform
 from wire.data_config import DataConfig, DataSplit, Split
-from wire.engine import Array
 from wire.errors import DataError
+from wire.feed import Batch
 from wire.rng import generator, permutation
 
-__all__ = ["Batch", "DataSource", "open_source"]
+__all__ = ["DataSource", "open_source"]
 
 _READERS: dict[str, Callable[[Request], Samples]] = {
     "idx": read_idx,
@@ -36,17 +35,10 @@ _READERS: dict[str, Callable[[Request], Samples]] = {
 _MEMORY_BYTES = 32 << 20  # a larger share of an uncompressed file is read from disk batch by batch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """``inputs``: float32 [N, F], [N, C, L] or [N, C, H, W]. ``target``: int64 [N], float32 [N] or [N, K], or None. ``ids``: N texts."""
-
-    inputs: tuple[Array, ...]
-    target: Array | None
-    ids: tuple[str, ...]
-
-
 class DataSource:
-    """One party's share of one split. Not thread-safe.
+    """One party's share of one split; implements ``wire.feed.DataSource``. Not thread-safe.
+
+    ``inputs`` of a batch: float32 [N, F], [N, C, L] or [N, C, H, W]. ``target``: int64 [N], float32 [N] or [N, K], or None.
 
     Training batches are shuffled anew each epoch and augmented; those of validation and test come in the order of the file, as they are.
     A last partial batch is a batch like any other, except for training with ``drop_last``, or where it would have fewer than ``min_batch``
@@ -72,14 +64,15 @@ class DataSource:
         """The shape of one sample of each input, without the batch."""
         return (self._transform.shape,)
 
-    def batches(self, epoch: int = 0) -> int:
+    @property
+    def batches(self) -> int:
         """How many batches an epoch has; the same for all epochs."""
         return self._batches
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch ``index`` of ``epoch``: a function of (seed, segment, lane, epoch, index) and the files alone.
 
-        Raises IndexError beyond ``batches()``, DataError where a file can no longer be read.
+        Raises IndexError beyond ``batches``, DataError where a file can no longer be read.
         """
         if not 0 <= index < self._batches:
             raise IndexError(f"batch {index} of {self._batches}")
