@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from wire.errors import BrokerRefused, CutlayerError, PeerMismatch, StorageError, UsageError
+from wire.errors import CutlayerError, StorageError, UsageError, exit_code
 from wire.optim import SGD, Adam, AdamW, Optimizer
 from wire.parse import parse
 
@@ -96,21 +96,21 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from server.process import serve
+    from simulation.serving import serve
 
-    serve(args.run_file, predict=args.predict)
+    serve(args.run_file, predict=args.predict, broker=args.broker, log=args.log)
 
 
 def _client(args: argparse.Namespace) -> None:
     from edge_client.process import run_client
 
-    run_client(args.run_file, party=args.party, bundle=args.bundle)
+    run_client(args.run_file, party=args.party, bundle=args.bundle, broker=args.broker, log=args.log)
 
 
 def _predict(args: argparse.Namespace) -> None:
     from edge_client.process import run_predict
 
-    run_predict(args.run_file, party=args.party, bundle=args.bundle, split=args.split, out=args.out)
+    run_predict(args.run_file, party=args.party, bundle=args.bundle, split=args.split, out=args.out, broker=args.broker)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -253,7 +253,11 @@ def _add_parties(verbs: Any) -> None:
     for parser in (client, predict):
         parser.add_argument("--party", required=True, metavar="NAME", help="which of the run's clients this is")
         parser.add_argument("--bundle", type=Path, metavar="DIR", help="the device bundle that `cutlayer export` wrote")
-    predict.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default %(default)s")
+    for parser in (serve, client, predict):
+        parser.add_argument("--broker", metavar="URL", help="instead of the run file's, like mqtt://192.168.0.2:1883")
+    for parser in (serve, client):
+        parser.add_argument("--log", choices=("text", "json"), default="text", help="what to print while running (default %(default)s)")
+    predict.add_argument("--split", choices=("validation", "test"), default="test", help="default %(default)s")
     predict.add_argument("--out", type=Path, metavar="FILE", help="write a CSV of id and prediction here instead of to the screen")
 
 
@@ -296,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("interrupted", code=130)
     except CutlayerError as exc:
-        return _say(f"error: {exc}", code=2 if isinstance(exc, (UsageError, BrokerRefused, PeerMismatch)) else 1)
+        return _say(f"error: {exc}", code=exit_code(exc))
     except OSError as exc:
         lost = _output_is_lost()
         if isinstance(exc, BrokenPipeError):

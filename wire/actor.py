@@ -107,7 +107,9 @@ def _joined(mine: Any, theirs: Any) -> Any:
 class Actor:
     """One party of a run. ``program`` is given to the coordinator and to nobody else. Call ``handle`` for each event, in order."""
 
-    def __init__(self, party: PartySlice, *, digest: str, in_flight: int = 1, program: Program | None = None, timing: Timing = Timing()) -> None:
+    def __init__(
+        self, party: PartySlice, *, digest: str, in_flight: int = 1, program: Program | None = None, timing: Timing = Timing()
+    ) -> None:
         if (program is None) != (party.parent is not None):
             raise ValueError("the coordinator, and only the coordinator, has a program")
         self._party = party
@@ -452,7 +454,8 @@ class Actor:
 
     def _answer_parent(self) -> None:
         running = self._running
-        assert self._party.parent is not None and running is not None
+        assert self._party.parent is not None
+        assert running is not None
         body = {"seq": running.seq, "boot": self._started.boot, "result": running.result}
         self._last_done = self._send_control(self._party.parent, Control(kind="done", body=body, blobs=running.blobs))
 

@@ -19,7 +19,7 @@ from wire.actor import Actor
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, PeerMismatch
 from wire.frames import Reassembler, encode
-from wire.graph import Line, PartySlice, topics
+from wire.graph import PartySlice, topics
 from wire.limits import LIMITS
 from wire.messages import (
     Abandon,

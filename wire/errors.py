@@ -39,6 +39,7 @@ __all__ = [
     "RunFileError",
     "StorageError",
     "UsageError",
+    "exit_code",
 ]
 
 
@@ -104,3 +105,8 @@ class CodecError(ProtocolError):
 
 class PeerMismatch(ProtocolError):
     """The peer's run, version or optimizer is not ours."""
+
+
+def exit_code(error: CutlayerError) -> int:
+    """What a process ends with: 2 where the person who started it can mend it, 1 where the reason lies elsewhere."""
+    return 2 if isinstance(error, (UsageError, BrokerRefused, PeerMismatch)) else 1

@@ -56,6 +56,9 @@ class Feed:
     def samples(self, split: Split) -> int:
         return self._sources[split].samples
 
+    def source(self, split: Split) -> DataSource:
+        return self._sources[split]
+
     def train(self, step: int) -> Batch:
         """The batch of a lane's training step."""
         source = self._sources["train"]

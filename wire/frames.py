@@ -1,10 +1,23 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
+
+
 class Kind(IntEnum):
-    FORWARD=1; BACKWARD=2; CONTROL=3; ACK=4; RESEND=5; HELLO=6
+    FORWARD = 1
+    BACKWARD = 2
+    CONTROL = 3
+    ACK = 4
+    RESEND = 5
+    HELLO = 6
+
+
 class Mode(IntEnum):
-    TRAIN=0; EVAL=1; INFER=2
+    TRAIN = 0
+    EVAL = 1
+    INFER = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
     kind: Kind

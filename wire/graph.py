@@ -239,9 +239,7 @@ class Graph:
         for child, parent in tree.items():  # breadth first: parents come before their children
             if parent in subtree:
                 subtree.add(child)
-        return frozenset(
-            lane for segment in self.segments for lane in range(self.lanes) if self.party_of(segment.name, lane) in subtree
-        )
+        return frozenset(lane for segment in self.segments for lane in range(self.lanes) if self.party_of(segment.name, lane) in subtree)
 
 
 def edge_token(key: str, edge: str) -> str:

@@ -137,7 +137,7 @@ def load_manifest(text: str, *, where: str) -> BundleManifest:
     if not isinstance(found, int):
         raise BundleError(f"{where} has no format number; this is not a Cutlayer bundle")
     if found > FORMAT:
-        raise BundleError(f"{where} has format {found}, this client reads up to {FORMAT}; update the client or export with an older Cutlayer")
+        raise BundleError(f"{where} has format {found}, this client reads up to {FORMAT}; update the client, or export with an older one")
     return parse(BundleManifest, data, where="", error=BundleError)
 
 

@@ -123,7 +123,8 @@ class Executed:
     """The answer to ``Execute``.
 
     ``join`` is answered with ``checkpoints`` (ids held on disk) and ``facts`` (``batches``: lane → split → count);
-    ``restore``, on the coordinator, with the saved program state; ``give`` with ``blobs``; ``evaluate``, where the loss is, with ``metrics``.
+    ``restore``, on the coordinator, with the saved program state; ``give`` with ``blobs``; ``evaluate``, where the loss is, with
+    ``metrics``.
     """
 
     op: str
@@ -132,18 +133,7 @@ class Executed:
     program: Mapping[str, Any] | None = None
 
 
-Event = (
-    Started
-    | FrameArrived
-    | Corrupt
-    | SendDelivered
-    | LinkIsUp
-    | LinkIsDown
-    | TimerFired
-    | ForwardDone
-    | BackwardDone
-    | Executed
-)
+Event = Started | FrameArrived | Corrupt | SendDelivered | LinkIsUp | LinkIsDown | TimerFired | ForwardDone | BackwardDone | Executed
 
 
 # ---------------------------------------------------------------- effects

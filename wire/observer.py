@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
-__all__ = ["JsonLines", "ReadableLines"]
+__all__ = ["JsonLines", "ReadableLines", "observer_for"]
 
 STEPS_EVERY_S = 0.25  # progress of steps is said no more often than this
 
@@ -74,3 +74,8 @@ class ReadableLines:
         if event == "finished":
             return "the run is finished"
         return None
+
+
+def observer_for(party: str, log: Literal["text", "json"], *, stream: TextIO | None = None) -> JsonLines | ReadableLines:
+    """What ``--log`` asks for."""
+    return JsonLines(party, stream) if log == "json" else ReadableLines(party, stream)

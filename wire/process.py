@@ -86,7 +86,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         shared=replicated if run.schedule == "relay" else frozenset(),
         facts=_facts(setup.feed, [lane for slot in party.slots for lane in slot.lanes]),
         store=store,
-        transport=MqttTransport(run.broker, client_id=f"{run.name}-{name}" + ("" if setup.training else "-predict")),
+        transport=MqttTransport(run.broker, client_id=f"{run.name}-{name}" + ("" if setup.training else "-predict"), base_dir=run.base),
         observer=observer,
         training=setup.training,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import tomllib
@@ -108,13 +110,16 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """A party that holds raw data. ``data`` overrides single keys of the run's ``[data]``."""
+    """A party that holds raw data. ``data`` overrides single keys of the run's ``[data]``; ``threads``: left out, one a core."""
 
     name: str
     data: dict[str, Any] = field(default_factory=dict)
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"`threads` is {self.threads}; it must be 1 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +177,7 @@ class Run:
         if self.schedule == "relay" and len(self.clients) > 1 and not self.weights_leave:
             raise ValueError(
                 "`schedule` is 'relay' with several clients, which hands segment weights from one to the next; "
-                "allow it with `weights_leave = true`, or use `schedule = \"independent\"`"
+                'allow it with `weights_leave = true`, or use `schedule = "independent"`'
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` is {self.clip_norm}; it must be above 0")
@@ -196,7 +201,7 @@ class Run:
             )
             for name in names
         )
-        edges = tuple(Edge(source=a, target=b) for a, b in zip(names, names[1:], strict=False))
+        edges = tuple(Edge(source=a, target=b) for a, b in itertools.pairwise(names))
         return Graph(segments=segments, edges=edges)
 
     def plan(self) -> Plan:
@@ -221,6 +226,20 @@ class Run:
     def state_of(self, party: str) -> Path:
         """Where a party keeps checkpoints, ledger and results."""
         return self.path(self.state_dir) / self.name / party
+
+    @property
+    def bundles(self) -> Path:
+        """Where ``cutlayer run`` puts the devices' bundles, and a client looks for its own unless told otherwise."""
+        return self.path(self.state_dir) / self.name / "bundles"
+
+    def with_broker(self, url: str | None) -> Run:
+        """The same run over another broker; None: as it is. Raises RunFileError."""
+        if url is None:
+            return self
+        try:
+            return dataclasses.replace(self, broker=dataclasses.replace(self.broker, url=url))
+        except ValueError as exc:
+            raise RunFileError(f"broker: {exc}") from exc
 
     @property
     def digest(self) -> str:

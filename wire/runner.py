@@ -208,7 +208,9 @@ class Runner:
             found = engine.backward(work.global_step, *grads, lr=lr)
         except FloatingPointError as exc:
             return BackwardDone(work=work, void=str(exc))
-        named = [(spec.name, grad, _codec_for(grad, self._run.codec.backward)) for spec, grad in zip(engine.inputs, found) if grad is not None]
+        codec = self._run.codec.backward
+        pairs = zip(engine.inputs, found, strict=False)  # a target has no gradient
+        named = [(spec.name, grad, _codec_for(grad, codec)) for spec, grad in pairs if grad is not None]
         payload = encode_tensors(named) if slot.inputs else b""
         return BackwardDone(work=work, outputs={end.edge: payload for end in slot.inputs})
 

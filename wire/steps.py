@@ -30,6 +30,7 @@ from wire.outbox import Outbox
 
 __all__ = ["StepFlow", "StepRange", "Steps"]
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRange:
     """Steps in the order in which shared segments serve them: ``rounds`` times each of ``lanes`` in turn.
@@ -84,11 +85,7 @@ class StepFlow:
         return not self.busy and self.forwards < len(self.todo) and self.backwards >= self.forwards - self.window + 1
 
     def may_backward(self) -> bool:
-        return (
-            not self.busy
-            and self.backwards < self.forwards
-            and self.forwards >= min(self.backwards + self.window, len(self.todo))
-        )
+        return not self.busy and self.backwards < self.forwards and self.forwards >= min(self.backwards + self.window, len(self.todo))
 
 
 class Steps:

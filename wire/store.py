@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -119,6 +120,12 @@ class Store:
         self._identity = folder / "party.json"
         with storage_errors(folder):
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self._lock = open(folder / "lock", "wb")  # noqa: SIM115 - held as long as the process lives
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            self._lock.close()
+            raise StorageError(f"another process uses {folder}; a party runs once: stop that process first") from exc
         self._party = self._load_identity(digest)
         self._party["boot"] += 1
         self._write_identity()
@@ -134,6 +141,7 @@ class Store:
             if self._ledger.in_transaction:
                 self._ledger.execute("COMMIT")
             self._ledger.close()
+        self._lock.close()
 
     # ------------------------------------------------------------ identity
 
@@ -188,7 +196,8 @@ class Store:
                     (row.edge, row.lane, row.step, row.global_step, row.applied, row.epoch, row.note),
                 )
         except sqlite3.IntegrityError as exc:
-            raise CheckpointError(f"step {row.step} of lane {row.lane} ended twice on edge {row.edge}; this is a fault of Cutlayer") from exc
+            what = f"step {row.step} of lane {row.lane} ended twice on edge {row.edge}"
+            raise CheckpointError(f"{what}; this is a fault of Cutlayer, please report it") from exc
 
     def record_loss(self, global_step: int, lane: int, loss: float) -> None:
         with storage_errors(self.folder / "ledger.sqlite"):
@@ -202,7 +211,8 @@ class Store:
 
     def losses(self) -> list[tuple[int, float]]:
         """(global step, loss) in order, where this party holds the loss."""
-        return [(int(step), float(loss)) for step, loss in self._ledger.execute("SELECT global_step, loss FROM losses ORDER BY global_step")]
+        found = self._ledger.execute("SELECT global_step, loss FROM losses ORDER BY global_step")
+        return [(int(step), float(loss)) for step, loss in found]
 
     # ------------------------------------------------------------ checkpoints
 

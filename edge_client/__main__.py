@@ -1,0 +1,35 @@
+"""``python -m edge_client``: the client without the rest of the command line, for images that hold the device's rooms only."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from edge_client.process import run_client
+from wire.errors import CutlayerError, exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one client; the exit codes are those of ``cutlayer client``."""
+    parser = argparse.ArgumentParser(prog="python -m edge_client", description="Run a client's part of a run.", allow_abbrev=False)
+    parser.add_argument("run_file", metavar="RUN.toml")
+    parser.add_argument("--party", required=True, metavar="NAME", help="which of the run's clients this is")
+    parser.add_argument("--bundle", metavar="DIR", help="the device bundle that `cutlayer export` wrote")
+    parser.add_argument("--broker", metavar="URL", help="instead of the run file's, like mqtt://192.168.0.2:1883")
+    parser.add_argument("--log", choices=("text", "json"), default="text", help="what to print while running (default %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        run_client(args.run_file, party=args.party, bundle=args.bundle, broker=args.broker, log=args.log)
+    except KeyboardInterrupt:
+        return 130
+    except CutlayerError as exc:
+        print(f"cutlayer: error: {exc}", file=sys.stderr)
+        return exit_code(exc)
+    return 0
+
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The client process: a run file, a bundle and this party's data, trained over the broker until the run is over."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, TextIO
+
+import numpy as np
+
+from edge_client.data import DataSource, open_source
+from edge_client.engine import StockEngine, load_engine
+from wire.data_config import Split
+from wire.engine import Array
+from wire.errors import BundleError, DataError, RunFileError, StorageError
+from wire.feed import Batch, Feed
+from wire.graph import PartySlice
+from wire.observer import observer_for
+from wire.process import PartySetup, for_prediction, run_party
+from wire.runfile import Run, load_run
+
+__all__ = ["run_client", "run_predict"]
+
+
+def run_client(
+    run_file: str | Path,
+    *,
+    party: str,
+    bundle: str | Path | None = None,
+    broker: str | None = None,
+    log: Literal["text", "json"] = "text",
+) -> None:
+    """Train ``party``'s segments until the run is over; a second start goes on where the first one stopped.
+
+    ``bundle``: the folder that ``cutlayer export`` wrote; default: where ``cutlayer run`` puts it. ``broker`` overrides the run file's url.
+    Raises CutlayerError.
+    """
+    run = load_run(run_file).with_broker(broker)
+    lane = _lane(run, party)
+    mine = run.graph().slice_for(party)
+    engines = _load_engines(run, mine, run.clients[lane].threads, Path(bundle or run.bundles))
+    feed = _open_feed(run, mine, engines, lane, ("train", *run.evaluate.splits))
+    setup = PartySetup(engines=engines, feed=feed, result={"samples": feed.samples("train")})
+    run_party(run, party, setup, observer=observer_for(party, log))
+
+
+def run_predict(
+    run_file: str | Path,
+    *,
+    party: str,
+    bundle: str | Path | None = None,
+    split: Literal["validation", "test"] = "test",
+    out: str | Path | None = None,
+    broker: str | None = None,
+) -> None:
+    """Split inference on ``party``'s own data with the run's newest common checkpoint; needs ``cutlayer serve --predict PARTY`` running.
+
+    Writes CSV: the sample's id (it never leaves this device), the prediction, and the network's outputs. Raises CutlayerError.
+    """
+    whole = load_run(run_file).with_broker(broker)
+    lane = _lane(whole, party)
+    run = for_prediction(whole, party)
+    mine = run.graph().slice_for(party)
+    engines = _load_engines(run, mine, whole.clients[lane].threads, Path(bundle or whole.bundles))
+    source = _open_feed(whole, mine, engines, lane, (split,)).source(split)
+    with _opened(out) as file:
+        setup = PartySetup(
+            engines=engines,
+            feed=Feed({"test": source}),
+            training=False,
+            digest=whole.digest,
+            on_answer=_csv_writer(run, file),
+        )
+        run_party(run, party, setup, observer=observer_for(party, "text", stream=sys.stderr))
+
+
+def _lane(run: Run, party: str) -> int:
+    names = [client.name for client in run.clients]
+    if party not in names:
+        raise RunFileError(f"no client is called `{party}`; clients are {', '.join(names)}")
+    return names.index(party)
+
+
+# ------------------------------------------------------------ bundles
+
+
+def _load_engines(run: Run, mine: PartySlice, threads: int | None, folder: Path) -> dict[str, StockEngine]:
+    engines: dict[str, StockEngine] = {}
+    for slot in mine.slots:
+        path = folder / slot.segment if (folder / slot.segment).is_dir() else folder
+        engine = load_engine(path, threads=threads, clip_norm=run.clip_norm)
+        _check_bundle(run, slot.segment, engine, path, has_loss=slot.is_sink)
+        engines[slot.segment] = engine
+    return engines
+
+
+def _check_bundle(run: Run, segment: str, engine: StockEngine, path: Path, *, has_loss: bool) -> None:
+    manifest = engine.manifest
+    if manifest.segment != segment:
+        raise BundleError(f"{path} holds the segment `{manifest.segment}`; this party runs `{segment}`; give the right bundle")
+    if manifest.optimizer != run.optimizer:
+        raise BundleError(f"{path} was exported for {manifest.optimizer}, the run file says {run.optimizer}; export the bundle again")
+    if manifest.loss != (run.loss if has_loss else None):
+        raise BundleError(f"{path} was exported with loss {manifest.loss!r}, not what the run places here; export the bundle again")
+
+
+# ------------------------------------------------------------ data
+
+
+def _open_feed(run: Run, mine: PartySlice, engines: Mapping[str, StockEngine], lane: int, splits: tuple[Split, ...]) -> Feed:
+    config = run.data_of(run.clients[lane].name)
+    first = next(slot.segment for slot in mine.slots if slot.is_source)
+    sources: dict[Split, DataSource] = {}
+    for split in splits:
+        sources[split] = open_source(
+            config,
+            split,
+            seed=run.seed,
+            segment=first,
+            lane=lane,
+            batch_size=run.batch_size,
+            base_dir=run.base,
+            min_batch=max(engine.manifest.min_batch for engine in engines.values()),
+        )
+        _check_shapes(engines[first], sources[split], config.path)
+    return Feed(sources)
+
+
+def _check_shapes(engine: StockEngine, source: DataSource, path: str) -> None:
+    wanted = [spec for spec in engine.inputs if spec.name != "target"]
+    if len(wanted) != len(source.input_shapes):
+        raise DataError(
+            f"segment `{engine.manifest.segment}` takes {len(wanted)} inputs, samples in {path} have {len(source.input_shapes)}"
+        )
+    for spec, shape in zip(wanted, source.input_shapes, strict=True):
+        if not spec.fits((1, *shape)):
+            raise DataError(
+                f"samples in {path} have the shape {list(shape)}, but segment `{engine.manifest.segment}` was exported for "
+                f"{list(spec.shape[1:])}; check `input_shape` of [model] and the layout of [data]"
+            )
+
+
+# ------------------------------------------------------------ predictions
+
+
+def _csv_writer(run: Run, file: TextIO) -> Callable[[Batch, Mapping[str, Array]], None]:
+    writer = csv.writer(file, lineterminator="\n")
+    begun = False
+
+    def write(batch: Batch, outputs: Mapping[str, Array]) -> None:
+        nonlocal begun
+        scores = next(iter(outputs.values()))
+        rows = scores.reshape(len(scores), -1)
+        if not begun:
+            writer.writerow(["id", "prediction", *(f"output_{at}" for at in range(rows.shape[1]))])
+            begun = True
+        for name, row in zip(batch.ids, rows, strict=True):
+            writer.writerow([name, _prediction(run.loss, row), *(f"{float(value):.6g}" for value in row)])
+
+    return write
+
+
+def _prediction(loss: str, row: Array) -> str:
+    if loss == "cross_entropy":
+        return str(int(np.argmax(row)))
+    if loss == "bce":
+        return " ".join(str(int(value > 0)) for value in row.tolist())
+    return " ".join(f"{value:.6g}" for value in row.tolist())
+
+
+class _opened:
+    """``out`` for writing, or the screen. Raises StorageError."""
+
+    def __init__(self, out: str | Path | None) -> None:
+        self._out = out
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> TextIO:
+        if self._out is None:
+            return sys.stdout
+        try:
+            self._file = open(self._out, "w", newline="", encoding="utf-8")
+        except OSError as exc:
+            raise StorageError(f"cannot write {self._out}: {exc.strerror or exc}") from exc
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
