@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from wire.errors import CutlayerError, StorageError, UsageError, exit_code
 from wire.optim import SGD, Adam, AdamW, Optimizer
 from wire.parse import parse
+from wire.runfile import load_run
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -96,9 +97,11 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from simulation.serving import serve
+    from export.prepare import build_segments
+    from server.process import serve_run
 
-    serve(args.run_file, predict=args.predict, broker=args.broker, log=args.log)
+    run = load_run(args.run_file).with_broker(args.broker)
+    serve_run(run, build_segments(run), predict=args.predict, log=args.log)
 
 
 def _client(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,7 +46,7 @@ class LabelStore(Protocol):
 class Feed:
     """All splits of one party; finds the batch that a step means."""
 
-    def __init__(self, sources: dict[Split, DataSource]) -> None:
+    def __init__(self, sources: Mapping[Split, DataSource]) -> None:
         self._sources = sources
 
     @property

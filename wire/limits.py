@@ -15,7 +15,9 @@ class Limits:
     message_bytes: int = 64 << 20  # a message put together from its parts
     reassembly_bytes: int = 128 << 20  # all unfinished messages of one party
     control_json_bytes: int = 64 << 10  # the JSON head of a control message
+    unfinished_messages: int = 256  # messages of which parts are missing
     inbox_bytes: int = 128 << 20  # frames received and not yet handled by one party
+    outbox_bytes: int = 128 << 20  # frames handed to the transport and not yet on the line
     tensor_dims: int = 8
     tensor_elements: int = 1 << 26
     tensors_per_message: int = 64

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from wire.codecs import check_codec
 from wire.data_config import DataConfig
 from wire.errors import RunFileError
 from wire.graph import Edge, Graph, Segment
@@ -87,6 +88,10 @@ class CodecConfig:
 
     forward: str = "fp32"
     backward: str = "fp32"
+
+    def __post_init__(self) -> None:
+        check_codec(self.forward)
+        check_codec(self.backward)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""The server: trains the heavy segments in PyTorch, holds loss, metrics and labels, and starts a broker."""
