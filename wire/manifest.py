@@ -34,6 +34,7 @@ the batch), and backward takes no ``g.*``: its seed is 1.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,7 +52,7 @@ GRAPHS = ("forward", "backward", "optimizer", "infer")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """Name, numpy dtype name and shape of a tensor; a dimension is a number or ``"batch"``.
+    """Name, numpy dtype name and shape of a tensor; a dimension is a number, ``"batch"``, or, of a residual, ``"4*batch+0"``.
 
     ``gradient`` says, of a segment input: backward returns its gradient; of a parameter: it is trained.
     """
@@ -67,7 +68,7 @@ class TensorSpec:
         if len(self.shape) > LIMITS.tensor_dims:
             raise ValueError(f"`{self.name}` has {len(self.shape)} dimensions; the limit is {LIMITS.tensor_dims}")
         for dim in self.shape:
-            if dim != BATCH and (not isinstance(dim, int) or dim < 0):
+            if not (isinstance(dim, int) and dim >= 0) and not (isinstance(dim, str) and _BATCH_DIM.fullmatch(dim)):
                 raise ValueError(f"`{self.name}` has the dimension {dim!r}; it must be a whole number or {BATCH!r}")
 
     def fits(self, shape: tuple[int, ...]) -> bool:
@@ -75,6 +76,7 @@ class TensorSpec:
         return len(shape) == len(self.shape) and all(want in (BATCH, got) for want, got in zip(self.shape, shape, strict=True))
 
 
+_BATCH_DIM = re.compile(r"([0-9]{1,9}\*)?batch(\+-?[0-9]{1,9})?")
 _DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 

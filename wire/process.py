@@ -39,6 +39,7 @@ class PartySetup:
     digest: str | None = None
     on_answer: Callable[[Batch, Mapping[str, Array]], None] = lambda batch, outputs: None
     result: dict[str, Any] = field(default_factory=dict)
+    on_over: Callable[[], dict[str, Any]] = dict  # what the end of the run adds to the result
 
 
 def for_prediction(run: Run, client: str) -> Run:
@@ -112,6 +113,7 @@ def _result(name: str, driver: Driver, setup: PartySetup, run: Run) -> dict[str,
         "peak_rss_mb": round(peak_rss_bytes() / 2**20, 1),
         "modules_forbidden": sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "onnx")),
         **setup.result,
+        **setup.on_over(),
     }
 
 

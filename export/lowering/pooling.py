@@ -1,0 +1,191 @@
+"""Pooling and its gradients, for any number of spatial dimensions.
+
+The gradient of a max-pool goes to the first maximum of each window, as in PyTorch. It is found without indices (a MaxPool that makes them
+is fifteen times as slow): tap after tap is compared with the maximum, and what is found takes the gradient away from the taps after it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from export.lowering.context import GraphWriter, lowers
+from export.trace import Affine, Op, Ref
+from wire.errors import ExportError
+
+
+def _pair(values: Sequence[int], spatial: int) -> list[int]:
+    return list(values) * spatial if len(values) == 1 else list(values)
+
+
+def _sizes(graph: GraphWriter, ref: Ref) -> list[int]:
+    dims = graph.shape(ref)[2:]
+    if len(graph.shape(ref)) < 3 or any(isinstance(dim, Affine) for dim in dims):
+        raise ExportError("a pooling runs over the batch; the batch must be the first dimension")
+    return [int(dim) for dim in dims]  # type: ignore[arg-type]
+
+
+class _Windows:
+    """Kernel, stride, padding and dilation of a pooling, as ATen gives them."""
+
+    def __init__(self, graph: GraphWriter, source: Ref, result: Sequence[int], args: Sequence[Any]) -> None:
+        self.graph = graph
+        self.inside, self.outside = _sizes(graph, source), list(result)
+        spatial = len(self.inside)
+        kernel, stride, padding, dilation = (*args, *((), 0, 1)[len(args) - 1 :])[:4]
+        self.kernel = _pair(kernel, spatial)
+        self.stride = _pair(stride, spatial) if stride else self.kernel
+        self.padding = _pair([padding] if isinstance(padding, int) else padding, spatial)
+        self.dilation = _pair([dilation] if isinstance(dilation, int) else dilation, spatial)
+        self.axes = list(range(2, 2 + spatial))
+        # What the last window reaches beyond the right edge (ceil mode and padding), or leaves out (negative).
+        self.after = [
+            (out - 1) * stride + dilation * (kernel - 1) + 1 - size - before
+            for out, stride, dilation, kernel, size, before in zip(
+                self.outside, self.stride, self.dilation, self.kernel, self.inside, self.padding, strict=True
+            )
+        ]
+
+    @property
+    def apart(self) -> bool:
+        """Windows that neither overlap nor leave gaps, nor reach beyond an edge."""
+        return (
+            self.kernel == self.stride and not any(self.padding) and set(self.dilation) == {1} and all(after <= 0 for after in self.after)
+        )
+
+    def padded(self, name: str, value: float) -> str:
+        pads = [0, 0, *self.padding, 0, 0, *(max(0, after) for after in self.after)]
+        if not any(pads):
+            return name
+        return str(self.graph.emit("Pad", name, self.graph.constant(pads), self.graph.scalar(value)))
+
+    def taps(self) -> list[tuple[int, ...]]:
+        return list(itertools.product(*(range(size) for size in self.kernel)))
+
+    def tap(self, padded: str, tap: tuple[int, ...]) -> str:
+        """What lies under a tap of every window."""
+        starts = [at * dilation for at, dilation in zip(tap, self.dilation, strict=True)]
+        ends = [start + (out - 1) * stride + 1 for start, out, stride in zip(starts, self.outside, self.stride, strict=True)]
+        return self.graph.slice(padded, self.axes, starts, ends, self.stride)
+
+    def spread(self, parts: Sequence[str], shape: Sequence[int | Affine]) -> str:
+        """The inverse of ``tap``: each part's elements back to where they were taken from, added up. [batch, channels, inside...]"""
+        if self.apart and len(self.kernel) == 2 and self.kernel[0] == self.kernel[1]:
+            together = self.graph.emit("Concat", *parts, axis=1)
+            return self._fill_edge(str(self.graph.emit("DepthToSpace", together, blocksize=self.kernel[0], mode="DCR")))
+        total = None
+        for tap, part in zip(self.taps(), parts, strict=True):
+            placed = self._placed(part, tap, shape)
+            total = placed if total is None else str(self.graph.emit("Add", total, placed))
+        assert total is not None
+        starts, ends = self.padding, [before + size for before, size in zip(self.padding, self.inside, strict=True)]
+        return self.graph.slice(total, self.axes, starts, ends, [1] * len(starts))
+
+    def _fill_edge(self, name: str) -> str:
+        left = [max(0, -after) for after in self.after]
+        return str(self.graph.emit("Pad", name, self.graph.constant([0, 0, *[0] * len(left), 0, 0, *left]))) if any(left) else name
+
+    def _placed(self, part: str, tap: tuple[int, ...], shape: Sequence[int | Affine]) -> str:
+        """Zeros between the elements (stride), then around them, to the size of the padded input."""
+        graph, spatial = self.graph, len(self.kernel)
+        if any(stride > 1 for stride in self.stride):
+            split: list[int | Affine] = [*shape[:2], *itertools.chain.from_iterable((out, 1) for out in self.outside)]
+            stuffed = graph.reshape(part, split)
+            pads = [0, 0, *itertools.chain.from_iterable((0, stride - 1) for stride in self.stride)]
+            stuffed = str(graph.emit("Pad", stuffed, graph.constant([0] * len(pads) + pads)))
+            part = graph.reshape(stuffed, [*shape[:2], *(out * stride for out, stride in zip(self.outside, self.stride, strict=True))])
+        starts = [at * dilation for at, dilation in zip(tap, self.dilation, strict=True)]
+        whole = [before + size + max(0, after) for before, size, after in zip(self.padding, self.inside, self.after, strict=True)]
+        ends = [total - start - out * stride for total, start, out, stride in zip(whole, starts, self.outside, self.stride, strict=True)]
+        # A negative pad takes zeros away that the last element brought with it.
+        return str(graph.emit("Pad", part, graph.constant([0, 0, *starts, 0, 0, *ends]))) if any(starts + ends) or spatial else part
+
+
+def _ceil_args(args: Sequence[Any], at: int) -> bool:
+    return bool(args[at]) if len(args) > at else False
+
+
+@lowers("max_pool2d_with_indices.default")
+def _max_pool(graph: GraphWriter, op: Op) -> Sequence[str | None]:
+    assert op.results[0] is not None
+    windows = _Windows(graph, op.args[0], [int(dim) for dim in op.results[0].shape[2:]], op.args[1:5])  # type: ignore[arg-type]
+    attributes = {
+        "kernel_shape": windows.kernel,
+        "strides": windows.stride,
+        "dilations": windows.dilation,
+        "pads": [*windows.padding, *windows.padding],
+        "ceil_mode": int(_ceil_args(op.args, 5)),
+    }
+    return [graph.emit("MaxPool", graph.name(op.args[0]), **attributes), None]
+
+
+@lowers("max_pool2d_with_indices_backward.default")
+def _max_pool_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
+    """The last argument is the maximum, which ``export.graphs`` put in the place of the indices."""
+    grad, source, kernel, stride, padding, dilation, _, maximum = op.args
+    windows = _Windows(graph, source, _sizes(graph, grad), [kernel, stride, padding, dilation])
+    padded = windows.padded(graph.name(source), float("-inf"))
+    rest, parts = graph.name(grad), []
+    for at, tap in enumerate(windows.taps()):
+        equal = graph.emit("Equal", windows.tap(padded, tap), graph.name(maximum))
+        part = graph.emit("Mul", rest, graph.cast(equal, torch.bool, torch.float32))
+        parts.append(part)
+        if at + 1 < len(windows.taps()):
+            rest = graph.emit("Sub", rest, part)
+    return [windows.spread(parts, graph.shape(grad))]
+
+
+@lowers("avg_pool2d.default", "avg_pool1d.default")
+def _avg_pool(graph: GraphWriter, op: Op) -> Sequence[str]:
+    assert op.results[0] is not None
+    windows = _Windows(graph, op.args[0], [int(dim) for dim in op.results[0].shape[2:]], op.args[1:4])  # type: ignore[arg-type]
+    _check_average(op, windows, op.args[4:])
+    attributes = {"kernel_shape": windows.kernel, "strides": windows.stride, "pads": windows.padding * 2, "count_include_pad": 1}
+    return [graph.emit("AveragePool", graph.name(op.args[0]), **attributes)]
+
+
+@lowers("avg_pool2d_backward.default")
+def _avg_pool_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
+    grad, source, kernel, stride, padding = op.args[:5]
+    windows = _Windows(graph, source, _sizes(graph, grad), [kernel, stride, padding])
+    _check_average(op, windows, op.args[5:])
+    taps = windows.taps()
+    share = str(graph.emit("Mul", graph.name(grad), graph.scalar(1 / len(taps))))
+    return [windows.spread([share] * len(taps), graph.shape(grad))]
+
+
+def _check_average(op: Op, windows: _Windows, rest: Sequence[Any]) -> None:
+    ceil, include, divisor = (*rest, *(False, True, None)[len(rest) :])[:3]
+    if ceil or divisor is not None or (not include and any(windows.padding)):
+        raise ExportError(
+            f"module `{op.module}`: an average pooling with ceil_mode, divisor_override or count_include_pad=False cannot be trained "
+            "on a device; leave these at their defaults"
+        )
+
+
+@lowers("_adaptive_avg_pool2d.default", "adaptive_avg_pool1d.default")
+def _adaptive(graph: GraphWriter, op: Op) -> Sequence[str]:
+    kernel = _adaptive_kernel(op, _sizes(graph, op.args[0]), [int(dim) for dim in op.results[0].shape[2:]])  # type: ignore[arg-type,union-attr]
+    return [graph.emit("AveragePool", graph.name(op.args[0]), kernel_shape=kernel, strides=kernel)]
+
+
+@lowers("_adaptive_avg_pool2d_backward.default")
+def _adaptive_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
+    grad, source = op.args
+    kernel = _adaptive_kernel(op, _sizes(graph, source), _sizes(graph, grad))
+    windows = _Windows(graph, source, _sizes(graph, grad), [kernel, kernel])
+    taps = windows.taps()
+    share = str(graph.emit("Mul", graph.name(grad), graph.scalar(1 / len(taps))))
+    return [windows.spread([share] * len(taps), graph.shape(grad))]
+
+
+def _adaptive_kernel(op: Op, inside: Sequence[int], outside: Sequence[int]) -> list[int]:
+    if any(size % out for size, out in zip(inside, outside, strict=True)):
+        raise ExportError(
+            f"module `{op.module}`: an adaptive pooling from {list(inside)} to {list(outside)} has windows of several sizes; "
+            "choose sizes that divide"
+        )
+    return [size // out for size, out in zip(inside, outside, strict=True)]

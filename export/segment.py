@@ -1,0 +1,200 @@
+"""``export_segment``: a torch module becomes a device bundle, or an error that says why it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import torch
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from export.bundle import MANIFEST, file_entries, write_folder
+from export.graphs import BuiltGraph, build_inference, build_training
+from export.lowering.context import OPSET
+from export.optimizers import build_optimizer, counts_steps, slots_of
+from export.parity import Candidate, check_parity
+from export.trace import Affine, Loss, Trace, Value, trace_inference, trace_training
+from wire.errors import ExportError
+from wire.manifest import FORMAT, BundleManifest, GraphEntry, TensorSpec, dump_manifest
+from wire.optim import Optimizer
+
+__all__ = ["build_candidate", "export_segment"]
+
+TARGET = "target"
+
+
+def export_segment(
+    module: nn.Module,
+    example_inputs: Sequence[Tensor],
+    out: str | Path,
+    *,
+    optimizer: Optimizer,
+    loss: Loss | None = None,
+    name: str = "segment",
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    input_gradients: Sequence[bool] | None = None,
+) -> BundleManifest:
+    """Write ``module`` as a device bundle into the folder ``out`` and return its manifest.
+
+    ``example_inputs``: one tensor an input, batch first; with a ``loss`` the target comes last (int64 [N] for ``cross_entropy``, float32 for
+    ``bce`` and ``mse``). ``input_gradients``: for each input, whether backward returns its gradient; default: no, as for raw data.
+    The module is left as it was. Nothing is written unless the parity gate holds.
+
+    Raises ExportError: an operation without an ONNX form, a shape that cannot follow the batch size, a result that differs from PyTorch's
+    (each with the operation's name); StorageError.
+    """
+    examples = _named(example_inputs, input_names, loss)
+    wanted = [key for key, asked in zip(examples, input_gradients or (), strict=False) if asked]
+    with _restored(module):
+        candidate = build_candidate(module, examples, output_names, optimizer=optimizer, loss=loss, input_gradients=wanted)
+        check_parity(candidate)
+    manifest, files = _pack(candidate, name)
+    write_folder(Path(out), {**files, MANIFEST: dump_manifest(manifest).encode()})
+    return manifest
+
+
+def build_candidate(
+    module: nn.Module,
+    examples: dict[str, Tensor],
+    output_names: Sequence[str] | None,
+    *,
+    optimizer: Optimizer,
+    loss: Loss | None,
+    input_gradients: Sequence[str],
+) -> Candidate:
+    """Trace and lower, without comparing or writing anything. Changes the module's training flag. Raises ExportError."""
+    data = {key: value for key, value in examples.items() if loss is None or key != TARGET}
+    evaluated = _output_names(module.eval(), tuple(data.values()), output_names)
+    outputs = ("loss",) if loss is not None else evaluated
+    trace = trace_training(module, examples, outputs, loss=loss, input_gradients=input_gradients)
+    trained = {name: _shape(value) for name, value in module.named_parameters() if value.requires_grad}
+    return Candidate(
+        module=module,
+        trace=trace,
+        training=build_training(trace),
+        optimizer_graph=build_optimizer(optimizer, trained),
+        inference=build_inference(trace_inference(module, data, evaluated)),
+        optimizer=optimizer,
+        loss=loss,
+        inputs=examples,
+        outputs=outputs,
+        input_gradients=tuple(input_gradients),
+        min_batch=_min_batch(trace),
+    )
+
+
+@contextlib.contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Whatever tracing and comparing do, the module and the random numbers are afterwards what they were."""
+    flags = {each: each.training for each in module.modules()}
+    buffers = {name: value.clone() for name, value in module.named_buffers()}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for each, flag in flags.items():
+            each.training = flag
+        for name, value in module.named_buffers():
+            value.copy_(buffers[name])
+
+
+def _named(inputs: Sequence[Tensor], names: Sequence[str] | None, loss: Loss | None) -> dict[str, Tensor]:
+    if not inputs:
+        raise ExportError("a segment without inputs cannot be exported; give `example_inputs`")
+    count = len(inputs) - (loss is not None)
+    named = list(names) if names is not None else (["x"] if count == 1 else [f"x{at}" for at in range(count)])
+    if loss is not None and named[-1:] != [TARGET]:
+        named.append(TARGET)
+    if len(named) != len(inputs):
+        raise ExportError(f"{len(inputs)} example inputs, but {len(named)} names; with a loss the target comes last")
+    for name, value in zip(named, inputs, strict=True):
+        if value.dim() < 1:
+            raise ExportError(f"example input `{name}` has no batch dimension; its first dimension must be the batch")
+    return dict(zip(named, inputs, strict=True))
+
+
+def _output_names(module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str] | None) -> tuple[str, ...]:
+    try:
+        with torch.no_grad():
+            found = module(*inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as exc:
+        raise ExportError(f"the segment does not run on the example inputs: {str(exc).splitlines()[0][:300]}") from exc
+    found = (found,) if isinstance(found, Tensor) else found
+    if not isinstance(found, (tuple, list)) or not all(isinstance(each, Tensor) for each in found):
+        raise ExportError("the segment must return a tensor or a tuple of tensors")
+    if names is not None and len(names) != len(found):
+        raise ExportError(f"the segment returns {len(found)} tensors, but {len(names)} output names were given")
+    return tuple(names) if names is not None else (("y",) if len(found) == 1 else tuple(f"y{at}" for at in range(len(found))))
+
+
+def _min_batch(trace: Trace) -> int:
+    """BatchNorm cannot train on one value a channel."""
+    shapes = {op.name: op.results[0] for op in trace.ops}
+    for op in trace.ops:
+        if op.target.startswith("native_batch_norm."):
+            value = shapes.get(op.name)
+            if value is not None and all(dim == 1 for dim in value.shape[2:]):
+                return 2
+    return 1
+
+
+def _shape(value: Tensor) -> Value:
+    return Value(tuple(value.shape), value.dtype)
+
+
+# ------------------------------------------------------------ the manifest
+
+
+def _pack(candidate: Candidate, name: str) -> tuple[BundleManifest, dict[str, bytes]]:
+    graphs: dict[str, BuiltGraph | None] = {
+        "forward": candidate.training.forward,
+        "backward": candidate.training.backward,
+        "optimizer": candidate.optimizer_graph,
+        "infer": candidate.inference,
+    }
+    files = {f"{key}.onnx": b"" if graph is None else graph.model.SerializeToString() for key, graph in graphs.items()}
+    state = dict(candidate.module.named_parameters()) | dict(candidate.module.named_buffers())
+    files["parameters.safetensors"] = dump_tensors({key: value.detach().contiguous().clone() for key, value in state.items()})
+    known = {found.name: found.value for found in candidate.trace.inputs.values()}
+    results = {ref: value for op in candidate.trace.ops for ref, value in ((op.name, op.results),)}
+    made = {key: results[ref.name][ref.index] for key, ref in candidate.trace.outputs.items() if ref.name in results}
+    made |= {key: candidate.trace.inputs[ref.name].value for key, ref in candidate.trace.outputs.items() if ref.name not in results}
+    manifest = BundleManifest(
+        format=FORMAT,
+        segment=name,
+        inputs=tuple(_spec(key, known[f"in.{key}"], gradient=key in candidate.input_gradients) for key in candidate.inputs),
+        outputs=tuple(_spec(key, made[f"out.{key}"]) for key in candidate.outputs),
+        parameters=tuple(_spec(key, _shape(value), gradient=value.requires_grad) for key, value in candidate.module.named_parameters()),
+        buffers=tuple(_spec(key, _shape(value)) for key, value in candidate.module.named_buffers()),
+        residuals=tuple(_spec(key, value) for key, value in candidate.training.residuals.items()),
+        optimizer=candidate.optimizer,
+        slots=slots_of(candidate.optimizer),
+        counts_steps=counts_steps(candidate.optimizer),
+        min_batch=candidate.min_batch,
+        loss=candidate.loss,
+        graphs={
+            key: GraphEntry(file=f"{key}.onnx", inputs=graph.inputs if graph else (), outputs=graph.outputs if graph else ())
+            for key, graph in graphs.items()
+        },
+        files=file_entries(files),
+        opset=OPSET,
+        producer={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__},
+    )
+    return manifest, files
+
+
+def _spec(name: str, value: Value | None, *, gradient: bool = False) -> TensorSpec:
+    assert value is not None
+    dtype = str(value.dtype).removeprefix("torch.")
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(_dim(dim) for dim in value.shape), gradient=gradient)
+
+
+def _dim(dim: int | Affine) -> int | str:
+    if not isinstance(dim, Affine):
+        return dim
+    return "batch" if dim == Affine(1, 0) else f"{dim.slope}*batch+{dim.offset}"
