@@ -41,8 +41,8 @@ def export_segment(
 ) -> BundleManifest:
     """Write ``module`` as a device bundle into the folder ``out`` and return its manifest.
 
-    ``example_inputs``: one tensor an input, batch first; with a ``loss`` the target comes last (int64 [N] for ``cross_entropy``, float32 for
-    ``bce`` and ``mse``). ``input_gradients``: for each input, whether backward returns its gradient; default: no, as for raw data.
+    ``example_inputs``: one tensor an input, batch first; with a ``loss`` the target comes last (int64 [N] for ``cross_entropy``, float32
+    for ``bce`` and ``mse``). ``input_gradients``: for each input, whether backward returns its gradient; default: no, as for raw data.
     The module is left as it was. Nothing is written unless the parity gate holds.
 
     Raises ExportError: an operation without an ONNX form, a shape that cannot follow the batch size, a result that differs from PyTorch's

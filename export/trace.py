@@ -1,7 +1,7 @@
 """Traces a segment's training step, or its inference, into a flat list of ATen operations whose batch size is a symbol.
 
-PyTorch differentiates: forward and backward are traced as one joint graph (``torch.func.vjp`` under ``make_fx``). The trace is made at three
-batch sizes, and every number in it that differs between them is fitted as ``a * batch + b`` (or ``c / (a * batch + b)``). A number that
+PyTorch differentiates: forward and backward are traced as one joint graph (``torch.func.vjp`` under ``make_fx``). The trace is made at
+three batch sizes, and every number in it that differs between them is fitted as ``a * batch + b`` (or ``c / (a * batch + b)``). A number that
 fits neither is refused: a bundle must work at any batch size.
 """
 

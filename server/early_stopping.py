@@ -1,4 +1,4 @@
-"""Early stopping (Prechelt, "Early stopping – but when?", 1998): a pure function of the metrics so far, so that a resumed run decides alike."""
+"""Early stopping (Prechelt, "Early stopping – but when?", 1998): a pure function of the metrics so far; a resumed run decides alike."""
 
 from __future__ import annotations
 

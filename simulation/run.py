@@ -1,0 +1,161 @@
+"""``cutlayer run``: every party of a run file as a process of this computer, then the unsplit twin, then the two side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_client.data import open_source
+from export.prepare import export_run
+from server.broker import start_broker
+from simulation.parties import Parties, client_command, server_command
+from simulation.report import Report, print_report
+from simulation.screen import Screen
+from simulation.twin import train_unsplit
+from wire.data_config import Split
+from wire.errors import CheckpointError
+from wire.feed import Feed
+from wire.manifest import load_manifest
+from wire.runfile import Run, load_run
+from wire.transport.broker_config import BrokerConfig
+
+__all__ = ["BROKERS", "feeds_of", "run_and_compare", "run_file"]
+
+BROKERS = ("embedded", "mosquitto")
+
+
+def run_file(path: str | Path, *, json: bool = False) -> None:
+    """Train the run, compare it with its unsplit twin and print what it cost; started again, an unfinished run goes on.
+
+    Where the run file says nothing of a broker, one is started for the run. ``json``: one JSON object as the last line.
+    Raises CutlayerError.
+    """
+    run = load_run(path)
+    report = run_and_compare(run, Path(path), broker="embedded" if run.broker == BrokerConfig() else run.broker.url)
+    print_report(report, as_json=json)
+
+
+def run_and_compare(run: Run, path: Path, *, broker: str, dataset: str | None = None) -> Report:
+    """``broker``: one of BROKERS, started for the run, or an address. ``dataset``: what the report calls the data."""
+    _check_bundles(run)
+    with Screen() as screen, _broker(broker) as url:
+        screen.say(f"broker at {url}")
+        metrics = _train(run, path, url, screen)
+        results = {name: _result(run, name) for name in [run.server.name, *(client.name for client in run.clients)]}
+        feeds = feeds_of(run)
+        with screen.bar("unsplit twin") as advance:
+            twin = train_unsplit(run, feeds, progress=advance)
+    losses = _losses(run)
+    return Report.compare(
+        run,
+        dataset=dataset or run.name,
+        broker=broker,
+        results=results,
+        metrics=results[run.server.name].get("metrics") or metrics,
+        losses=losses,
+        twin=twin,
+        samples={lane: feed.samples("train") for lane, feed in feeds.items()},
+    )
+
+
+@contextlib.contextmanager
+def _broker(choice: str) -> Iterator[str]:
+    if choice not in BROKERS:
+        yield choice
+        return
+    with start_broker(engine=choice) as broker:  # type: ignore[arg-type]
+        yield broker.url
+
+
+def _check_bundles(run: Run) -> None:
+    """Export what clients need, unless a run that is under way has it already."""
+    names = [name for name in run.model.names if run.model.place(name) == "clients"]
+    for name in names:
+        path = run.bundles / name / "manifest.json"
+        if not path.is_file() or load_manifest(path.read_text(), where=str(path)).optimizer != run.optimizer or not _is_under_way(run):
+            export_run(run, run.bundles)
+            return
+
+
+def _is_under_way(run: Run) -> bool:
+    return any((run.state_of(client.name) / "party.json").is_file() for client in run.clients)
+
+
+def _train(run: Run, path: Path, url: str, screen: Screen) -> dict[str, Any]:
+    """Run all parties to the end; the metrics that the server has told."""
+    metrics: dict[str, Any] = {}
+    with Parties(run) as parties, screen.bar("split") as advance:
+        parties.start(run.server.name, server_command(path, url))
+        for client in run.clients:
+            parties.start(client.name, client_command(path, client.name, url))
+        done = total = 0
+        for event in parties.events():
+            if event.get("party") == run.server.name:
+                total = int(event.get("total_steps", total))
+                done = int(event["global_step"]) + 1 if event["event"] == "step" else done
+                advance(done, total)
+                if event["event"] == "metrics":
+                    metrics[str(event["split"])] = {key: value for key, value in event.items() if isinstance(value, float)}
+                    screen.say(_told(event))
+            if event["event"] in ("note", "restored") and event.get("kind") != "repeat":
+                screen.note(event)
+        advance(total, total)
+    return metrics
+
+
+def _told(event: Mapping[str, Any]) -> str:
+    numbers = ", ".join(f"{key} {value:.4f}" for key, value in event.items() if isinstance(value, float))
+    return f"epoch {int(event['epoch']) + 1}, {event['split']}: {numbers}"
+
+
+def feeds_of(run: Run) -> dict[int, Feed]:
+    """Each lane's data, as its client reads it."""
+    names = run.model.names
+    first = next(name for name in names if run.model.place(name) == "clients")
+    splits: tuple[Split, ...] = ("train", *run.evaluate.splits)
+    return {
+        lane: Feed(
+            {
+                split: open_source(
+                    run.data_of(client.name),
+                    split,
+                    seed=run.seed,
+                    segment=first,
+                    lane=lane,
+                    batch_size=run.batch_size,
+                    base_dir=run.base,
+                    min_batch=_min_batch(run),
+                )
+                for split in splits
+            }
+        )
+        for lane, client in enumerate(run.clients)
+    }
+
+
+def _min_batch(run: Run) -> int:
+    names = [name for name in run.model.names if run.model.place(name) == "clients"]
+    paths = [run.bundles / name / "manifest.json" for name in names]
+    return max(load_manifest(path.read_text(), where=str(path)).min_batch for path in paths)
+
+
+def _result(run: Run, party: str) -> dict[str, Any]:
+    path = run.state_of(party) / "result.json"
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"{path} is not readable ({exc}); remove {run.path(run.state_dir) / run.name} to run anew") from exc
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} has the wrong form; remove {run.path(run.state_dir) / run.name} to run anew")
+    return found
+
+
+def _losses(run: Run) -> list[float]:
+    """The loss of every step, from the ledger of the party that computes it."""
+    holder = run.graph().root()
+    with contextlib.closing(sqlite3.connect(run.state_of(holder) / "ledger.sqlite")) as ledger:
+        return [float(row[0]) for row in ledger.execute("SELECT loss FROM losses ORDER BY global_step")]

@@ -1,0 +1,150 @@
+"""The unsplit twin: the same network, seed and batches in plain PyTorch, in the order in which the run serves its lanes.
+
+With relay, or one client, it is the whole model under one optimizer. With independent clients each lane has client segments of its own.
+It is what a split run is compared with; it takes nothing from the engines that it checks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.prepare import build_model, build_segments
+from server.early_stopping import should_stop
+from server.losses import loss_of
+from server.metrics import MetricSet
+from server.optimizers import torch_optimizer
+from wire.feed import Batch, Feed
+from wire.program import Command, TrainingProgram
+from wire.runfile import Run
+from wire.steps import StepRange
+
+__all__ = ["TwinResult", "train_unsplit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwinResult:
+    """``losses``: of each global step, in order. ``metrics``: by split, after the last epoch. ``state``: of the network of lane 0."""
+
+    losses: tuple[float, ...]
+    metrics: Mapping[str, Mapping[str, float]]
+    state: Mapping[str, Tensor] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Modules that learn together, the parameters of each segment among them, and their optimizer."""
+
+    parameters: Sequence[Sequence[nn.Parameter]]
+    optimizer: torch.optim.Optimizer
+
+
+class _Lane:
+    """What one lane's batches run through."""
+
+    def __init__(self, chain: Sequence[nn.Module], parts: Sequence[_Part]) -> None:
+        self.chain, self.parts = chain, parts
+
+    def __call__(self, inputs: Sequence[Tensor], *, training: bool) -> Tensor:
+        values: Any = tuple(inputs)
+        for module in self.chain:
+            found = module.train(training)(*values)
+            values = (found,) if isinstance(found, Tensor) else tuple(found)
+        output: Tensor = values[0]
+        return output
+
+
+def train_unsplit(run: Run, feeds: Mapping[int, Feed], *, progress: Callable[[int, int], None] = lambda done, total: None) -> TwinResult:
+    """Train from the run's seed to its end. ``feeds``: each lane's data. ``progress`` hears (steps done, steps in all).
+
+    Steps follow each other (``in_flight`` 1). Raises CutlayerError as building the network does.
+    """
+    lanes = _lanes(run)
+    stopping = run.evaluate
+    program = TrainingProgram(run.plan(), stop=lambda seen: should_stop(seen, patience=stopping.patience, watch=stopping.watch))
+    program.sized({"batches": {str(lane): feed.counts for lane, feed in feeds.items()}})
+    metrics = MetricSet(run.evaluate.metrics, loss=run.loss)
+    losses: list[float] = []
+    while (command := program.next()).op != "end":
+        result: dict[str, Any] = {}
+        if command.op == "train":
+            losses += _train(run, lanes, feeds, command)
+            progress(len(losses), program.total_steps)
+        elif command.op == "evaluate":
+            result = _evaluate(lanes, feeds, command, metrics)
+        program.done(result, {})
+    return TwinResult(losses=tuple(losses), metrics=program.metrics, state=_state(lanes[0]))
+
+
+def _lanes(run: Run) -> list[_Lane]:
+    segments = build_segments(run)
+    if run.schedule == "relay" or len(run.clients) == 1:
+        model = build_model(run)
+        mine = dict(model.named_parameters())
+        groups = [[mine[name] for name, _ in segment.module.named_parameters()] for segment in segments.values()]
+        lane = _Lane([model], [_part(run, groups)])
+        return [lane] * len(run.clients)
+    shared = {name: segment.module for name, segment in segments.items() if run.model.place(name) == "server"}
+    parts = {name: _part(run, [list(module.parameters())]) for name, module in shared.items()}
+    lanes = []
+    for _ in run.clients:
+        chain: dict[str, nn.Module] = {name: shared.get(name) or copy.deepcopy(segment.module) for name, segment in segments.items()}
+        own = [parts.get(name) or _part(run, [list(module.parameters())]) for name, module in chain.items()]
+        lanes.append(_Lane(list(chain.values()), own))
+    return lanes
+
+
+def _part(run: Run, groups: Sequence[Sequence[nn.Parameter]]) -> _Part:
+    everything: list[Tensor] = [value for group in groups for value in group]
+    return _Part(groups, torch_optimizer(run.optimizer, everything or [torch.zeros(1)]))
+
+
+def _train(run: Run, lanes: Sequence[_Lane], feeds: Mapping[int, Feed], command: Command) -> list[float]:
+    steps = StepRange.from_plain(command.args["steps"])
+    total = int(command.args["total_steps"])
+    losses = []
+    for lane, step, global_step in steps.steps(steps.lanes):
+        batch = feeds[lane].train(step)
+        network = lanes[lane]
+        for part in network.parts:
+            part.optimizer.zero_grad()
+            part.optimizer.param_groups[0]["lr"] = run.optimizer.lr * run.lr_schedule.factor(global_step, total)
+        loss = loss_of(run.loss, network(_tensors(batch), training=True), _target(batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
+        for part in network.parts:
+            for group in part.parameters:
+                if run.clip_norm is not None and group:
+                    torch.nn.utils.clip_grad_norm_(group, run.clip_norm)
+            part.optimizer.step()
+    return losses
+
+
+def _evaluate(lanes: Sequence[_Lane], feeds: Mapping[int, Feed], command: Command, metrics: MetricSet) -> dict[str, Any]:
+    if command.args["first"]:
+        metrics.reset()
+    (lane,) = command.lanes
+    steps = StepRange.from_plain(command.args["steps"])
+    with torch.no_grad():
+        for index in range(steps.rounds):
+            batch = feeds[lane].evaluation(command.args["split"], index)
+            metrics.update(lanes[lane](_tensors(batch), training=False).numpy(), _target(batch).numpy())
+    return {"metrics": metrics.compute()} if command.args["last"] else {}
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [torch.from_numpy(array) for array in batch.inputs]
+
+
+def _target(batch: Batch) -> Tensor:
+    assert batch.target is not None
+    return torch.from_numpy(batch.target)
+
+
+def _state(lane: _Lane) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for module in lane.chain for name, value in module.state_dict().items()}
