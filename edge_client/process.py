@@ -42,7 +42,9 @@ def run_client(
     mine = run.graph().slice_for(party)
     engines = _load_engines(run, mine, run.clients[lane].threads, Path(bundle or run.bundles))
     feed = _open_feed(run, mine, engines, lane, ("train", *run.evaluate.splits))
-    setup = PartySetup(engines=engines, feed=feed, result={"samples": feed.samples("train")})
+    setup = PartySetup(
+        engines=engines, feed=feed, result={"samples": feed.samples("train")}, on_over=lambda: {"modules_forbidden": _forbidden()}
+    )
     run_party(run, party, setup, observer=observer_for(party, log))
 
 
@@ -74,6 +76,11 @@ def run_predict(
             on_answer=_csv_writer(run, file),
         )
         run_party(run, party, setup, observer=observer_for(party, "text", stream=sys.stderr))
+
+
+def _forbidden() -> list[str]:
+    """Modules of torch and onnx that this process has loaded: none, or a device could not run it."""
+    return sorted(name for name in sys.modules if name.partition(".")[0] in ("torch", "onnx"))
 
 
 def _lane(run: Run, party: str) -> int:

@@ -30,7 +30,7 @@ class _Recipe:
 
 
 _RECIPES = {
-    "digits": _Recipe(model="digits-cnn", cut="pool1", epochs=12, batch_size=32, lr=0.05),
+    "digits": _Recipe(model="digits-cnn", cut="pool1", epochs=12, batch_size=32, lr=0.02),
     "fashion-mnist": _Recipe(model="lenet", cut="pool2", epochs=2, batch_size=64, lr=0.05),
 }
 

@@ -64,6 +64,7 @@ def train_unsplit(run: Run, feeds: Mapping[int, Feed], *, progress: Callable[[in
 
     Steps follow each other (``in_flight`` 1). Raises CutlayerError as building the network does.
     """
+    torch.set_num_threads(run.server.threads or torch.get_num_threads())
     lanes = _lanes(run)
     stopping = run.evaluate
     program = TrainingProgram(run.plan(), stop=lambda seen: should_stop(seen, patience=stopping.patience, watch=stopping.watch))

@@ -111,7 +111,6 @@ def _result(name: str, driver: Driver, setup: PartySetup, run: Run) -> dict[str,
         "bytes_down": driver.traffic.bytes_down,
         "counts": dict(driver.traffic.counts),
         "peak_rss_mb": round(peak_rss_bytes() / 2**20, 1),
-        "modules_forbidden": sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "onnx")),
         **setup.result,
         **setup.on_over(),
     }

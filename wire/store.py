@@ -77,7 +77,7 @@ def _sync_folder(path: Path) -> None:
 
 def dump_state(state: Mapping[str, Array]) -> bytes:
     """An engine's state as safetensors."""
-    return dump_tensors({name: np.ascontiguousarray(value) for name, value in state.items()})
+    return dump_tensors({name: np.asarray(value, order="C") for name, value in state.items()})
 
 
 def load_state(data: bytes, *, where: str) -> dict[str, Array]:

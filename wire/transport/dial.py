@@ -1,0 +1,310 @@
+"""A connected stream to the broker: name, TCP and TLS under one deadline, and given up at once when the transport closes.
+
+paho's own ``connect`` blocks for up to twice its timeout and cannot be ended; it gets the finished stream instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from wire.errors import BrokerRefused, BrokerUnreachable, UsageError
+from wire.limits import LIMITS
+from wire.transport.broker_config import BrokerConfig
+
+__all__ = ["PACKET_BYTES", "Cancelled", "Credentials", "Stream", "Waker", "dial"]
+
+PACKET_BYTES = LIMITS.frame_bytes + (1 << 16)  # one MQTT packet that arrives: payload, the longest topic and headers
+_CHUNK_BYTES = 1 << 16
+
+# OpenSSL's names of the alerts by which a broker says that our certificate is missing or no good.
+_WANTS_CERTIFICATE = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE", "PEER_DID_NOT_RETURN_A_CERTIFICATE"}
+_BAD_CERTIFICATE = {
+    "SSLV3_ALERT_BAD_CERTIFICATE",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+    "TLSV1_ALERT_ACCESS_DENIED",
+    "TLSV1_ALERT_DECRYPT_ERROR",
+    "TLSV1_ALERT_UNKNOWN_CA",
+}
+_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"}
+# X509_V_ERR_… of openssl/x509_vfy.h
+_NOT_YET_VALID, _EXPIRED, _OTHER_HOST, _OTHER_ADDRESS = 9, 10, 62, 64
+
+
+class Cancelled(Exception):
+    """The transport was closed while it waited."""
+
+
+class Waker:
+    """Ends another thread's wait for the network. ``wake`` is safe from any thread, also after ``close``."""
+
+    def __init__(self) -> None:
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):  # full, so it is awake anyway; or closed
+            self._write.send(b"\0")
+
+    def wait(self, fileno: int | None, events: int, timeout_s: float) -> int:
+        """Wait for a wake-up, or ``events`` of select.poll on ``fileno``; returns those that came, 0 for none."""
+        poll = select.poll()
+        poll.register(self._read, select.POLLIN)
+        if fileno is not None:
+            poll.register(fileno, events)
+        ready = dict(poll.poll(max(0.0, timeout_s) * 1000))
+        if ready.pop(self._read.fileno(), 0):
+            with contextlib.suppress(OSError):
+                self._read.recv(4096)
+        return next(iter(ready.values()), 0)
+
+    def close(self) -> None:
+        self._read.close()
+        self._write.close()
+
+
+class Credentials:
+    """What this party shows to the broker, and whom it trusts: read from files, which may be replaced while the run goes on."""
+
+    def __init__(self, broker: BrokerConfig, *, base_dir: str | Path) -> None:
+        """Raises UsageError: a file that cannot be read or holds something else."""
+        self._base_dir = Path(base_dir)
+        self.username = broker.username
+        self.password = None if broker.password_file is None else self._password(broker.password_file)
+        self.tls = self._context(broker) if broker.tls else None
+
+    def _path(self, key: str, name: str) -> Path:
+        path = self._base_dir / Path(name).expanduser()
+        try:
+            path.open("rb").close()
+        except OSError as exc:
+            raise UsageError(f"[broker] `{key}`: cannot read {path}: {(exc.strerror or str(exc)).lower()}") from exc
+        return path
+
+    def _password(self, name: str) -> str:
+        path = self._path("password_file", name)
+        try:
+            with path.open(encoding="utf-8") as file:
+                password = file.read(1 << 16).rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise UsageError(f"[broker] `password_file`: {path} is not a text file with one line") from exc
+        if not password or "\n" in password or len(password.encode()) > 65535:
+            raise UsageError(f"[broker] `password_file`: {path} must hold the password and nothing else, in one line")
+        return password
+
+    def _context(self, broker: BrokerConfig) -> ssl.SSLContext:
+        ca = None if broker.ca is None else self._path("ca", broker.ca)
+        try:
+            context = ssl.create_default_context(cafile=ca)
+        except (OSError, ssl.SSLError) as exc:
+            raise UsageError(f"[broker] `ca`: {ca} is not a certificate in PEM form") from exc
+        if broker.cert is not None and broker.key is not None:
+            cert, key = self._path("cert", broker.cert), self._path("key", broker.key)
+            try:
+                context.load_cert_chain(cert, key, password=lambda: b"")  # without it, OpenSSL would ask at the terminal
+            except (OSError, ssl.SSLError, ValueError) as exc:
+                raise UsageError(
+                    f"[broker] `cert`, `key`: {cert} and {key} are not a certificate and its key, in PEM form and without passphrase"
+                ) from exc
+        return context
+
+
+class Stream:
+    """A socket as paho wants it: non-blocking, read in large pieces, and with the error kept that paho would swallow."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._buffer = b""
+        self._at = 0
+        self.failure: OSError | None = None
+        self.hung_up = False  # by the broker
+
+    def recv(self, buffer_size: int) -> bytes:
+        """At most ``buffer_size`` bytes; paho asks for what is missing of a packet. Raises OSError where a packet is over the limit."""
+        if buffer_size > PACKET_BYTES:
+            self.failure = OSError(f"a packet of over {PACKET_BYTES} bytes arrived")
+            raise self.failure
+        if self._at == len(self._buffer):
+            self._buffer, self._at = self._receive(max(buffer_size, _CHUNK_BYTES)), 0
+        found = self._buffer[self._at : self._at + buffer_size]
+        self._at += len(found)
+        return found
+
+    def _receive(self, size: int) -> bytes:
+        try:
+            found = self._link.recv(size)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+            raise BlockingIOError from exc
+        except OSError as exc:
+            self._fail(exc)
+            raise
+        self.hung_up = self.hung_up or not found
+        return found
+
+    def send(self, buffer: bytes | bytearray) -> int:
+        """As much as the kernel takes. Raises BlockingIOError where that is nothing."""
+        view, sent = memoryview(buffer), 0
+        try:
+            while sent < len(view):
+                sent += self._link.send(view[sent:])
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+            if not sent:
+                raise BlockingIOError from exc
+        except OSError as exc:
+            self._fail(exc)
+            raise
+        return sent
+
+    def _fail(self, exc: OSError) -> None:
+        self.failure = self.failure or exc
+        self.hung_up = self.hung_up or exc.errno in (errno.ECONNRESET, errno.EPIPE) or isinstance(exc, ssl.SSLEOFError)
+
+    def pending(self) -> int:
+        """Bytes that have left the kernel, and are not seen by poll."""
+        return len(self._buffer) - self._at + (self._link.pending() if isinstance(self._link, ssl.SSLSocket) else 0)
+
+    def acknowledge_at_once(self) -> None:
+        """Keep the kernel from putting off its acknowledgement for 40 ms, for which a broker without TCP_NODELAY waits."""
+        if hasattr(socket, "TCP_QUICKACK"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                self._link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # until the kernel thinks better of it
+
+    def fileno(self) -> int:
+        return self._link.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self._link.setblocking(flag)
+
+    def close(self) -> None:
+        self._link.close()
+
+
+def dial(broker: BrokerConfig, credentials: Credentials, *, waker: Waker, cancelled: Callable[[], bool]) -> Stream:
+    """Connect. Raises BrokerUnreachable (worth trying again), BrokerRefused (it is not), Cancelled."""
+    end_s = time.monotonic() + broker.connect_timeout_s
+    attempt = _Attempt(waker, cancelled)
+    link = attempt.connect(_addresses(broker), end_s)
+    try:
+        # Nagle's algorithm together with delayed acknowledgements would cost 88 ms a step.
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if credentials.tls is not None:
+            link = attempt.shake_hands(credentials.tls, link, broker.host, end_s)
+    except ssl.SSLCertVerificationError as exc:
+        link.close()
+        raise BrokerRefused(_untrusted(exc, broker)) from exc
+    except OSError as exc:
+        link.close()
+        raise tls_error(exc) or BrokerUnreachable(_reason(exc)) from exc
+    except BaseException:
+        link.close()
+        raise
+    return Stream(link)
+
+
+class _Attempt:
+    def __init__(self, waker: Waker, cancelled: Callable[[], bool]) -> None:
+        self._waker, self._cancelled = waker, cancelled
+
+    def connect(self, addresses: list[tuple[int, object]], end_s: float) -> socket.socket:
+        """The first address that answers; each gets its share of the time that is left."""
+        failure: OSError | None = None
+        for at, (family, address) in enumerate(addresses):
+            now_s = time.monotonic()
+            link = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                self._connect_one(link, address, now_s + (end_s - now_s) / (len(addresses) - at))
+            except OSError as exc:
+                link.close()
+                failure = exc
+            except BaseException:
+                link.close()
+                raise
+            else:
+                return link
+        raise BrokerUnreachable(_reason(failure or TimeoutError())) from failure
+
+    def _connect_one(self, link: socket.socket, address: object, end_s: float) -> None:
+        link.setblocking(False)
+        code = link.connect_ex(address)  # type: ignore[arg-type]
+        if code == errno.EINPROGRESS:
+            self._wait(link, select.POLLOUT, end_s)
+            code = link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    def shake_hands(self, context: ssl.SSLContext, link: socket.socket, host: str, end_s: float) -> ssl.SSLSocket:
+        secure = context.wrap_socket(link, server_hostname=host, do_handshake_on_connect=False)
+        try:
+            while True:
+                try:
+                    secure.do_handshake()
+                    return secure
+                except ssl.SSLWantReadError:
+                    self._wait(secure, select.POLLIN, end_s)
+                except ssl.SSLWantWriteError:
+                    self._wait(secure, select.POLLOUT, end_s)
+        except BaseException:
+            secure.close()  # it has taken the descriptor over from `link`
+            raise
+
+    def _wait(self, link: socket.socket, events: int, end_s: float) -> None:
+        while not self._cancelled():
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            if self._waker.wait(link.fileno(), events, left_s):
+                return
+        raise Cancelled
+
+
+def _addresses(broker: BrokerConfig) -> list[tuple[int, object]]:
+    try:
+        found = socket.getaddrinfo(broker.host, broker.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as exc:
+        raise BrokerUnreachable(f"the name {broker.host} is not known ({(exc.strerror or str(exc)).lower()})") from exc
+    except UnicodeError as exc:
+        raise BrokerRefused(f"{broker.host} cannot be a computer's name; check `url` in [broker]") from exc
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def tls_error(exc: OSError) -> BrokerRefused | BrokerUnreachable | None:
+    """What the TLS end of the broker meant; None for other errors."""
+    if not isinstance(exc, ssl.SSLError) or isinstance(exc, ssl.SSLEOFError):
+        return None
+    if exc.reason in _WANTS_CERTIFICATE:
+        return BrokerRefused("it wants a certificate from us; set `cert` and `key` in [broker]")
+    if exc.reason in _BAD_CERTIFICATE:
+        said = exc.reason.split("ALERT_")[-1].replace("_", " ").lower()
+        return BrokerRefused(f"it does not accept our certificate ({said}); check `cert` and `key` in [broker]")
+    if exc.reason in _NO_TLS:
+        return BrokerRefused("no common TLS there; if the broker has no TLS on this port, begin `url` with mqtt://")
+    return BrokerUnreachable(f"TLS failed ({(exc.reason or str(exc)).replace('_', ' ').lower()})")
+
+
+def _untrusted(exc: ssl.SSLCertVerificationError, broker: BrokerConfig) -> str:
+    if exc.verify_code in (_OTHER_HOST, _OTHER_ADDRESS):
+        return f"its certificate is not made out to {broker.host}; write the name that stands in it into `url`"
+    if exc.verify_code in (_EXPIRED, _NOT_YET_VALID):
+        said = "has expired" if exc.verify_code == _EXPIRED else "is not valid yet"
+        return f"its certificate {said}; renew it, or set this computer's clock right"
+    ca = "set `ca` in [broker] to the authority's certificate" if broker.ca is None else "`ca` in [broker] is not the one that signed it"
+    return f"its certificate is not trusted ({exc.verify_message}); {ca}"
+
+
+def _reason(exc: OSError) -> str:
+    if isinstance(exc, TimeoutError) and exc.errno is None:
+        return "no answer in time"
+    if isinstance(exc, ssl.SSLEOFError):
+        return "the connection was closed in the middle of the TLS handshake"
+    return (exc.strerror or str(exc)).lower()
