@@ -8,6 +8,9 @@ read from disk batch by batch, so that the client stays small whatever the data 
 from __future__ import annotations
 
 import math
+import os
+import tempfile
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +26,13 @@ from wire.engine import Array
 from wire.errors import DataError
 from wire.limits import LIMITS
 
-__all__ = ["Block", "FileRows", "JoinedRows", "MemoryRows", "Pick", "Rows", "reading"]
+__all__ = ["Block", "FileRows", "JoinedRows", "MemoryRows", "Pick", "Rows", "SpilledRows", "reading"]
 
 Pick = Callable[[int], NDArray[np.int64]]
 """From the number of samples in a file to the (ascending) numbers of those that are this party's."""
 
 _CHUNK_BYTES = 1 << 20
+_SPILL_FOLDER = Path("/var/tmp")  # on disk, where /tmp may be in memory
 _DEFLATE_RATIO = 1032  # the most that deflate can unpack from one byte (zlib's technical details)
 
 
@@ -74,6 +78,34 @@ class FileRows:
                 if file.readinto(record.data) != block.record_bytes:
                     raise EOFError("the file became shorter")
         return block.shaped(records[:, block.skip_bytes :])
+
+
+class SpilledRows:
+    """A compressed file's records, unpacked into a file that goes with the process: a small device has more disk than memory."""
+
+    def __init__(self, block: Block, picked: NDArray[np.int64]) -> None:
+        self._block = block
+        self._count = len(picked)
+        self._size = block.record_bytes - block.skip_bytes
+        with reading(block.path):
+            self._file = tempfile.TemporaryFile(dir=_SPILL_FOLDER if _SPILL_FOLDER.is_dir() else None)  # noqa: SIM115 - as long as we live
+        weakref.finalize(self, self._file.close)
+        for chunk in block.chunks(picked, slice(block.skip_bytes, block.record_bytes)):
+            with reading(block.path):
+                self._file.write(chunk.data)
+        with reading(block.path):
+            self._file.flush()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, at: NDArray[np.int64]) -> Array:
+        records = np.empty((len(at), self._size), np.uint8)
+        with reading(self._block.path):
+            for record, row in zip(records, at.tolist(), strict=True):
+                if os.preadv(self._file.fileno(), [record.data], row * self._size) != self._size:
+                    raise EOFError("the unpacked copy became shorter")
+        return self._block.shaped(records)
 
 
 class JoinedRows:
@@ -138,10 +170,10 @@ class Block:
         return np.ascontiguousarray(raw).view(self.dtype).reshape(len(raw), *self.shape)
 
     def rows(self, picked: NDArray[np.int64], *, in_memory: bool) -> Rows:
-        """The picked records. Compressed ones are always unpacked into memory, which also proves the file whole."""
-        if self.unpack is None and not in_memory:
-            return FileRows(self, picked)
-        return MemoryRows(self.load(picked))
+        """The picked records. Compressed ones are unpacked here, into memory or into a file without a name; that also proves them whole."""
+        if in_memory:
+            return MemoryRows(self.load(picked))
+        return FileRows(self, picked) if self.unpack is None else SpilledRows(self, picked)
 
     def load(self, picked: NDArray[np.int64]) -> Array:
         """The picked records' arrays: [len(picked), *shape]."""
@@ -152,8 +184,16 @@ class Block:
         return self._copy(picked, slice(0, self.skip_bytes))
 
     def _copy(self, picked: NDArray[np.int64], part: slice) -> NDArray[np.uint8]:
-        """Go through all records once, a chunk at a time, and keep some bytes of the picked ones."""
+        """Some bytes of the picked records, in memory."""
         kept = np.empty((len(picked), part.stop - part.start), np.uint8)
+        first = 0
+        for chunk in self.chunks(picked, part):
+            kept[first : first + len(chunk)] = chunk
+            first += len(chunk)
+        return kept
+
+    def chunks(self, picked: NDArray[np.int64], part: slice) -> Iterator[NDArray[np.uint8]]:
+        """Go through all records once, a chunk at a time, for some bytes of the picked ones: [some, bytes] each time, C-contiguous."""
         step = max(1, _CHUNK_BYTES // self.record_bytes)
         with reading(self.path), self._open() as stream:
             for start in range(0, self.count, step):
@@ -161,10 +201,9 @@ class Block:
                 first, last = np.searchsorted(picked, (start, stop))
                 chunk = _read_exactly(stream, (stop - start) * self.record_bytes)
                 records = np.frombuffer(chunk, np.uint8).reshape(stop - start, self.record_bytes)
-                kept[first:last] = records[picked[first:last] - start, part]
+                yield np.ascontiguousarray(records[picked[first:last] - start, part])
             if self.unpack is not None and stream.read(1):  # reading to the end is also what checks the checksum
                 raise DataError(f"{self.name} unpacks to more bytes than its header says; it is damaged")
-        return kept
 
     def _open(self) -> BinaryIO:
         if self.unpack is not None:

@@ -32,7 +32,7 @@ _READERS: dict[str, Callable[[Request], Samples]] = {
     "folder": read_folder,
     "csv": read_table,
 }
-_MEMORY_BYTES = 32 << 20  # a larger share of an uncompressed file is read from disk batch by batch
+_MEMORY_BYTES = 4 << 20  # a larger share is read from disk batch by batch
 
 
 class DataSource:

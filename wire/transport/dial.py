@@ -19,7 +19,7 @@ from wire.errors import BrokerRefused, BrokerUnreachable, UsageError
 from wire.limits import LIMITS
 from wire.transport.broker_config import BrokerConfig
 
-__all__ = ["PACKET_BYTES", "Cancelled", "Credentials", "Stream", "Waker", "dial"]
+__all__ = ["PACKET_BYTES", "Cancelled", "Credentials", "Stream", "Waker", "dial", "tls_error"]
 
 PACKET_BYTES = LIMITS.frame_bytes + (1 << 16)  # one MQTT packet that arrives: payload, the longest topic and headers
 _CHUNK_BYTES = 1 << 16
@@ -242,6 +242,8 @@ class _Attempt:
             code = link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
+        if link.getsockname() == link.getpeername():  # TCP may connect a socket to itself where nobody listens on a port like its own
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
     def shake_hands(self, context: ssl.SSLContext, link: socket.socket, host: str, end_s: float) -> ssl.SSLSocket:
         secure = context.wrap_socket(link, server_hostname=host, do_handshake_on_connect=False)

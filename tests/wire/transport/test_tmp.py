@@ -1,0 +1,2 @@
+from tests.brokers import BrokerConfig
+def test_a(): assert BrokerConfig

@@ -1,0 +1,323 @@
+"""One MQTT connection over a stream that is there already: paho speaks the protocol, this decides when, how much and what it meant.
+
+A fresh paho client is made for every connection, so nothing of an old one can be repeated or mixed up. Everything here runs on the
+transport's thread, paho's callbacks too, which are called from within ``turn``.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from paho.mqtt import MQTTException
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from wire.errors import BrokerRefused, BrokerUnreachable, LinkError
+from wire.transport.base import Delivered, LinkUp, Received, Refused, TransportEvent
+from wire.transport.broker_config import BrokerConfig
+from wire.transport.dial import PACKET_BYTES, Credentials, Stream, Waker, tls_error
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import SocketLike
+
+__all__ = ["Connection", "Publish", "Version", "Window", "publish_bytes"]
+
+Version = MQTTProtocolVersion
+
+_IN_FLIGHT = 20  # publishes without PUBACK: what most brokers allow, and a 3.1.1 broker does not tell
+_TOPICS_A_SUBSCRIBE = 8  # AWS IoT takes no more
+_TOPIC_BYTES = 256  # room for a topic and headers, where the topic is not known yet
+_READS_A_TURN = 64
+
+_UNSUPPORTED_VERSION = 0x84
+_TOO_LARGE = 0x95
+# What a person has to mend: trying again would not help. MQTT 5.0, tables 3-1, 3-4 and 3-13.
+_HOPELESS = {
+    0x85: "it does not accept our client id",
+    0x86: "wrong user name or password; check `username` and `password_file` in [broker]",
+    0x87: "not authorized; check `username`, `password_file` and `cert` in [broker], and the broker's access list",
+    0x8A: "this client is banned; ask who runs the broker",
+    0x8C: "it wants an authentication method that we lack",
+    0x8E: "another client with the same name has taken over; run each party only once",
+    0x8F: "a topic filter is not allowed; check the broker's access list",
+    0x90: "a topic name is not allowed; check the broker's access list",
+    _TOO_LARGE: "a packet is too large for it; lower `part_bytes` in [broker]",
+    0x9B: "it does not do QoS 1",
+}
+
+
+def publish_bytes(topic: str, payload: bytes) -> int:
+    """Upper bound of the PUBLISH packet's size at QoS 1 without properties (MQTT 5.0, section 3.3)."""
+    return 1 + 4 + 2 + len(topic.encode()) + 2 + 1 + len(payload)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publish:
+    topic: str
+    payload: bytes
+    token: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Window:
+    """How much may be on its way without PUBACK, in bytes.
+
+    paho drops a connection whose PINGREQ waits longer than ``keepalive_s`` behind data, so little is handed over while acknowledgements
+    are slow: ``floor_bytes``, at which a slow line still turns around in time. Where they are quick, the window grows with each.
+    """
+
+    floor_bytes: int
+    keepalive_s: float
+    limit: int = _IN_FLIGHT  # publishes
+    size_bytes: int = field(init=False)
+    used_bytes: int = field(default=0, init=False)
+    used: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.size_bytes = self.floor_bytes
+
+    def fits(self, size_bytes: int) -> bool:
+        """Whether one more publish may go; the first always may."""
+        return not self.used or (self.used < self.limit and self.used_bytes + size_bytes <= self.size_bytes)
+
+    def sent(self, size_bytes: int) -> None:
+        self.used += 1
+        self.used_bytes += size_bytes
+
+    def acknowledged(self, size_bytes: int, after_s: float) -> None:
+        self.used -= 1
+        self.used_bytes -= size_bytes
+        if after_s > self.keepalive_s / 8:
+            self.size_bytes = self.floor_bytes
+        else:
+            self.size_bytes = min(self.size_bytes + size_bytes, _IN_FLIGHT * PACKET_BYTES)
+
+
+class _Client(Client):
+    """paho on a stream that is connected already."""
+
+    def __init__(self, stream: Stream, *, client_id: str, version: Version) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=version,
+            clean_session=None if version is Version.MQTTv5 else True,
+            reconnect_on_failure=False,
+        )
+        self._stream = stream
+        self.max_inflight_messages = 0  # ours to count; paho would look through all of them at each PUBACK
+
+    def _create_socket(self) -> SocketLike:
+        return self._stream
+
+
+class Connection:
+    """From CONNECT to the end. ``up_since_s``: since when all subscriptions are granted, by time.monotonic; None: not yet."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        broker: BrokerConfig,
+        credentials: Credentials,
+        *,
+        client_id: str,
+        version: Version,
+        subscriptions: tuple[str, ...],
+        waker: Waker,
+        sink: Callable[[TransportEvent], None],
+        is_up: Callable[[], None],
+    ) -> None:
+        """``is_up`` is called right before LinkUp."""
+        self._stream, self._broker, self._version = stream, broker, version
+        self._subscriptions, self._waker, self._sink, self._is_up = subscriptions, waker, sink, is_up
+        self.answered = False  # whatever the broker answered to CONNECT
+        self.lacks_version = False  # it was this
+        self.up_since_s: float | None = None
+        self._ended: LinkError | None = None
+        self._ungranted: dict[int, tuple[str, ...]] = {}
+        self._in_flight: dict[int, tuple[int, int, float]] = {}  # by packet id: token, bytes, when
+        self._longest_bytes: int | None = None
+        self._window = Window(floor_bytes=2 * broker.part_bytes, keepalive_s=broker.keepalive_s)
+        self._client = self._make_client(client_id, credentials)
+
+    def _make_client(self, client_id: str, credentials: Credentials) -> _Client:
+        client = _Client(self._stream, client_id=client_id, version=self._version)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        client.on_socket_register_write = lambda *_: None  # says that writing is ours; or paho writes from within `publish`
+        if credentials.username is not None:
+            client.username_pw_set(credentials.username, credentials.password)
+        return client
+
+    @property
+    def hung_up(self) -> bool:
+        """The broker's end closed it."""
+        return self._stream.hung_up
+
+    @property
+    def idle(self) -> bool:
+        """All that was handed over has gone out and is acknowledged."""
+        return not self._in_flight and not self._client.want_write()
+
+    def greet(self) -> None:
+        """Send CONNECT. What follows, follows in ``turn``."""
+        properties = None
+        if self._version is Version.MQTTv5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.MaximumPacketSize = PACKET_BYTES
+        self._client.connect(self._broker.host, self._broker.port, keepalive=self._broker.keepalive_s, properties=properties)
+
+    def turn(self, outgoing: deque[Publish], timeout_s: float) -> int:
+        """Wait until something can be read, written or published, and do it; returns how many bytes of payload left ``outgoing``.
+
+        Raises BrokerUnreachable where the connection is gone, BrokerRefused where another would end the same way.
+        """
+        writing = select.POLLOUT if self._client.want_write() else 0
+        # What others append after this look at the queue comes with a wake-up.
+        waits = not self._stream.pending() and not (outgoing and self._has_room(outgoing[0]))
+        ready = self._waker.wait(self._stream.fileno(), select.POLLIN | writing, timeout_s if waits else 0.0)
+        taken = self._publish(outgoing)
+        if ready & ~select.POLLOUT or self._stream.pending():
+            self._read()
+        if self._client.want_write():
+            self._check(self._client.loop_write())
+        self._check(self._client.loop_misc())
+        return taken
+
+    def hang_up(self) -> None:
+        """Say goodbye where that can be done at once, and close."""
+        if self._client.socket() is not None and self._ended is None and not self._stream.hung_up:
+            self._client.disconnect()
+            self._client.loop_write()
+        self._stream.close()
+
+    # ------------------------------------------------------------ out
+
+    def _has_room(self, publish: Publish) -> bool:
+        return self._window.fits(publish_bytes(publish.topic, publish.payload))
+
+    def _publish(self, outgoing: deque[Publish]) -> int:
+        taken = 0
+        while outgoing and self._ended is None and self.up_since_s is not None and self._has_room(outgoing[0]):
+            publish = outgoing.popleft()
+            taken += len(publish.payload)
+            size_bytes = publish_bytes(publish.topic, publish.payload)
+            if self._longest_bytes is not None and size_bytes > self._longest_bytes:
+                self._sink(Refused(reason=_too_large(self._longest_bytes), token=publish.token))
+                continue
+            info = self._client.publish(publish.topic, publish.payload, qos=1)
+            self._in_flight[info.mid] = (publish.token, size_bytes, time.monotonic())
+            self._window.sent(size_bytes)
+        return taken
+
+    # ------------------------------------------------------------ in
+
+    def _read(self) -> None:
+        try:
+            for _ in range(_READS_A_TURN):
+                self._check(self._client.loop_read())
+                if not self._stream.pending():
+                    break
+        except (MQTTException, ValueError, KeyError, IndexError) as exc:
+            raise BrokerUnreachable(f"what it sends is not MQTT ({exc}); check the host and port of `url`") from exc
+        self._stream.acknowledge_at_once()
+
+    def _check(self, code: MQTTErrorCode) -> None:
+        if self._ended is not None:
+            raise self._ended
+        if code not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_AGAIN) or self._client.socket() is None:
+            raise self._lost(code)
+
+    def _lost(self, code: MQTTErrorCode) -> LinkError:
+        failure = self._stream.failure
+        if failure is not None:
+            return tls_error(failure) or BrokerUnreachable((failure.strerror or str(failure)).lower())
+        if code == MQTTErrorCode.MQTT_ERR_PROTOCOL:
+            return BrokerUnreachable("what it sends is not MQTT; check the host and port of `url`")
+        if not self._stream.hung_up:
+            return BrokerUnreachable(f"nothing was heard from the broker for {self._broker.keepalive_s} s")
+        if self.answered:
+            return BrokerUnreachable("the broker closed the connection")
+        hint = "" if self._broker.tls else ", or one that wants TLS (mqtts://)"
+        return BrokerUnreachable(f"the connection was closed without an answer; is there an MQTT broker{hint}?")
+
+    # ------------------------------------------------------------ paho's callbacks
+
+    def _on_connect(self, client: Client, _: object, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None) -> None:
+        self.answered = True
+        if reason.is_failure:
+            self.lacks_version = reason.value == _UNSUPPORTED_VERSION
+            self._ended = _failure(reason)
+            return
+        self._respect(properties)
+        topics = self._subscriptions
+        for at in range(0, len(topics), _TOPICS_A_SUBSCRIBE):
+            some = topics[at : at + _TOPICS_A_SUBSCRIBE]
+            _, mid = client.subscribe([(topic, 1) for topic in some])
+            if mid is not None:
+                self._ungranted[mid] = some
+        if not topics:
+            self._set_up()
+
+    def _respect(self, properties: Properties | None) -> None:
+        """What the broker says that it can take; paho does not look at it."""
+        self._longest_bytes = getattr(properties, "MaximumPacketSize", None)
+        if self._longest_bytes is not None and self._longest_bytes < self._broker.part_bytes + _TOPIC_BYTES:
+            self._ended = BrokerRefused(_too_large(self._longest_bytes))
+        self._window.limit = min(_IN_FLIGHT, getattr(properties, "ReceiveMaximum", _IN_FLIGHT))
+
+    def _on_subscribe(self, client: Client, _: object, mid: int, reasons: list[ReasonCode], properties: Properties | None) -> None:
+        topics = self._ungranted.pop(mid, ())
+        for topic, reason in zip(topics, reasons, strict=False):
+            if reason.is_failure:
+                said = reason.getName().lower()
+                self._ended = BrokerRefused(f"we may not subscribe to {topic} ({said}); check the broker's access list")
+        if len(reasons) != len(topics):
+            self._ended = BrokerUnreachable("its answer to SUBSCRIBE does not fit the question")
+        if not self._ungranted and self._ended is None and self.up_since_s is None:
+            self._set_up()
+
+    def _set_up(self) -> None:
+        self.up_since_s = time.monotonic()
+        self._is_up()
+        self._sink(LinkUp())
+
+    def _on_publish(self, client: Client, _: object, mid: int, reason: ReasonCode, properties: Properties | None) -> None:
+        token, size_bytes, sent_s = self._in_flight.pop(mid)
+        self._window.acknowledged(size_bytes, time.monotonic() - sent_s)
+        if reason.is_failure and reason.value in _HOPELESS:
+            self._sink(Refused(reason=f"a publish: {_HOPELESS[reason.value]}", token=token))
+        else:  # also where it was out of room for a moment: the sender's timer starts, and brings it again
+            self._sink(Delivered(token=token))
+
+    def _on_message(self, client: Client, _: object, message: MQTTMessage) -> None:
+        self._sink(Received(topic=message.topic, payload=bytes(message.payload)))
+
+    def _on_disconnect(self, client: Client, _: object, flags: DisconnectFlags, reason: ReasonCode, properties: Properties | None) -> None:
+        """Can come twice, and also after our own DISCONNECT; only what the broker says is news."""
+        if flags.is_disconnect_packet_from_server and self._ended is None:
+            self._ended = _failure(reason)
+
+
+def _failure(reason: ReasonCode) -> LinkError:
+    if reason.value in _HOPELESS:
+        return BrokerRefused(_HOPELESS[reason.value])
+    if reason.value == _UNSUPPORTED_VERSION:
+        return BrokerRefused("it speaks neither MQTT 5 nor 3.1.1")
+    return BrokerUnreachable(f"the broker says: {reason.getName().lower()}")
+
+
+def _too_large(longest_bytes: int) -> str:
+    fits = max(0, longest_bytes - _TOPIC_BYTES)
+    return f"it takes packets of at most {longest_bytes} bytes; set `part_bytes` in [broker] to {fits} or less"
