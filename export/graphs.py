@@ -13,7 +13,8 @@ import onnx
 from onnx import helper
 
 from export.lowering.context import IR_VERSION, OPSET, GraphWriter, lower, onnx_dtype
-from export.trace import Affine, Op, Ref, Trace, TraceInput, Value
+from export.ops import Affine, Op, Ref, Trace, TraceInput, Value
+from export.rewrites import rewrite
 
 __all__ = ["BuiltGraph", "TrainingGraphs", "build_inference", "build_training", "finish"]
 
@@ -62,7 +63,7 @@ class TrainingGraphs:
 
 def build_training(trace: Trace) -> TrainingGraphs:
     """Split the joint graph. Raises ExportError for an operation that has no ONNX form."""
-    ops = tuple(_prepared(op) for op in trace.ops)
+    ops = rewrite(trace.ops, trace.outputs.values())
     values = _values(trace, ops)
     first = {name: ref for name, ref in trace.outputs.items() if name.startswith(("out.", "b."))}
     second = {name: ref for name, ref in trace.outputs.items() if name.startswith(("gin.", "gp."))}
@@ -84,16 +85,6 @@ def build_inference(trace: Trace) -> BuiltGraph:
     needed = _ancestors(trace.ops, trace.outputs.values())
     part.lower(op for op in trace.ops if op.name in needed)
     return part.finish("infer", trace.outputs)
-
-
-def _prepared(op: Op) -> Op:
-    """Take out what an operation's ONNX form does not read, so that it is not kept for it."""
-    args = op.args
-    if op.target == "max_pool2d_with_indices_backward.default":
-        args = (*args[:-1], Ref(args[-1].name, 0))
-    elif op.target == "native_batch_norm_backward.default" and args[7]:
-        args = (*args[:3], None, None, *args[5:])
-    return Op(op.name, op.target, args, op.kwargs, op.results, op.module)
 
 
 def _values(trace: Trace, ops: Iterable[Op]) -> dict[Ref, Value]:
@@ -174,7 +165,7 @@ def finish(
     """The model with these outputs: dead nodes go, outputs get their names, inputs are those that are read."""
     nodes = [*writer.nodes]
     nodes += [helper.make_node("Identity", [value], [output]) for output, value in outputs.items()]
-    nodes = _renamed(_alive(nodes, set(outputs)), set(outputs))
+    nodes, names = _renamed(_alive(nodes, set(outputs)), set(outputs))
     read = {each for node in nodes for each in node.input}
     inputs = [each for each in known if each in read]
     graph = helper.make_graph(
@@ -186,7 +177,7 @@ def finish(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="cutlayer")
     onnx.checker.check_model(model)
-    return BuiltGraph(model, tuple(inputs), tuple(outputs), dict(writer.made))
+    return BuiltGraph(model, tuple(inputs), tuple(outputs), {key: names.get(each, each) for key, each in writer.made.items()})
 
 
 def _alive(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
@@ -199,8 +190,8 @@ def _alive(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeP
     return kept[::-1]
 
 
-def _renamed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """Where an Identity only names a value that a node makes, let the node make it under that name."""
+def _renamed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> tuple[list[onnx.NodeProto], dict[str, str]]:
+    """Where an Identity only names a value that a node makes, let the node make it under that name. Also gives the new names by the old."""
     makers = {each for node in nodes for each in node.output if node.op_type != "Identity"}
     names: dict[str, str] = {}
     kept: list[onnx.NodeProto] = []
@@ -213,7 +204,7 @@ def _renamed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> list[onnx.No
         for row in (node.input, node.output):
             for at, each in enumerate(row):
                 row[at] = names.get(each, each)
-    return kept
+    return kept, names
 
 
 def _info(name: str, value: Value) -> onnx.ValueInfoProto:

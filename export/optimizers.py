@@ -8,7 +8,7 @@ import torch
 
 from export.graphs import BuiltGraph, finish
 from export.lowering.context import GraphWriter
-from export.trace import Value
+from export.ops import Value
 from wire.optim import SGD, Adam, AdamW, Optimizer
 
 __all__ = ["build_optimizer", "counts_steps", "slots_of"]

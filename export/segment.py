@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from export.bundle import MANIFEST, file_entries, write_folder
 from export.graphs import BuiltGraph, build_inference, build_training
+from export.losses import Loss
 from export.lowering.context import OPSET
+from export.ops import Affine, Trace, Value
 from export.optimizers import build_optimizer, counts_steps, slots_of
 from export.parity import Candidate, check_parity
-from export.trace import Affine, Loss, Trace, Value, trace_inference, trace_training
+from export.trace import trace_inference, trace_training
 from wire.errors import ExportError
 from wire.manifest import FORMAT, BundleManifest, GraphEntry, TensorSpec, dump_manifest
 from wire.optim import Optimizer
@@ -78,7 +80,8 @@ def build_candidate(
         trace=trace,
         training=build_training(trace),
         optimizer_graph=build_optimizer(optimizer, trained),
-        inference=build_inference(trace_inference(module, data, evaluated)),
+        inference_trace=(inference := trace_inference(module, data, evaluated)),
+        inference=build_inference(inference),
         optimizer=optimizer,
         loss=loss,
         inputs=examples,
@@ -161,9 +164,7 @@ def _pack(candidate: Candidate, name: str) -> tuple[BundleManifest, dict[str, by
     state = dict(candidate.module.named_parameters()) | dict(candidate.module.named_buffers())
     files["parameters.safetensors"] = dump_tensors({key: value.detach().contiguous().clone() for key, value in state.items()})
     known = {found.name: found.value for found in candidate.trace.inputs.values()}
-    results = {ref: value for op in candidate.trace.ops for ref, value in ((op.name, op.results),)}
-    made = {key: results[ref.name][ref.index] for key, ref in candidate.trace.outputs.items() if ref.name in results}
-    made |= {key: candidate.trace.inputs[ref.name].value for key, ref in candidate.trace.outputs.items() if ref.name not in results}
+    made = {key: candidate.trace.value(ref) for key, ref in candidate.trace.outputs.items()}
     manifest = BundleManifest(
         format=FORMAT,
         segment=name,
@@ -188,8 +189,7 @@ def _pack(candidate: Candidate, name: str) -> tuple[BundleManifest, dict[str, by
     return manifest, files
 
 
-def _spec(name: str, value: Value | None, *, gradient: bool = False) -> TensorSpec:
-    assert value is not None
+def _spec(name: str, value: Value, *, gradient: bool = False) -> TensorSpec:
     dtype = str(value.dtype).removeprefix("torch.")
     return TensorSpec(name=name, dtype=dtype, shape=tuple(_dim(dim) for dim in value.shape), gradient=gradient)
 

@@ -271,6 +271,8 @@ def _mosquitto(broker: BrokerProcess) -> list[str]:
         f"max_packet_size {_PACKET_BYTES}\n"
         "max_queued_messages 0\n"  # by bytes instead:
         f"max_queued_bytes {_QUEUE_BYTES}\n"
+        # Counts only where root starts it: it would become another user, which undoes PR_SET_PDEATHSIG (prctl(2)).
+        "user root\n"
         "log_dest stderr\n"
         "log_type error\nlog_type warning\n",
     )

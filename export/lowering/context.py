@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.trace import Affine, Op, Ratio, Ref, Value
+from export.ops import Affine, Op, Ratio, Ref, Value
 from wire.errors import ExportError
 
 __all__ = ["LOWERINGS", "OPSET", "GraphWriter", "Lowering", "lower", "lowers", "onnx_dtype"]
@@ -61,8 +61,7 @@ def lower(graph: GraphWriter, op: Op) -> None:
     """Write ``op`` into the graph. Raises ExportError naming an operation that has no lowering."""
     lowering = LOWERINGS.get(op.target)
     if lowering is None:
-        where = f"module `{op.module}`" if op.module else "the segment"
-        raise ExportError(f"{where} uses aten.{op.target}, which has no ONNX form for training; replace it, or move it behind the cut")
+        raise ExportError(f"{op.where} has no ONNX form for training; replace it, or move it behind the cut")
     for index, name in enumerate(lowering(graph, op)):
         if name is not None:
             graph.names[Ref(op.name, index)] = name
@@ -156,6 +155,17 @@ class GraphWriter:
         if number.offset:
             found = str(self.emit("Add", found, self.constant([number.offset])))
         return found
+
+    def elements(self, shape: Sequence[int | Affine], axes: Sequence[int]) -> str:
+        """How many elements a reduction over ``axes`` takes together, float32 []."""
+        count: int | Affine = 1
+        for dim in (shape[axis] for axis in axes):
+            if isinstance(dim, Affine) and isinstance(count, Affine):
+                raise ExportError("a part of the segment reduces over two dimensions that both follow the batch size")
+            (wide, number) = (dim, count) if isinstance(dim, Affine) else (count, dim)
+            assert isinstance(number, int)
+            count = Affine(wide.slope * number, wide.offset * number) if isinstance(wide, Affine) else wide * number
+        return self.operand(count, torch.float32)
 
     def dims(self, shape: Sequence[int | Affine]) -> str:
         """A shape as int64 [rank]."""

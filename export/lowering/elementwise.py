@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from export.lowering.context import GraphWriter, lowers
-from export.trace import Op, Ref
+from export.ops import Op, Ref
 from wire.errors import ExportError
 
 _UNARY = {
@@ -23,6 +23,7 @@ _UNARY = {
     "relu.default": "Relu",
     "round.default": "Round",
     "sigmoid.default": "Sigmoid",
+    "sgn.default": "Sign",
     "sign.default": "Sign",
     "sin.default": "Sin",
     "sqrt.default": "Sqrt",
@@ -101,6 +102,16 @@ def _log1p(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [graph.emit("Where", tiny, x, graph.emit("Mul", graph.emit("Log", u), graph.emit("Div", x, below)))]
 
 
+@lowers("expm1.default")
+def _expm1(graph: GraphWriter, op: Op) -> Sequence[str]:
+    """exp(x) - 1; near 0, where that loses digits, 2 t / (1 - t) with t = tanh(x / 2)."""
+    x, half = graph.operand(op.args[0], _dtype(op)), graph.scalar(0.5, _dtype(op))
+    one = graph.scalar(1.0, _dtype(op))
+    t = graph.emit("Tanh", graph.emit("Mul", x, half))
+    near = graph.emit("Div", graph.emit("Add", t, t), graph.emit("Sub", one, t))
+    return [graph.emit("Where", graph.emit("Less", graph.emit("Abs", x), half), near, graph.emit("Sub", graph.emit("Exp", x), one))]
+
+
 @lowers(*(f"{name}.{overload}" for name in _COMPARISONS for overload in ("Tensor", "Scalar")))
 def _compare(graph: GraphWriter, op: Op) -> Sequence[str]:
     left, right = op.args
@@ -129,6 +140,12 @@ def _not(graph: GraphWriter, op: Op) -> Sequence[str]:
 @lowers("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
 def _where(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [graph.emit("Where", graph.name(op.args[0]), graph.operand(op.args[1], _dtype(op)), graph.operand(op.args[2], _dtype(op)))]
+
+
+@lowers("masked_fill.Scalar", "masked_fill.Tensor")
+def _masked_fill(graph: GraphWriter, op: Op) -> Sequence[str]:
+    source, mask, number = op.args
+    return [graph.emit("Where", graph.name(mask), graph.operand(number, _dtype(op)), graph.operand(source, _dtype(op)))]
 
 
 @lowers("clamp.default", "clamp_min.default", "clamp_max.default")

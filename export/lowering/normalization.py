@@ -1,16 +1,18 @@
-"""Batch normalisation, in training and in evaluation. Layer and group normalisation are taken apart by PyTorch itself.
+"""Batch normalisation, in training and in evaluation. Others: ``row_normalization``.
 
-In training the statistics are the batch's own; running statistics are updated with the unbiased variance, n / (n - 1).
+In training the statistics are the batch's own; running statistics are updated with the unbiased variance, n / (n - 1). ONNX's own
+BatchNormalization, which in stock onnxruntime knows given statistics only, serves as ``scale * x + shift`` by channel in one pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from export.lowering.context import GraphWriter, lowers
-from export.trace import Affine, Op, Ref
+from export.ops import Affine, Op, Ref
 from wire.errors import ExportError
 
 
@@ -40,6 +42,19 @@ class _Channels:
     def mean(self, name: str) -> str:
         return self.graph.reduce("ReduceMean", name, self.axes, keep=True)
 
+    def total(self, name: str) -> str:
+        return self.graph.reduce("ReduceSum", name, self.axes, keep=True)
+
+    def product(self, left: str, right: str) -> str:
+        """The sum of ``left * right`` over all but the channels, [1, C, 1, ...]."""
+        return self.total(self.graph.emit("Mul", left, right))
+
+    def scaled(self, name: str, scale: str, shift: str) -> str:
+        """``scale * x + shift``; both [C]."""
+        channels = self.broadcast[1]
+        zeros, ones = (self.graph.constant(np.full(channels, number, np.float32)) for number in (0, 1))
+        return str(self.graph.emit("BatchNormalization", name, scale, shift, zeros, ones, epsilon=0.0))
+
 
 @lowers("native_batch_norm.default", "_native_batch_norm_legit.default", "_native_batch_norm_legit.no_stats")
 def _batch_norm(graph: GraphWriter, op: Op) -> Sequence[str | None]:
@@ -55,13 +70,15 @@ def _batch_norm(graph: GraphWriter, op: Op) -> Sequence[str | None]:
     channels = _Channels(graph, source)
     name = graph.name(source)
     mean_wide = channels.mean(name)
+    # From the centred values: the mean of squares less the square of the mean would lose a small variance beside a large mean.
     centered = graph.emit("Sub", name, mean_wide)
-    variance_wide = channels.mean(graph.emit("Mul", centered, centered))
+    variance_wide = graph.emit("Div", channels.product(centered, centered), graph.operand(channels.count, torch.float32))
     inverse = graph.emit("Reciprocal", graph.emit("Sqrt", graph.emit("Add", variance_wide, graph.scalar(eps))))
     scale = inverse if weight is None else graph.emit("Mul", inverse, channels.wide(graph.name(weight)))
-    found = graph.emit("Mul", centered, scale)
     if bias is not None:
-        found = graph.emit("Add", found, channels.wide(graph.name(bias)))
+        found = channels.scaled(centered, channels.narrow(scale), graph.name(bias))
+    else:
+        found = graph.emit("Mul", centered, scale)
     if stats is not None:
         _update(graph, channels, stats, (mean_wide, variance_wide), momentum)
     return [found, channels.narrow(mean_wide), channels.narrow(inverse)]
@@ -84,6 +101,9 @@ def _update(graph: GraphWriter, channels: _Channels, stats: tuple[Ref, Ref], bat
 def _evaluated(graph: GraphWriter, source: Ref, weight: Ref | None, bias: Ref | None, stats: tuple[Ref, Ref], eps: float) -> str:
     channels = _Channels(graph, source)
     mean, variance = (graph.name(ref) for ref in stats)
+    if weight is not None and bias is not None:
+        name = graph.name(source)
+        return str(graph.emit("BatchNormalization", name, graph.name(weight), graph.name(bias), mean, variance, epsilon=float(eps)))
     inverse = graph.emit("Reciprocal", graph.emit("Sqrt", graph.emit("Add", variance, graph.scalar(eps))))
     scale = inverse if weight is None else graph.emit("Mul", inverse, graph.name(weight))
     found = graph.emit("Mul", graph.emit("Sub", graph.name(source), channels.wide(mean)), channels.wide(scale))
@@ -98,7 +118,7 @@ def _batch_norm_evaluated(graph: GraphWriter, op: Op) -> Sequence[str | None]:
 
 @lowers("native_batch_norm_backward.default")
 def _batch_norm_backward(graph: GraphWriter, op: Op) -> Sequence[str | None]:
-    """With x̂ the normalised input: dx = w / σ · (dz − mean(dz) − x̂ · mean(dz · x̂)), dw = Σ dz · x̂, db = Σ dz."""
+    """With c = x - mean, n values a channel and k = w / σ: dx = k · (dz − Σdz / n − c · Σ(dz · c) / (n σ²)), dw = Σ(dz · c) / σ, db = Σdz."""
     grad, source, weight, mean, variance, saved_mean, saved_inverse, training, eps, mask = op.args
     channels = _Channels(graph, source)
     if training:
@@ -107,17 +127,17 @@ def _batch_norm_backward(graph: GraphWriter, op: Op) -> Sequence[str | None]:
         mean_wide = channels.wide(graph.name(mean))
         inverse = channels.wide(graph.emit("Reciprocal", graph.emit("Sqrt", graph.emit("Add", graph.name(variance), graph.scalar(eps)))))
     dz = graph.name(grad)
-    normalised = graph.emit("Mul", graph.emit("Sub", graph.name(source), mean_wide), inverse)
-    product = graph.reduce("ReduceSum", graph.emit("Mul", dz, normalised), channels.axes, keep=True)
-    total = graph.reduce("ReduceSum", dz, channels.axes, keep=True)
-    scale = inverse if weight is None else graph.emit("Mul", inverse, channels.wide(graph.name(weight)))
-    inner = dz
-    if training:
-        count = graph.operand(channels.count, torch.float32)
-        inner = graph.emit("Sub", dz, graph.emit("Div", total, count))
-        inner = graph.emit("Sub", inner, graph.emit("Mul", normalised, graph.emit("Div", product, count)))
-    return [
-        graph.emit("Mul", inner, scale) if mask[0] else None,
-        channels.narrow(product) if mask[1] else None,
-        channels.narrow(total) if mask[2] else None,
-    ]
+    centered = graph.emit("Sub", graph.name(source), mean_wide)
+    product = graph.emit("Mul", channels.product(dz, centered), inverse)
+    total = channels.total(dz)
+    factor = inverse if weight is None else graph.emit("Mul", inverse, channels.wide(graph.name(weight)))
+    found = None
+    if mask[0] and training:
+        share = graph.emit("Neg", graph.emit("Div", factor, graph.operand(channels.count, torch.float32)))
+        shift = graph.emit("Mul", total, share)
+        slope = graph.emit("Mul", graph.emit("Mul", product, inverse), share)
+        spread = channels.scaled(dz, channels.narrow(factor), channels.narrow(shift))
+        found = graph.emit("Add", spread, graph.emit("Mul", centered, slope))
+    elif mask[0]:
+        found = graph.emit("Mul", dz, factor)
+    return [found, channels.narrow(product) if mask[1] else None, channels.narrow(total) if mask[2] else None]

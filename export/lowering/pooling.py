@@ -1,7 +1,9 @@
 """Pooling and its gradients, for any number of spatial dimensions.
 
 The gradient of a max-pool goes to the first maximum of each window, as in PyTorch. It is found without indices (a MaxPool that makes them
-is fifteen times as slow): tap after tap is compared with the maximum, and what is found takes the gradient away from the taps after it.
+is fifteen times as slow). Where windows lie apart, the maximum is spread over its window (a nearest Resize, which is a plain copy) and
+compared; equal elements are numbered backwards, and a second MaxPool of the numbers finds the first: half the time of indices and
+MaxUnpool. Where windows overlap, tap after tap is compared with the maximum, and what is found takes the gradient away from the taps after it.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from export.lowering.context import GraphWriter, lowers
-from export.trace import Affine, Op, Ref
+from export.ops import Affine, Op, Ref
 from wire.errors import ExportError
 
 
@@ -62,6 +65,24 @@ class _Windows:
             return name
         return str(self.graph.emit("Pad", name, self.graph.constant(pads), self.graph.scalar(value)))
 
+    def cropped(self, name: str) -> str:
+        """Of windows that lie apart: the elements that are in a window."""
+        if all(after == 0 for after in self.after):
+            return name
+        covered = [out * size for out, size in zip(self.outside, self.kernel, strict=True)]
+        return self.graph.slice(name, self.axes, [0] * len(covered), covered, [1] * len(covered))
+
+    def spread_alike(self, name: str) -> str:
+        """Of windows that lie apart: each window's number in all its elements. [batch, channels, covered...]"""
+        scales = self.graph.constant(np.asarray([1, 1, *self.kernel], np.float32))
+        attributes: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return str(self.graph.emit("Resize", name, "", scales, **attributes))
+
+    def fill_edge(self, name: str) -> str:
+        """The inverse of ``cropped``: zeros where there is no window."""
+        left = [max(0, -after) for after in self.after]
+        return str(self.graph.emit("Pad", name, self.graph.constant([0, 0, *[0] * len(left), 0, 0, *left]))) if any(left) else name
+
     def taps(self) -> list[tuple[int, ...]]:
         return list(itertools.product(*(range(size) for size in self.kernel)))
 
@@ -73,9 +94,6 @@ class _Windows:
 
     def spread(self, parts: Sequence[str], shape: Sequence[int | Affine]) -> str:
         """The inverse of ``tap``: each part's elements back to where they were taken from, added up. [batch, channels, inside...]"""
-        if self.apart and len(self.kernel) == 2 and self.kernel[0] == self.kernel[1]:
-            together = self.graph.emit("Concat", *parts, axis=1)
-            return self._fill_edge(str(self.graph.emit("DepthToSpace", together, blocksize=self.kernel[0], mode="DCR")))
         total = None
         for tap, part in zip(self.taps(), parts, strict=True):
             placed = self._placed(part, tap, shape)
@@ -83,10 +101,6 @@ class _Windows:
         assert total is not None
         starts, ends = self.padding, [before + size for before, size in zip(self.padding, self.inside, strict=True)]
         return self.graph.slice(total, self.axes, starts, ends, [1] * len(starts))
-
-    def _fill_edge(self, name: str) -> str:
-        left = [max(0, -after) for after in self.after]
-        return str(self.graph.emit("Pad", name, self.graph.constant([0, 0, *[0] * len(left), 0, 0, *left]))) if any(left) else name
 
     def _placed(self, part: str, tap: tuple[int, ...], shape: Sequence[int | Affine]) -> str:
         """Zeros between the elements (stride), then around them, to the size of the padded input."""
@@ -112,7 +126,7 @@ def _ceil_args(args: Sequence[Any], at: int) -> bool:
 def _max_pool(graph: GraphWriter, op: Op) -> Sequence[str | None]:
     assert op.results[0] is not None
     windows = _Windows(graph, op.args[0], [int(dim) for dim in op.results[0].shape[2:]], op.args[1:5])  # type: ignore[arg-type]
-    attributes = {
+    attributes: dict[str, Any] = {
         "kernel_shape": windows.kernel,
         "strides": windows.stride,
         "dilations": windows.dilation,
@@ -124,9 +138,11 @@ def _max_pool(graph: GraphWriter, op: Op) -> Sequence[str | None]:
 
 @lowers("max_pool2d_with_indices_backward.default")
 def _max_pool_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
-    """The last argument is the maximum, which ``export.graphs`` put in the place of the indices."""
+    """The last argument is the maximum, which ``export.rewrites`` put in the place of the indices."""
     grad, source, kernel, stride, padding, dilation, _, maximum = op.args
     windows = _Windows(graph, source, _sizes(graph, grad), [kernel, stride, padding, dilation])
+    if windows.apart:
+        return [_max_backward_apart(graph, windows, graph.name(grad), graph.name(source), graph.name(maximum))]
     padded = windows.padded(graph.name(source), float("-inf"))
     rest, parts = graph.name(grad), []
     for at, tap in enumerate(windows.taps()):
@@ -138,13 +154,27 @@ def _max_pool_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [windows.spread(parts, graph.shape(grad))]
 
 
+def _max_backward_apart(graph: GraphWriter, windows: _Windows, grad: str, source: str, maximum: str) -> str:
+    backwards = np.arange(len(windows.taps()), 0, -1, dtype=np.float32).reshape(windows.kernel)
+    numbers = graph.constant(np.tile(backwards, windows.outside))
+    equal = graph.emit("Equal", windows.cropped(source), windows.spread_alike(maximum))
+    numbered = graph.emit("Mul", graph.cast(equal, torch.bool, torch.float32), numbers)
+    first = graph.emit("MaxPool", numbered, kernel_shape=windows.kernel, strides=windows.kernel)
+    chosen = graph.emit("Equal", numbered, windows.spread_alike(first))
+    found = graph.emit("Mul", graph.cast(chosen, torch.bool, torch.float32), windows.spread_alike(grad))
+    return windows.fill_edge(str(found))
+
+
 @lowers("avg_pool2d.default", "avg_pool1d.default")
 def _avg_pool(graph: GraphWriter, op: Op) -> Sequence[str]:
     assert op.results[0] is not None
     windows = _Windows(graph, op.args[0], [int(dim) for dim in op.results[0].shape[2:]], op.args[1:4])  # type: ignore[arg-type]
     _check_average(op, windows, op.args[4:])
-    attributes = {"kernel_shape": windows.kernel, "strides": windows.stride, "pads": windows.padding * 2, "count_include_pad": 1}
-    return [graph.emit("AveragePool", graph.name(op.args[0]), **attributes)]
+    pads = windows.padding * 2
+    found = graph.emit(
+        "AveragePool", graph.name(op.args[0]), kernel_shape=windows.kernel, strides=windows.stride, pads=pads, count_include_pad=1
+    )
+    return [found]
 
 
 @lowers("avg_pool2d_backward.default")
@@ -152,9 +182,16 @@ def _avg_pool_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
     grad, source, kernel, stride, padding = op.args[:5]
     windows = _Windows(graph, source, _sizes(graph, grad), [kernel, stride, padding])
     _check_average(op, windows, op.args[5:])
-    taps = windows.taps()
-    share = str(graph.emit("Mul", graph.name(grad), graph.scalar(1 / len(taps))))
-    return [windows.spread([share] * len(taps), graph.shape(grad))]
+    return [_shares(graph, windows, grad)]
+
+
+def _shares(graph: GraphWriter, windows: _Windows, grad: Ref) -> str:
+    """An equal share of a window's gradient to each of its elements."""
+    count = len(windows.taps())
+    share = str(graph.emit("Mul", graph.name(grad), graph.scalar(1 / count)))
+    if windows.apart:
+        return windows.fill_edge(windows.spread_alike(share))
+    return windows.spread([share] * count, graph.shape(grad))
 
 
 def _check_average(op: Op, windows: _Windows, rest: Sequence[Any]) -> None:
@@ -176,10 +213,7 @@ def _adaptive(graph: GraphWriter, op: Op) -> Sequence[str]:
 def _adaptive_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
     grad, source = op.args
     kernel = _adaptive_kernel(op, _sizes(graph, source), _sizes(graph, grad))
-    windows = _Windows(graph, source, _sizes(graph, grad), [kernel, kernel])
-    taps = windows.taps()
-    share = str(graph.emit("Mul", graph.name(grad), graph.scalar(1 / len(taps))))
-    return [windows.spread([share] * len(taps), graph.shape(grad))]
+    return [_shares(graph, _Windows(graph, source, _sizes(graph, grad), [kernel, kernel]), grad)]
 
 
 def _adaptive_kernel(op: Op, inside: Sequence[int], outside: Sequence[int]) -> list[int]:

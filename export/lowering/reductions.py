@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from export.lowering.context import GraphWriter, lowers
-from export.trace import Op
+from export.ops import Op
 
 _KINDS = {"sum": "ReduceSum", "mean": "ReduceMean", "amax": "ReduceMax", "amin": "ReduceMin"}
 
@@ -23,6 +23,26 @@ def _reduce(graph: GraphWriter, op: Op) -> Sequence[str]:
     keep = bool(op.args[2]) if len(op.args) > 2 else bool(op.kwargs.get("keepdim", False))
     source = graph.operand(op.args[0], dtype)
     return [graph.reduce(_KINDS[name], source, axes, keep=keep) if axes else source]
+
+
+@lowers("var.correction", "var_mean.correction")
+def _variance(graph: GraphWriter, op: Op) -> Sequence[str]:
+    assert op.results[0] is not None
+    shape = graph.shape(op.args[0])
+    listed = op.args[1] if len(op.args) > 1 else None
+    axes = sorted(dim % len(shape) for dim in listed) if listed else list(range(len(shape)))
+    keep = bool(op.kwargs.get("keepdim", False))
+    source = graph.name(op.args[0])
+    centered = graph.emit("Sub", source, graph.reduce("ReduceMean", source, axes, keep=True))
+    total = graph.reduce("ReduceSum", graph.emit("Mul", centered, centered), axes, keep=keep)
+    count = graph.emit("Sub", graph.elements(shape, axes), graph.scalar(float(op.kwargs.get("correction", 1))))
+    variance = graph.emit("Div", total, count)
+    return [variance] if op.kind == "var" else [variance, graph.reduce("ReduceMean", source, axes, keep=keep)]
+
+
+@lowers("_softmax.default", "_log_softmax.default")
+def _softmax(graph: GraphWriter, op: Op) -> Sequence[str]:
+    return [graph.emit("Softmax" if op.kind == "_softmax" else "LogSoftmax", graph.name(op.args[0]), axis=op.args[1])]
 
 
 @lowers("mm.default", "bmm.default")

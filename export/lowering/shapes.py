@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from export.lowering.context import GraphWriter, lowers, onnx_dtype
-from export.trace import Affine, Op, Value
-
-_LAST = np.iinfo(np.int64).max
+from export.ops import Affine, Op, Value
+from wire.errors import ExportError
 
 
 def _result(op: Op) -> Value:
@@ -58,26 +58,19 @@ def _cat(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [graph.emit("Concat", *(graph.operand(each, _result(op).dtype) for each in op.args[0]), axis=axis)]
 
 
-@lowers("slice.Tensor", "slice_copy.Tensor")
-def _slice(graph: GraphWriter, op: Op) -> Sequence[str]:
-    source, axis, start, end, step = (*op.args, *(0, None, None, 1)[len(op.args) - 1 :])
-    ends = graph.constant([_LAST]) if end is None else graph.dim(end)
-    begins = graph.dim(0 if start is None else start)
-    return [graph.emit("Slice", graph.name(source), begins, ends, graph.constant([axis]), graph.constant([step]))]
+@lowers("stack.default")
+def _stack(graph: GraphWriter, op: Op) -> Sequence[str]:
+    axis = (op.args[1] if len(op.args) > 1 else 0) % len(_result(op).shape)
+    parts = [graph.emit("Unsqueeze", graph.operand(each, _result(op).dtype), graph.constant([axis])) for each in op.args[0]]
+    return [graph.emit("Concat", *parts, axis=axis)]
 
 
-@lowers("select.int", "select_copy.int")
-def _select(graph: GraphWriter, op: Op) -> Sequence[str]:
-    source, axis, index = op.args
-    return [graph.emit("Gather", graph.name(source), graph.constant(np.asarray(index, np.int64)), axis=axis)]
-
-
-@lowers("split.Tensor", "split_with_sizes.default", "split_copy.Tensor", "split_with_sizes_copy.default")
-def _split(graph: GraphWriter, op: Op) -> Sequence[str]:
-    axis = op.args[2] if len(op.args) > 2 else 0
-    sizes = [result.shape[axis] for result in op.results if result is not None]
-    found = graph.emit("Split", graph.name(op.args[0]), graph.dims(sizes), outputs=len(sizes), axis=axis)
-    return [found] if isinstance(found, str) else found
+@lowers("repeat.default")
+def _repeat(graph: GraphWriter, op: Op) -> Sequence[str]:
+    source, times = op.args
+    shape = graph.shape(source)
+    wide = graph.reshape(graph.name(source), [*[1] * (len(times) - len(shape)), *shape])
+    return [graph.emit("Tile", wide, graph.dims(times))]
 
 
 @lowers("constant_pad_nd.default")
@@ -88,6 +81,9 @@ def _pad(graph: GraphWriter, op: Op) -> Sequence[str]:
     for at in range(len(pads) // 2):
         before[rank - 1 - at], after[rank - 1 - at] = pads[2 * at], pads[2 * at + 1]
     return [graph.emit("Pad", graph.name(source), graph.constant(before + after), graph.operand(value, _result(op).dtype))]
+
+
+_LAST = np.iinfo(np.int64).max
 
 
 @lowers("flip.default")
@@ -107,30 +103,39 @@ def _flip(graph: GraphWriter, op: Op) -> Sequence[str]:
     "new_ones.default",
     "new_full.default",
     "scalar_tensor.default",
+    "fill.Scalar",
 )
 def _fill(graph: GraphWriter, op: Op) -> Sequence[str]:
     result = _result(op)
-    number = 1.0 if "ones" in op.target else 0.0 if "zeros" in op.target else op.args[0 if op.target.startswith("scalar") else -1]
+    number = 1.0 if "ones" in op.kind else 0.0 if "zeros" in op.kind else op.args[0 if op.kind == "scalar_tensor" else -1]
     one = graph.operand(number, result.dtype)
     if not result.shape:
         return [one]
     return [graph.emit("Expand", one, graph.dims(result.shape))]
 
 
-@lowers("empty.memory_format")
+@lowers("empty.memory_format", "empty_like.default", "new_empty.default")
 def _empty(graph: GraphWriter, op: Op) -> Sequence[str | None]:
-    """Only ever a reserve that nothing reads."""
+    """Only ever the place for a ``fill``, which reads nothing of it."""
     return [None]
 
 
 @lowers("arange.default", "arange.start", "arange.start_step")
 def _arange(graph: GraphWriter, op: Op) -> Sequence[str]:
-    numbers = [each for each in op.args if isinstance(each, (int, float, Affine))]
+    numbers: list[Any] = [each for each in op.args if isinstance(each, (int, float, Affine))]
     start, end, step = (0, numbers[0], 1) if len(numbers) == 1 else (*numbers, 1)[:3]
     dtype = _result(op).dtype
     if not any(isinstance(each, Affine) for each in (start, end, step)):
         return [graph.constant(torch.arange(start, end, step, dtype=dtype).numpy())]
     return [graph.emit("Range", *(graph.operand(each, dtype) for each in (start, end, step)))]
+
+
+@lowers("linspace.default")
+def _linspace(graph: GraphWriter, op: Op) -> Sequence[str]:
+    start, end, count = op.args
+    if isinstance(count, Affine):
+        raise ExportError(f"{op.where} is as long as the batch; a segment must treat all samples alike")
+    return [graph.constant(torch.linspace(start, end, count, dtype=_result(op).dtype).numpy())]
 
 
 @lowers("constant")

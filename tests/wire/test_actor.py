@@ -21,7 +21,9 @@ _spec.loader.exec_module(toy_run)
 Faults, Setup, World, chain, reference = toy_run.Faults, toy_run.Setup, toy_run.World, toy_run.chain, toy_run.reference
 
 
-def make(graph: Graph, *, in_flight: int = 1, schedule: str = "independent", voids: frozenset = frozenset(), epochs: int = 2, every: int = 3):
+def make(
+    graph: Graph, *, in_flight: int = 1, schedule: str = "independent", voids: frozenset = frozenset(), epochs: int = 2, every: int = 3
+):
     plan = Plan(lanes=graph.lanes, epochs=epochs, schedule=schedule, checkpoint_every=every)
     batches = {lane: {"train": 3 + lane, "test": 1 + lane % 2} for lane in range(graph.lanes)}
     return Setup(graph=graph, plan=plan, batches=batches, in_flight=in_flight, voids=voids)

@@ -13,13 +13,13 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from wire.errors import BrokerRefused, BrokerUnreachable, UsageError
+from wire.errors import BrokerRefused, BrokerUnreachable
 from wire.limits import LIMITS
 from wire.transport.broker_config import BrokerConfig
+from wire.transport.credentials import Credentials
 
-__all__ = ["PACKET_BYTES", "Cancelled", "Credentials", "Stream", "Waker", "dial", "tls_error"]
+__all__ = ["PACKET_BYTES", "Cancelled", "Stream", "Waker", "dial", "tls_error"]
 
 PACKET_BYTES = LIMITS.frame_bytes + (1 << 16)  # one MQTT packet that arrives: payload, the longest topic and headers
 _CHUNK_BYTES = 1 << 16
@@ -72,52 +72,6 @@ class Waker:
     def close(self) -> None:
         self._read.close()
         self._write.close()
-
-
-class Credentials:
-    """What this party shows to the broker, and whom it trusts: read from files, which may be replaced while the run goes on."""
-
-    def __init__(self, broker: BrokerConfig, *, base_dir: str | Path) -> None:
-        """Raises UsageError: a file that cannot be read or holds something else."""
-        self._base_dir = Path(base_dir)
-        self.username = broker.username
-        self.password = None if broker.password_file is None else self._password(broker.password_file)
-        self.tls = self._context(broker) if broker.tls else None
-
-    def _path(self, key: str, name: str) -> Path:
-        path = self._base_dir / Path(name).expanduser()
-        try:
-            path.open("rb").close()
-        except OSError as exc:
-            raise UsageError(f"[broker] `{key}`: cannot read {path}: {(exc.strerror or str(exc)).lower()}") from exc
-        return path
-
-    def _password(self, name: str) -> str:
-        path = self._path("password_file", name)
-        try:
-            with path.open(encoding="utf-8") as file:
-                password = file.read(1 << 16).rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as exc:
-            raise UsageError(f"[broker] `password_file`: {path} is not a text file with one line") from exc
-        if not password or "\n" in password or len(password.encode()) > 65535:
-            raise UsageError(f"[broker] `password_file`: {path} must hold the password and nothing else, in one line")
-        return password
-
-    def _context(self, broker: BrokerConfig) -> ssl.SSLContext:
-        ca = None if broker.ca is None else self._path("ca", broker.ca)
-        try:
-            context = ssl.create_default_context(cafile=ca)
-        except (OSError, ssl.SSLError) as exc:
-            raise UsageError(f"[broker] `ca`: {ca} is not a certificate in PEM form") from exc
-        if broker.cert is not None and broker.key is not None:
-            cert, key = self._path("cert", broker.cert), self._path("key", broker.key)
-            try:
-                context.load_cert_chain(cert, key, password=lambda: b"")  # without it, OpenSSL would ask at the terminal
-            except (OSError, ssl.SSLError, ValueError) as exc:
-                raise UsageError(
-                    f"[broker] `cert`, `key`: {cert} and {key} are not a certificate and its key, in PEM form and without passphrase"
-                ) from exc
-        return context
 
 
 class Stream:
@@ -221,29 +175,26 @@ class _Attempt:
         failure: OSError | None = None
         for at, (family, address) in enumerate(addresses):
             now_s = time.monotonic()
-            link = socket.socket(family, socket.SOCK_STREAM)
             try:
-                self._connect_one(link, address, now_s + (end_s - now_s) / (len(addresses) - at))
+                return self._connect_one(family, address, now_s + (end_s - now_s) / (len(addresses) - at))
             except OSError as exc:
-                link.close()
                 failure = exc
-            except BaseException:
-                link.close()
-                raise
-            else:
-                return link
         raise BrokerUnreachable(_reason(failure or TimeoutError())) from failure
 
-    def _connect_one(self, link: socket.socket, address: object, end_s: float) -> None:
-        link.setblocking(False)
-        code = link.connect_ex(address)  # type: ignore[arg-type]
-        if code == errno.EINPROGRESS:
-            self._wait(link, select.POLLOUT, end_s)
-            code = link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
-        if link.getsockname() == link.getpeername():  # TCP may connect a socket to itself where nobody listens on a port like its own
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    def _connect_one(self, family: int, address: object, end_s: float) -> socket.socket:
+        with contextlib.ExitStack() as stack:
+            link = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            link.setblocking(False)
+            code = link.connect_ex(address)  # type: ignore[arg-type]
+            if code == errno.EINPROGRESS:
+                self._wait(link, select.POLLOUT, end_s)
+                code = link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not code and link.getsockname() == link.getpeername():
+                code = errno.ECONNREFUSED  # nobody listens there: TCP has connected the socket to itself
+            if code:
+                raise OSError(code, os.strerror(code))
+            stack.pop_all()
+            return link
 
     def shake_hands(self, context: ssl.SSLContext, link: socket.socket, host: str, end_s: float) -> ssl.SSLSocket:
         secure = context.wrap_socket(link, server_hostname=host, do_handshake_on_connect=False)
@@ -307,6 +258,6 @@ def _untrusted(exc: ssl.SSLCertVerificationError, broker: BrokerConfig) -> str:
 def _reason(exc: OSError) -> str:
     if isinstance(exc, TimeoutError) and exc.errno is None:
         return "no answer in time"
-    if isinstance(exc, ssl.SSLEOFError):
-        return "the connection was closed in the middle of the TLS handshake"
+    if isinstance(exc, (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError)):
+        return "the connection was closed in the middle of the TLS handshake; if this port has no TLS, begin `url` with mqtt://"
     return (exc.strerror or str(exc)).lower()

@@ -6,6 +6,7 @@ One thread owns the connection and everything of paho's: it dials, waits, reads 
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -17,7 +18,8 @@ from wire.errors import BrokerRefused, BrokerUnreachable, UsageError
 from wire.limits import LIMITS
 from wire.transport.base import Delivered, LinkDown, Refused, TransportEvent
 from wire.transport.broker_config import BrokerConfig
-from wire.transport.dial import Cancelled, Credentials, Waker, dial
+from wire.transport.credentials import Credentials
+from wire.transport.dial import Cancelled, Waker, dial
 from wire.transport.mqtt_connection import Connection, Publish, Version
 
 __all__ = ["MqttTransport"]
@@ -179,16 +181,18 @@ class MqttTransport:
 
     def _converse(self, connection: Connection) -> None:
         answer_until_s = time.monotonic() + self._broker.connect_timeout_s
-        flush_until_s: float | None = None
+        flush_until_s = math.inf
         while True:
             now_s = time.monotonic()
-            if connection.up_since_s is None and now_s > answer_until_s:
+            up = connection.up_since_s is not None
+            if not up and now_s > answer_until_s:
                 raise BrokerUnreachable("no answer in time")
             if self._closing.is_set():
-                flush_until_s = flush_until_s or now_s + _FLUSH_S
-                if connection.up_since_s is None or now_s > flush_until_s or (connection.idle and not self._outgoing):
+                flush_until_s = min(flush_until_s, now_s + _FLUSH_S)
+                if not up or now_s > flush_until_s or (connection.idle and not self._outgoing):
                     return
-            taken_bytes = connection.turn(self._outgoing, min(_IDLE_S, (flush_until_s or now_s + _IDLE_S) - now_s))
+            until_s = min(now_s + _IDLE_S, flush_until_s, math.inf if up else answer_until_s)
+            taken_bytes = connection.turn(self._outgoing, until_s - now_s)
             if taken_bytes:
                 with self._lock:
                     self._outgoing_bytes -= taken_bytes

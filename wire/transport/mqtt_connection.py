@@ -10,7 +10,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paho.mqtt import MQTTException
@@ -23,16 +23,17 @@ from paho.mqtt.reasoncodes import ReasonCode
 from wire.errors import BrokerRefused, BrokerUnreachable, LinkError
 from wire.transport.base import Delivered, LinkUp, Received, Refused, TransportEvent
 from wire.transport.broker_config import BrokerConfig
-from wire.transport.dial import PACKET_BYTES, Credentials, Stream, Waker, tls_error
+from wire.transport.credentials import Credentials
+from wire.transport.dial import PACKET_BYTES, Stream, Waker, tls_error
+from wire.transport.window import IN_FLIGHT, Window, publish_bytes
 
 if TYPE_CHECKING:
     from paho.mqtt.client import SocketLike
 
-__all__ = ["Connection", "Publish", "Version", "Window", "publish_bytes"]
+__all__ = ["Connection", "Publish", "Version"]
 
 Version = MQTTProtocolVersion
 
-_IN_FLIGHT = 20  # publishes without PUBACK: what most brokers allow, and a 3.1.1 broker does not tell
 _TOPICS_A_SUBSCRIBE = 8  # AWS IoT takes no more
 _TOPIC_BYTES = 256  # room for a topic and headers, where the topic is not known yet
 _READS_A_TURN = 64
@@ -54,51 +55,11 @@ _HOPELESS = {
 }
 
 
-def publish_bytes(topic: str, payload: bytes) -> int:
-    """Upper bound of the PUBLISH packet's size at QoS 1 without properties (MQTT 5.0, section 3.3)."""
-    return 1 + 4 + 2 + len(topic.encode()) + 2 + 1 + len(payload)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publish:
     topic: str
     payload: bytes
     token: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Window:
-    """How much may be on its way without PUBACK, in bytes.
-
-    paho drops a connection whose PINGREQ waits longer than ``keepalive_s`` behind data, so little is handed over while acknowledgements
-    are slow: ``floor_bytes``, at which a slow line still turns around in time. Where they are quick, the window grows with each.
-    """
-
-    floor_bytes: int
-    keepalive_s: float
-    limit: int = _IN_FLIGHT  # publishes
-    size_bytes: int = field(init=False)
-    used_bytes: int = field(default=0, init=False)
-    used: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self.size_bytes = self.floor_bytes
-
-    def fits(self, size_bytes: int) -> bool:
-        """Whether one more publish may go; the first always may."""
-        return not self.used or (self.used < self.limit and self.used_bytes + size_bytes <= self.size_bytes)
-
-    def sent(self, size_bytes: int) -> None:
-        self.used += 1
-        self.used_bytes += size_bytes
-
-    def acknowledged(self, size_bytes: int, after_s: float) -> None:
-        self.used -= 1
-        self.used_bytes -= size_bytes
-        if after_s > self.keepalive_s / 8:
-            self.size_bytes = self.floor_bytes
-        else:
-            self.size_bytes = min(self.size_bytes + size_bytes, _IN_FLIGHT * PACKET_BYTES)
 
 
 class _Client(Client):
@@ -241,16 +202,19 @@ class Connection:
 
     def _lost(self, code: MQTTErrorCode) -> LinkError:
         failure = self._stream.failure
-        if failure is not None:
-            return tls_error(failure) or BrokerUnreachable((failure.strerror or str(failure)).lower())
+        found = None if failure is None else tls_error(failure)
+        if found is not None:
+            return found
         if code == MQTTErrorCode.MQTT_ERR_PROTOCOL:
             return BrokerUnreachable("what it sends is not MQTT; check the host and port of `url`")
-        if not self._stream.hung_up:
-            return BrokerUnreachable(f"nothing was heard from the broker for {self._broker.keepalive_s} s")
-        if self.answered:
+        if self._stream.hung_up and not self.answered:
+            hint = "" if self._broker.tls else ", and does it want TLS (mqtts://)"
+            return BrokerUnreachable(f"the connection was closed without an answer; is there an MQTT broker{hint}?")
+        if failure is not None:
+            return BrokerUnreachable((failure.strerror or str(failure)).lower())
+        if self._stream.hung_up:
             return BrokerUnreachable("the broker closed the connection")
-        hint = "" if self._broker.tls else ", or one that wants TLS (mqtts://)"
-        return BrokerUnreachable(f"the connection was closed without an answer; is there an MQTT broker{hint}?")
+        return BrokerUnreachable(f"nothing was heard from the broker for {self._broker.keepalive_s} s")
 
     # ------------------------------------------------------------ paho's callbacks
 
@@ -275,7 +239,7 @@ class Connection:
         self._longest_bytes = getattr(properties, "MaximumPacketSize", None)
         if self._longest_bytes is not None and self._longest_bytes < self._broker.part_bytes + _TOPIC_BYTES:
             self._ended = BrokerRefused(_too_large(self._longest_bytes))
-        self._window.limit = min(_IN_FLIGHT, getattr(properties, "ReceiveMaximum", _IN_FLIGHT))
+        self._window.limit = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
 
     def _on_subscribe(self, client: Client, _: object, mid: int, reasons: list[ReasonCode], properties: Properties | None) -> None:
         topics = self._ungranted.pop(mid, ())

@@ -1,0 +1,41 @@
+"""Runs graphs that were just made on onnxruntime: the one place in this room that calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from export.graphs import BuiltGraph
+from wire.errors import ExportError
+
+__all__ = ["Array", "GraphSession"]
+
+Array = NDArray[Any]
+
+
+class GraphSession:
+    """A graph that is ready to run. Raises ExportError where onnxruntime refuses it."""
+
+    def __init__(self, graph: BuiltGraph) -> None:
+        self.graph = graph
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except (RuntimeError, ValueError) as exc:
+            raise ExportError(f"onnxruntime {ort.__version__} refuses the graph that was made: {_first_line(exc)}") from exc
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name; ``feed`` may hold more than the graph reads. Raises ExportError where a node fails."""
+        try:
+            found = self._session.run(list(self.graph.outputs), {name: feed[name] for name in self.graph.inputs})
+        except (RuntimeError, ValueError) as exc:
+            raise ExportError(f"onnxruntime {ort.__version__} cannot run the graph that was made: {_first_line(exc)}") from exc
+        return dict(zip(self.graph.outputs, found, strict=True))
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().splitlines()[0][:300] if str(exc).strip() else type(exc).__name__

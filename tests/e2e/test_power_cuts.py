@@ -1,0 +1,51 @@
+"""Kill anything at any time and start it again: the run ends with the same weights, bit for bit, and every step exactly once."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from server.broker import start_broker
+from tests.e2e.field import field, small_run
+
+EPOCHS = 8
+STEPS_A_LANE = EPOCHS * 20  # 320 samples a client in batches of 16
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], list[tuple[int, float]]]:
+    path = small_run(tmp_path_factory.mktemp("undisturbed"), epochs=EPOCHS)
+    with start_broker() as broker, field(path, broker) as run:
+        run.finish()
+        run.check_ledgers(STEPS_A_LANE)
+        return run.weights(), run.losses()
+
+
+@pytest.mark.parametrize(("seed", "victims"), [(1, ["c0", "c1"]), (2, ["server"]), (3, ["broker"]), (4, ["c0", "server", "broker", "c1"])])
+def test_a_run_that_was_killed_is_the_run_that_was_not(
+    seed: int, victims: list[str], undisturbed: tuple[dict[str, bytes], list[tuple[int, float]]], tmp_path: Path
+) -> None:
+    chance = random.Random(seed)
+    path = small_run(tmp_path, epochs=EPOCHS)
+    cuts = 0
+    with start_broker() as broker, field(path, broker) as run:
+        points = sorted(chance.sample(range(5, 2 * STEPS_A_LANE - 20), 4))
+        for point in points:
+            if not run.await_step(point):
+                break
+            victim = chance.choice(victims)
+            if victim == "broker":
+                broker.kill()
+                broker.start()
+            else:
+                run.kill(victim)
+                run.start(victim)
+            cuts += 1
+        run.finish()
+        assert cuts, "nothing was killed in mid-run"
+        run.check_ledgers(STEPS_A_LANE)
+        weights, losses = undisturbed
+        assert run.weights() == weights
+        assert run.losses() == losses

@@ -1,2 +1,0 @@
-from tests.brokers import BrokerConfig
-def test_a(): assert BrokerConfig
