@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from wire.errors import CutlayerError, StorageError, UsageError, exit_code
 from wire.optim import SGD, Adam, AdamW, Optimizer
 from wire.parse import parse
-from wire.runfile import load_run
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -99,6 +98,7 @@ def _run(args: argparse.Namespace) -> None:
 def _serve(args: argparse.Namespace) -> None:
     from export.prepare import build_segments
     from server.process import serve_run
+    from wire.runfile import load_run
 
     run = load_run(args.run_file).with_broker(args.broker)
     serve_run(run, build_segments(run), predict=args.predict, log=args.log)

@@ -70,7 +70,7 @@ class ReadableLines:
         if event == "note":
             return str(fields["text"])
         if event == "command" and fields["op"] == "join":
-            return "all parties meet"
+            return "waiting for all parties"
         if event == "finished":
             return "the run is finished"
         return None

@@ -161,6 +161,8 @@ class Steps:
     def backward_done(self, done: BackwardDone) -> None:
         flow = self._flows[done.work.segment]
         flow.busy = False
+        if done.void is not None:
+            self._note_void(done.work, done.void)
         self._backward_through(flow, done.work, done.outputs, done.void)
         self._pump()
 
@@ -190,7 +192,7 @@ class Steps:
         if void is not None:
             if work.mode is Mode.TRAIN:
                 flow.void.add(flow.forwards)
-            self._emit(Note(kind="void", text=f"segment {work.segment}, lane {work.lane}, step {work.step}: {void}"))
+            self._note_void(work, void)
         flow.forwards += 1
         for end in flow.slot.outputs:
             frame = self._frame(Kind.FORWARD, work, outputs.get(end.edge, b""), void=void is not None)
@@ -220,16 +222,17 @@ class Steps:
             self._record_outputs(flow, work, frames)
             self._emit(RunBackward(work=work, inputs=gradients))
         else:
+            void = "its forward was void"
             if held:
                 self._emit(Discard(work=work))
+                void = "the peer made it void"
+                self._note_void(work, void)
             self._record_outputs(flow, work, frames)
-            self._backward_through(flow, work, {}, "no gradient to apply")
+            self._backward_through(flow, work, {}, void)
         return True
 
     def _backward_through(self, flow: StepFlow, work: Work, outputs: Mapping[str, bytes], void: str | None) -> None:
         flow.backwards += 1
-        if void is not None:
-            self._emit(Note(kind="void", text=f"segment {work.segment}, lane {work.lane}, step {work.step}: {void}"))
         self._answer_edges(flow, work, outputs, applied=void is None, note=void or "")
 
     def _answer(self, flow: StepFlow, work: Work, outputs: Mapping[str, bytes], *, applied: bool) -> None:
@@ -280,6 +283,9 @@ class Steps:
             global_step=work.global_step,
             payload=b"" if void else payload,
         )
+
+    def _note_void(self, work: Work, why: str) -> None:
+        self._emit(Note(kind="void", text=f"segment {work.segment}, lane {work.lane}, step {work.step} does not count: {why}"))
 
     def _take(self, key: tuple[str, str, int, Mode, int]) -> Frame:
         _, edge, lane, mode, step = key
