@@ -41,9 +41,9 @@ exit codes:
 
 # What a verb cannot start without: the extra, and the modules that it brings.
 _NEEDS = {
-    "demo": ("simulation", ("torch", "torchmetrics", "onnx", "iotcore", "rich", "sklearn")),
+    "demo": ("simulation", ("torch", "torchmetrics", "onnx", "iotcore", "rich", "sklearn", "tomli_w")),
     "run": ("simulation", ("torch", "torchmetrics", "onnx", "iotcore", "rich", "sklearn")),
-    "serve": ("server", ("torch", "torchmetrics")),
+    "serve": ("server", ("torch", "torchmetrics", "onnx")),
     "export": ("export", ("torch", "onnx")),
     "assemble": ("export", ("torch", "onnx")),
 }
