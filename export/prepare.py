@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from wire.manifest import BATCH, TensorSpec
 from wire.optim import SGD, Optimizer
 from wire.runfile import Run, load_run
 
-__all__ = ["RunSegment", "build_model", "build_segments", "export_run", "prepare", "prepare_model"]
+__all__ = ["RunSegment", "build_model", "build_segments", "export_run", "input_shape", "prepare", "prepare_model"]
 
 _EXAMPLES = 2  # samples in the example batch: enough for BatchNorm
 
@@ -44,7 +44,7 @@ def build_model(run: Run) -> nn.Module:
 def build_segments(run: Run) -> dict[str, RunSegment]:
     """All segments by name, in order. Raises RunFileError, GraphError."""
     model = build_model(run)
-    pieces = cut(model, run.model.cut, (torch.zeros(_EXAMPLES, *_input_shape(run)),))
+    pieces = cut(model, run.model.cut, (torch.zeros(_EXAMPLES, *input_shape(run)),))
     names = run.model.names
     _check_trained(pieces, names)
     return {
@@ -53,7 +53,8 @@ def build_segments(run: Run) -> dict[str, RunSegment]:
     }
 
 
-def _input_shape(run: Run) -> tuple[int, ...]:
+def input_shape(run: Run) -> tuple[int, ...]:
+    """One sample's shape. Raises RunFileError where neither the run nor the model says it."""
     if run.model.input_shape is not None:
         return run.model.input_shape
     if run.model.build not in BUNDLED:
@@ -75,12 +76,12 @@ def _segment(run: Run, name: str, piece: Piece, *, first: bool, last: bool) -> R
     if last:
         if len(results) != 1:
             raise GraphError(f"segment `{name}` holds the loss and returns {len(results)} tensors; it must return one")
-        inputs = (*inputs, _spec("target", target_example(run.loss, results[0])))
+        inputs = (*inputs, _spec("target", _target_example(run.loss, results[0])))
         outputs = (TensorSpec(name="loss", dtype="float32", shape=()),)
     return RunSegment(name=name, module=piece.module, inputs=inputs, outputs=outputs, piece=piece, has_loss=last)
 
 
-def target_example(loss: str, output: Tensor) -> Tensor:
+def _target_example(loss: str, output: Tensor) -> Tensor:
     """Labels as the data sources give them: int64 [N] of classes, float32 [N] or [N, K] of numbers."""
     if loss == "cross_entropy":
         return torch.zeros(output.shape[0], dtype=torch.int64)
@@ -106,7 +107,7 @@ def export_run(run: Run, out: Path) -> dict[str, Path]:
         examples = segment.piece.examples
         if segment.has_loss:
             with torch.no_grad():
-                examples = (*examples, target_example(run.loss, segment.module.eval()(*examples)))
+                examples = (*examples, _target_example(run.loss, segment.module.eval()(*examples)))
         export_segment(
             segment.module,
             examples,
@@ -140,8 +141,15 @@ def prepare_model(model: str, *, cut: str, out: Path, input_shape: tuple[int, ..
         raise RunFileError("--input-shape is missing: say the shape of one sample, like 1,28,28")
     pieces = _cut(load_model(model, {}, "."), cut, input_shape)
     chosen = optimizer or SGD(lr=0.01)
-    names = {"input_names": pieces[0].input_names, "output_names": pieces[0].output_names}
-    manifest = export_segment(pieces[0].module, pieces[0].examples, out, optimizer=chosen, name="bottom", **names)
+    manifest = export_segment(
+        pieces[0].module,
+        pieces[0].examples,
+        out,
+        optimizer=chosen,
+        name="bottom",
+        input_names=pieces[0].input_names,
+        output_names=pieces[0].output_names,
+    )
     crossing = sum(_elements(spec) for spec in manifest.outputs)
     count = sum(value.numel() for value in pieces[0].module.parameters())
     print(f"{out}: segment bottom, {count} parameters, {crossing} activations a sample cross the cut, {chosen}")
@@ -162,8 +170,3 @@ def _elements(spec: TensorSpec) -> int:
     for dim in spec.shape:
         found *= dim if isinstance(dim, int) else 1
     return found
-
-
-def sizes(segments: Mapping[str, RunSegment]) -> dict[str, int]:
-    """Parameters by segment."""
-    return {name: sum(value.numel() for value in segment.module.parameters()) for name, segment in segments.items()}

@@ -7,7 +7,7 @@ update goes into fresh tensors, so that the graphs of other steps keep the weigh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,7 +136,9 @@ class TorchEngine:
         pairs = [(output, grad) for output, grad in pairs if output.requires_grad]
         if not pairs or not wanted:
             return [torch.zeros_like(tensor) for tensor in wanted]
-        found = torch.autograd.grad([output for output, _ in pairs], wanted, [grad for _, grad in pairs], allow_unused=True)
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            [output for output, _ in pairs], wanted, [grad for _, grad in pairs], allow_unused=True
+        )
         return [torch.zeros_like(tensor) if grad is None else grad for tensor, grad in zip(wanted, found, strict=True)]
 
     def _clip(self, gradients: list[Tensor]) -> None:

@@ -42,7 +42,7 @@ class HeldLabels:
     def __len__(self) -> int:
         return len(self._targets)
 
-    def lookup(self, ids: NDArray[np.uint8]) -> Array:
+    def lookup(self, ids: Array) -> Array:
         """Targets of a batch: uint8 [N, 16] to int64 [N], float32 [N] or float32 [N, K], in the batch's order.
 
         Raises DataError naming how many ids are unknown, and the first of them.

@@ -78,5 +78,7 @@ class MetricSet:
             return torchmetrics.MeanAbsoluteError()
         binary, multiclass, average = _CLASSES[name]
         if self._loss == "bce":
-            return binary()
-        return multiclass(num_classes=output.shape[1], average=average)
+            found: torchmetrics.Metric = binary()
+        else:
+            found = multiclass(num_classes=output.shape[1], average=average)
+        return found

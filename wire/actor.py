@@ -380,7 +380,7 @@ class Actor:
         self._running = _Running(seq, command, waiting={child.line for child in told})
         for child in told:
             self._pass_on(child.line, seq, command)
-        if self._own_lanes.isdisjoint(command.lanes):
+        if self._own_lanes.isdisjoint(command.lanes) and command.op != "keep":  # which is the coordinator's alone
             self._running.executing = self._running.executed = True  # only on its way through us
             self._check_done()
             return

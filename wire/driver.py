@@ -50,7 +50,7 @@ from wire.messages import (
 )
 from wire.runfile import Run
 from wire.runner import Runner
-from wire.store import Checkpoint, LedgerRow, Store, dump_state, load_state
+from wire.store import Checkpoint, LedgerRow, Store, collected_path, dump_state, load_state, weights_of, write_atomically
 from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused, Transport, TransportEvent
 
 __all__ = ["Driver", "Observer", "Traffic"]
@@ -335,6 +335,11 @@ class Driver:
                 return Executed(op="give", blobs={name: dump_state(self._engines[name].state()) for name in self._shared_here()})
             case "take":
                 self._take(effect.blobs)
+            case "collect":
+                return Executed(op="collect", blobs={name: dump_state(weights_of(engine)) for name, engine in self._engines.items()})
+            case "keep":
+                for name, blob in effect.blobs.items():
+                    write_atomically(collected_path(self._store.folder, int(effect.args["lane"]), name), blob)
             case "evaluate":
                 metrics = self._runner.measured()
                 if metrics:

@@ -17,7 +17,7 @@ __all__ = ["Command", "InferenceProgram", "Plan", "Program", "TrainingProgram"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """``op`` is join, restore, train, evaluate, infer, give, take, save or end; ``lanes`` are those it concerns."""
+    """``op`` is join, restore, train, evaluate, infer, give, take, save, collect, keep or end; ``lanes`` are those it concerns."""
 
     op: str
     lanes: tuple[int, ...]
@@ -56,6 +56,7 @@ class Plan:
     checkpoint_every: int
     evaluate_every: int = 1
     splits: tuple[str, ...] = ("test",)
+    collect: bool = False  # at the end, bring the clients' weights to the coordinator
 
 
 class InferenceProgram(Program):
@@ -107,6 +108,7 @@ class TrainingProgram(Program):
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self._commands: list[Command] | None = None
+        self._closing = 0  # commands after the last epoch that are through; not saved: they only copy what is saved
 
     # ------------------------------------------------------------ Program
 
@@ -142,17 +144,21 @@ class TrainingProgram(Program):
             if self.position < len(self._commands):
                 return self._filled(self._commands[self.position])
             self.epoch, self.position, self._commands = self.epoch + 1, 0, None
-        return Command(op="end", lanes=self._all)
+        closing = self._closing_commands()
+        return self._filled(closing[self._closing]) if self._closing < len(closing) else Command(op="end", lanes=self._all)
 
     def done(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
         command = self.next()
         if command.op == "end":
             return
-        if command.op == "give":
+        if command.op in ("give", "collect"):
             self._held = dict(blobs)
-        elif command.op == "take":
+        elif command.op in ("take", "keep"):
             self._held = {}
-        elif command.op == "save":
+        if command.op in ("collect", "keep"):
+            self._closing += 1
+            return
+        if command.op == "save":
             self.checkpoint += 1
         elif command.op == "evaluate" and result.get("metrics"):
             self.metrics = {**self.metrics, command.args["split"]: result["metrics"]}
@@ -185,8 +191,8 @@ class TrainingProgram(Program):
         return self._batches.get(lane, {}).get(split, 0)
 
     def _filled(self, command: Command) -> Command:
-        if command.op == "take":
-            return Command(op="take", lanes=command.lanes, args=command.args, blobs=self._held)
+        if command.op in ("take", "keep"):
+            return Command(op=command.op, lanes=command.lanes, args=command.args, blobs=self._held)
         if command.op == "save":
             return Command(op="save", lanes=command.lanes, args={"id": self.checkpoint + 1})
         return command
@@ -250,6 +256,14 @@ class TrainingProgram(Program):
                 steps = StepRange(lanes=(lane,), starts=(self._evaluated(lane, epoch, split),), rounds=count, first_global=0)
                 args = {"epoch": epoch, "split": split, "steps": steps.plain(), "first": lane == lanes[0], "last": lane == lanes[-1]}
                 yield Command(op="evaluate", lanes=(lane,), args=args)
+
+    def _closing_commands(self) -> list[Command]:
+        """Where device weights may leave, the coordinator keeps them: of relay the last lane's, which all others have had."""
+        if not self._plan.collect:
+            return []
+        lanes = self._all[-1:] if self._plan.schedule == "relay" else self._all
+        pairs = ((Command(op="collect", lanes=(lane,)), Command(op="keep", lanes=(), args={"lane": lane})) for lane in lanes)
+        return [command for pair in pairs for command in pair]
 
     def _evaluated(self, lane: int, epoch: int, split: str) -> int:
         """Evaluation steps of a lane before this split of this epoch: step numbers are never used twice in a mode."""

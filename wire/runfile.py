@@ -217,6 +217,7 @@ class Run:
             checkpoint_every=self.checkpoint_every,
             evaluate_every=self.evaluate.every_epochs,
             splits=self.evaluate.splits,
+            collect=self.weights_leave,
         )
 
     def data_of(self, client: str) -> DataConfig:

@@ -28,11 +28,22 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as dump_tensors
 
-from wire.engine import Array
+from wire.engine import Array, Engine
 from wire.errors import CheckpointError, StorageError
 from wire.limits import LIMITS
 
-__all__ = ["Checkpoint", "LedgerRow", "Store", "dump_state", "load_state", "storage_errors", "write_atomically"]
+__all__ = [
+    "Checkpoint",
+    "LedgerRow",
+    "Store",
+    "collected_path",
+    "dump_state",
+    "load_state",
+    "newest_checkpoint",
+    "storage_errors",
+    "weights_of",
+    "write_atomically",
+]
 
 KEPT_CHECKPOINTS = 2
 
@@ -88,6 +99,16 @@ def load_state(data: bytes, *, where: str) -> dict[str, Array]:
         return dict(load_tensors(data))
     except (SafetensorError, ValueError, KeyError) as exc:
         raise CheckpointError(f"{where} is not readable as safetensors ({exc})") from exc
+
+
+def weights_of(engine: Engine) -> dict[str, Array]:
+    """An engine's parameters and buffers, without the optimizer's state, named as in ``state()``."""
+    return {name: value for name, value in engine.state().items() if name.startswith(("p.", "b."))}
+
+
+def collected_path(folder: Path, lane: int, segment: str) -> Path:
+    """Where the coordinator keeps what a lane's client gave away at the end."""
+    return folder / "result" / f"{lane}.{segment}.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +310,19 @@ CREATE TABLE IF NOT EXISTS steps (
 CREATE TABLE IF NOT EXISTS losses (global_step INTEGER PRIMARY KEY, lane INTEGER, loss REAL);
 CREATE TABLE IF NOT EXISTS marks (id INTEGER PRIMARY KEY, seq INTEGER, loss INTEGER);
 """
+
+
+def newest_checkpoint(folder: Path) -> dict[str, dict[str, Array]]:
+    """Segment states of a party's newest checkpoint, read without taking the folder. Raises CheckpointError."""
+    try:
+        party = json.loads((folder / "party.json").read_text())
+        found = [int(each.name) for each in (folder / "checkpoints").iterdir() if each.name.isdigit() and (each / "meta.json").is_file()]
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"{folder} holds no state of this party ({exc}); run `assemble` where the party ran") from exc
+    if not party.get("finished"):
+        raise CheckpointError(f"the run in {folder} is not finished; start its parties again and let it end first")
+    newest = folder / "checkpoints" / str(max(found))
+    return {path.stem: load_state(path.read_bytes(), where=str(path)) for path in sorted(newest.glob("*.safetensors"))}
 
 
 def _write_synced(path: Path, data: bytes) -> None:

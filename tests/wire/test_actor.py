@@ -24,14 +24,17 @@ Faults, Setup, World, chain, reference = toy_run.Faults, toy_run.Setup, toy_run.
 def make(
     graph: Graph, *, in_flight: int = 1, schedule: str = "independent", voids: frozenset = frozenset(), epochs: int = 2, every: int = 3
 ):
-    plan = Plan(lanes=graph.lanes, epochs=epochs, schedule=schedule, checkpoint_every=every)
+    plan = Plan(lanes=graph.lanes, epochs=epochs, schedule=schedule, checkpoint_every=every, collect=True)
     batches = {lane: {"train": 3 + lane, "test": 1 + lane % 2} for lane in range(graph.lanes)}
     return Setup(graph=graph, plan=plan, batches=batches, in_flight=in_flight, voids=voids)
 
 
 def check(setup, world) -> None:
     world.run()
-    assert world.weights() == reference(setup)
+    weights = reference(setup)
+    assert world.weights() == weights
+    for lane, kept in world.disks[world.root].kept.items():
+        assert all(weights[setup.graph.party_of(name, lane), name] == weight for name, weight in kept.items())
     ledgers = world.ledgers()
     for edge in setup.graph.edges:
         for lane in range(setup.graph.lanes):

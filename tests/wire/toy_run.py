@@ -84,6 +84,7 @@ class Disk:
     boot: int = 0
     finished: bool = False
     checkpoints: dict[int, Any] = field(default_factory=dict)
+    kept: dict[int, dict[str, int]] = field(default_factory=dict)  # of the coordinator: weights that clients gave away at the end
 
     @property
     def newest(self) -> Any:
@@ -195,6 +196,11 @@ class Party:
                 return Executed(op="restore", program=self.restore(effect.args["id"]))
             case "give":
                 return Executed(op="give", blobs={name: NUMBER.pack(self.engines[name].weight) for name in self.handed_over()})
+            case "collect":
+                return Executed(op="collect", blobs={name: NUMBER.pack(engine.weight) for name, engine in self.engines.items()})
+            case "keep":
+                assert self.slice.parent is None
+                self.disk.kept[effect.args["lane"]] = {name: NUMBER.unpack(blob)[0] for name, blob in effect.blobs.items()}
             case "take":
                 for name in self.handed_over():
                     self.engines[name].weight = NUMBER.unpack(effect.blobs[name])[0]

@@ -1,0 +1,107 @@
+"""Puts the trained segments together again: one PyTorch state and one ONNX file.
+
+Runs where the server ran: at the end of a run whose file has ``weights_leave = true``, the server was given the clients' weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import numpy_helper
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from export.graphs import BuiltGraph, build_inference
+from export.prepare import build_model, build_segments, input_shape
+from export.trace import trace_inference
+from wire.engine import Array
+from wire.errors import CheckpointError, ExportError, UsageError
+from wire.runfile import Run, load_run
+from wire.store import collected_path, load_state, newest_checkpoint, write_atomically
+
+__all__ = ["assemble", "assembled_state"]
+
+
+def assemble(run_file: str | Path, *, out: str | Path) -> None:
+    """Write ``model.safetensors`` (the model's own state dict) and ``model.onnx`` (inference, any batch size) into the folder ``out``.
+
+    With independent clients, whose bottoms differ, there is a folder a client in ``out``. The ONNX file is compared with PyTorch before it
+    is written. Raises UsageError where weights may not leave, CheckpointError where the run has not ended here, ExportError.
+    """
+    run = load_run(run_file)
+    _check_may_leave(run)
+    lanes = [len(run.clients) - 1] if run.schedule == "relay" else list(range(len(run.clients)))
+    for lane in lanes:
+        folder = Path(out) if len(lanes) == 1 else Path(out) / run.clients[lane].name
+        state = assembled_state(run, lane)
+        model = build_model(run)
+        model.load_state_dict(state)
+        write_atomically(folder / "model.safetensors", dump_tensors({name: value.contiguous() for name, value in state.items()}))
+        write_atomically(folder / "model.onnx", _onnx(run, model.eval()).SerializeToString())
+        print(f"{folder}: model.safetensors, model.onnx")
+
+
+def assembled_state(run: Run, lane: int) -> dict[str, Tensor]:
+    """The state dict of the whole network as one lane's clients and the server left it. Raises CheckpointError."""
+    server = run.state_of(run.server.name)
+    held: dict[str, Mapping[str, Array]] = dict(newest_checkpoint(server))
+    for name in run.model.names:
+        if run.model.place(name) == "clients":
+            path = collected_path(server, lane, name)
+            if not path.is_file():
+                raise CheckpointError(f"{path} is not there: the server was not given the weights of `{name}`; train the run again")
+            held[name] = load_state(path.read_bytes(), where=str(path))
+    state: dict[str, Tensor] = {}
+    for name, segment in build_segments(run).items():
+        mine = {key[2:]: torch.from_numpy(np.array(value)) for key, value in held[name].items() if key.startswith(("p.", "b."))}
+        wanted = set(segment.module.state_dict())
+        if not wanted <= set(mine):
+            raise CheckpointError(f"the checkpoint of `{name}` lacks `{min(wanted - set(mine))}`; it is of another network")
+        state |= {key: mine[key] for key in wanted}
+    return state
+
+
+def _check_may_leave(run: Run) -> None:
+    if not run.weights_leave and any(run.model.place(name) == "clients" for name in run.model.names):
+        raise UsageError("this run keeps the clients' weights on their devices; assemble needs `weights_leave = true` before training")
+
+
+def _onnx(run: Run, model: nn.Module) -> onnx.ModelProto:
+    example = torch.zeros(2, *input_shape(run))
+    graph = build_inference(trace_inference(model, {"x": example}, ("y",)))
+    found = _with_weights(graph, model)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn((3, *example.shape[1:]), generator=generator)
+    session = ort.InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        wanted = model(inputs).numpy()
+    (given,) = session.run(None, {"x": inputs.numpy()})
+    if not np.abs(given - wanted).max() <= 1e-5 + 2e-4 * np.abs(wanted).max():
+        raise ExportError("the ONNX file gives other outputs than PyTorch; nothing was written, please report it")
+    return found
+
+
+def _with_weights(graph: BuiltGraph, model: nn.Module) -> onnx.ModelProto:
+    """Parameters and buffers as initializers; ``x`` in, ``y`` out."""
+    found = onnx.ModelProto()
+    found.CopyFrom(graph.model)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for value in list(found.graph.input):
+        if value.name.startswith(("p.", "b.")):
+            found.graph.input.remove(value)
+            array = tensors[value.name[2:]].detach().contiguous().numpy()
+            found.graph.initializer.append(numpy_helper.from_array(array, value.name))
+    names = {"in.x": "x", "out.y": "y"}
+    for each in (*found.graph.input, *found.graph.output):
+        each.name = names.get(each.name, each.name)
+    for node in found.graph.node:
+        for row in (node.input, node.output):
+            for at, name in enumerate(row):
+                row[at] = names.get(name, name)
+    onnx.checker.check_model(found)
+    return found
