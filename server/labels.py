@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wire.engine import Array
 from wire.errors import DataError, StorageError
