@@ -1,4 +1,7 @@
-"""Names the operation at fault where a graph and PyTorch differ: both compute every intermediate result, and the first that differs is it."""
+"""Names the operation at fault where a graph and PyTorch differ.
+
+Both compute every intermediate result; the first that differs is it.
+"""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _op(nodes: Sequence[fx.Node], module: str) -> Op:
 
 
 def _differentiated(node: fx.Node, before: Sequence[Op]) -> str:
-    """The module whose gradient this is: that of the operation whose name it has, or else of the last one, with which it shares a tensor."""
+    """The module whose gradient this is: that of an operation that shares a tensor with it, best of one whose name it has."""
     mine = {_ref(each).name for each in node.all_input_nodes}
     kin = [op for op in before if op.module and (op.name in mine or mine & {ref.name for ref in op.refs()})]
     kind = str(node.target).removeprefix("aten.").partition(".")[0]

@@ -15,6 +15,7 @@ from onnx import helper
 from export.lowering.context import IR_VERSION, OPSET, GraphWriter, lower, onnx_dtype
 from export.ops import Affine, Op, Ref, Trace, TraceInput, Value
 from export.rewrites import rewrite
+from wire.errors import ExportError
 
 __all__ = ["BuiltGraph", "TrainingGraphs", "build_inference", "build_training", "finish"]
 
@@ -33,6 +34,9 @@ _CHEAP = (
     "alias",
     "detach",
     "slice",
+    "empty",
+    "empty_like",
+    "fill",
     "full",
     "ones_like",
     "zeros_like",
@@ -40,6 +44,7 @@ _CHEAP = (
     "arange",
     "constant",
 )
+_CHANCE = ("bernoulli", "native_dropout", "rand", "normal", "uniform", "multinomial", "rrelu", "exponential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class TrainingGraphs:
 
 def build_training(trace: Trace) -> TrainingGraphs:
     """Split the joint graph. Raises ExportError for an operation that has no ONNX form."""
+    _refuse_chance(trace.ops)
     ops = rewrite(trace.ops, trace.outputs.values())
     values = _values(trace, ops)
     first = {name: ref for name, ref in trace.outputs.items() if name.startswith(("out.", "b."))}
@@ -85,6 +91,14 @@ def build_inference(trace: Trace) -> BuiltGraph:
     needed = _ancestors(trace.ops, trace.outputs.values())
     part.lower(op for op in trace.ops if op.name in needed)
     return part.finish("infer", trace.outputs)
+
+
+def _refuse_chance(ops: Iterable[Op]) -> None:
+    for op in ops:
+        if op.kind.startswith(_CHANCE):
+            raise ExportError(
+                f"{op.where} draws random numbers (dropout, noise), which a device's graph cannot; take it out, or move it behind the cut"
+            )
 
 
 def _values(trace: Trace, ops: Iterable[Op]) -> dict[Ref, Value]:

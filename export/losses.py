@@ -14,8 +14,8 @@ Loss = Literal["cross_entropy", "bce", "mse"]
 
 
 def loss_of(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
-    """PyTorch's loss, float32 []: ``cross_entropy`` of logits [N, C, ...] and int64 [N, ...]; ``bce`` (with logits) and ``mse`` of one shape,
-    or of [N, 1] and [N]."""
+    """PyTorch's loss, float32 []: ``cross_entropy`` of logits [N, C, ...] and int64 [N, ...]; ``bce`` (with logits) and ``mse`` of one
+    shape, or of [N, 1] and [N]."""
     if loss == "cross_entropy":
         return functional.cross_entropy(output, target)
     output, target = _alike(output, target)

@@ -60,6 +60,7 @@ class Op:
     kwargs: Mapping[str, Any]
     results: tuple[Value | None, ...]
     module: str
+    rewritten: bool = False  # its results are no longer those of the traced operation of this name
 
     @property
     def kind(self) -> str:

@@ -49,6 +49,7 @@ class Candidate:
     loss: Loss | None
     inputs: Mapping[str, Tensor]  # examples by name
     outputs: Sequence[str]
+    trained: Sequence[str]
     input_gradients: Sequence[str]
     min_batch: int
 
@@ -73,7 +74,7 @@ class _Gate:
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
         self.module = copy.deepcopy(candidate.module).train()
-        self.trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+        self.trained = {name: value for name, value in self.module.named_parameters() if name in candidate.trained}
         self.torch_optimizer = _torch_optimizer(candidate.optimizer, self.trained.values()) if self.trained else None
         self.forward = GraphSession(candidate.training.forward)
         self.backward = GraphSession(candidate.training.backward) if candidate.training.backward.outputs else None
@@ -216,7 +217,7 @@ class _Gate:
 
 
 def _text(what: str, culprit: str | None) -> str:
-    return f"{what} differs from PyTorch: {culprit or 'no single operation'} is at fault; please report it, and move it behind the cut meanwhile"
+    return f"{what} differs from PyTorch: {culprit or 'no single operation'} is at fault; move it behind the cut, and please report it"
 
 
 def _error(found: Array, wanted: Array, scale: float, relative: float = _RELATIVE) -> float:

@@ -47,20 +47,22 @@ def _mask_before_unpooling(ops: Sequence[Op], outputs: set[Ref]) -> list[Op]:
     readers.update(ref.name for ref in outputs)
     changed: dict[str, list[Op]] = {}
     for op in ops:
-        found = _unpooling(op, by_name, readers) if op.target == "threshold_backward.default" else None
-        if found is not None:
-            changed |= _masked(op, found, by_name)
+        chain = _unpooling(op, by_name, readers) if op.target == "threshold_backward.default" else None
+        if chain is not None:
+            changed |= _masked(op, chain, by_name)
     return [new for op in ops for new in changed.get(op.name, [op])]
 
 
-def _unpooling(op: Op, by_name: Mapping[str, Op], readers: Mapping[str, int]) -> Op | None:
-    """The max-pool backward whose result only this ReLU backward reads, views aside, and that pooled this very ReLU's result."""
-    at: Op | None = by_name.get(op.args[0].name)
-    while at is not None and at.kind in _VIEWS and readers[at.name] == 1:
+def _unpooling(op: Op, by_name: Mapping[str, Op], readers: Mapping[str, int]) -> list[Op] | None:
+    """The views, and at their end the max-pool backward, whose result only this ReLU backward reads, and that pooled this very ReLU's result."""
+    chain: list[Op] = []
+    at = by_name.get(op.args[0].name)
+    while at is not None and readers[at.name] == 1 and (at.kind in _VIEWS or at.target == _POOL_BACKWARD):
+        chain.append(at)
+        if at.target == _POOL_BACKWARD:
+            return chain if _behind_views(at.args[1], by_name) == _behind_views(op.args[1], by_name) else None
         at = by_name.get(at.args[0].name)
-    if at is None or at.target != _POOL_BACKWARD or readers[at.name] != 1:
-        return None
-    return at if _behind_views(at.args[1], by_name) == _behind_views(op.args[1], by_name) else None
+    return None
 
 
 def _behind_views(ref: Ref, by_name: Mapping[str, Op]) -> Ref:
@@ -69,9 +71,11 @@ def _behind_views(ref: Ref, by_name: Mapping[str, Op]) -> Ref:
     return ref
 
 
-def _masked(relu: Op, pool: Op, by_name: Mapping[str, Op]) -> dict[str, list[Op]]:
+def _masked(relu: Op, chain: Sequence[Op], by_name: Mapping[str, Op]) -> dict[str, list[Op]]:
+    *views, pool = chain
     maximum: Ref = pool.args[-1]
     result: Value | None = by_name[maximum.name].results[0]
-    mask = replace(relu, name=f"{relu.name}_pooled", args=(pool.args[0], maximum, *relu.args[2:]), results=(result,))
-    unpooled = replace(pool, args=(Ref(mask.name), *pool.args[1:]))
-    return {pool.name: [mask, unpooled], relu.name: [replace(relu, target="alias.default", args=(relu.args[0],))]}
+    mask = replace(relu, name=f"{relu.name}_pooled", args=(pool.args[0], maximum, *relu.args[2:]), results=(result,), rewritten=True)
+    unpooled = replace(pool, args=(Ref(mask.name), *pool.args[1:]), rewritten=True)
+    found = {pool.name: [mask, unpooled], relu.name: [replace(relu, target="alias.default", args=(relu.args[0],))]}
+    return found | {view.name: [replace(view, rewritten=True)] for view in views}

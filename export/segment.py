@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import onnxruntime as ort
@@ -19,7 +20,7 @@ from export.lowering.context import OPSET
 from export.ops import Affine, Trace, Value
 from export.optimizers import build_optimizer, counts_steps, slots_of
 from export.parity import Candidate, check_parity
-from export.trace import trace_inference, trace_training
+from export.trace import parameters_reached, trace_inference, trace_training
 from wire.errors import ExportError
 from wire.manifest import FORMAT, BundleManifest, GraphEntry, TensorSpec, dump_manifest
 from wire.optim import Optimizer
@@ -51,7 +52,8 @@ def export_segment(
     (each with the operation's name); StorageError.
     """
     examples = _named(example_inputs, input_names, loss)
-    wanted = [key for key, asked in zip(examples, input_gradients or (), strict=False) if asked]
+    wanted = _asked(examples, input_gradients)
+    _check_dtypes(module, examples, loss)
     with _restored(module):
         candidate = build_candidate(module, examples, output_names, optimizer=optimizer, loss=loss, input_gradients=wanted)
         check_parity(candidate)
@@ -73,19 +75,21 @@ def build_candidate(
     data = {key: value for key, value in examples.items() if loss is None or key != TARGET}
     evaluated = _output_names(module.eval(), tuple(data.values()), output_names)
     outputs = ("loss",) if loss is not None else evaluated
-    trace = trace_training(module, examples, outputs, loss=loss, input_gradients=input_gradients)
-    trained = {name: _shape(value) for name, value in module.named_parameters() if value.requires_grad}
+    trained = parameters_reached(module, examples, loss=loss)
+    trace = trace_training(module, examples, outputs, loss=loss, trained=trained, input_gradients=input_gradients)
+    shapes = {name: _shape(value) for name, value in module.named_parameters() if name in trained}
     return Candidate(
         module=module,
         trace=trace,
         training=build_training(trace),
-        optimizer_graph=build_optimizer(optimizer, trained),
+        optimizer_graph=build_optimizer(optimizer, shapes),
         inference_trace=(inference := trace_inference(module, data, evaluated)),
         inference=build_inference(inference),
         optimizer=optimizer,
         loss=loss,
         inputs=examples,
         outputs=outputs,
+        trained=tuple(trained),
         input_gradients=tuple(input_gradients),
         min_batch=_min_batch(trace),
     )
@@ -121,6 +125,32 @@ def _named(inputs: Sequence[Tensor], names: Sequence[str] | None, loss: Loss | N
     return dict(zip(named, inputs, strict=True))
 
 
+def _asked(examples: dict[str, Tensor], input_gradients: Sequence[bool] | None) -> list[str]:
+    """Names of the inputs whose gradient is asked for; nothing need be said of the target."""
+    asked = list(input_gradients) if input_gradients is not None else []
+    data = [name for name in examples if name != TARGET]
+    if input_gradients is not None and len(asked) not in (len(data), len(examples)):
+        raise ExportError(f"`input_gradients` has {len(asked)} entries for {len(data)} inputs; give one an input")
+    wanted = [name for name, each in zip(examples, asked, strict=False) if each]
+    for name in wanted:
+        if name == TARGET or not examples[name].dtype.is_floating_point:
+            raise ExportError(f"input `{name}` is {examples[name].dtype}, which has no gradient; do not ask for it in `input_gradients`")
+    return wanted
+
+
+def _check_dtypes(module: nn.Module, examples: dict[str, Tensor], loss: Loss | None) -> None:
+    if loss is not None and loss not in get_args(Loss):
+        raise ExportError(f"the loss {loss!r} is not known; choose one of {', '.join(get_args(Loss))}")
+    kinds: dict[str, Tensor] = {f"parameter `{name}`": value for name, value in module.named_parameters()}
+    kinds |= {f"buffer `{name}`": value for name, value in module.named_buffers()}
+    for name, value in (kinds | {f"input `{name}`": value for name, value in examples.items()}).items():
+        if (value.dtype.is_floating_point or value.dtype.is_complex) and value.dtype != torch.float32:
+            raise ExportError(f"{name} is {value.dtype}; a device trains in float32: call .float() on it")
+    whole = loss == "cross_entropy"
+    if loss is not None and examples[TARGET].dtype != (torch.int64 if whole else torch.float32):
+        raise ExportError(f"the target of {loss} is {examples[TARGET].dtype}; it must be {'int64' if whole else 'float32'}")
+
+
 def _output_names(module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str] | None) -> tuple[str, ...]:
     try:
         with torch.no_grad():
@@ -137,12 +167,10 @@ def _output_names(module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence
 
 def _min_batch(trace: Trace) -> int:
     """BatchNorm cannot train on one value a channel."""
-    shapes = {op.name: op.results[0] for op in trace.ops}
     for op in trace.ops:
-        if op.target.startswith("native_batch_norm."):
-            value = shapes.get(op.name)
-            if value is not None and all(dim == 1 for dim in value.shape[2:]):
-                return 2
+        shape = trace.value(op.args[0]).shape if op.kind == "native_batch_norm" else ()
+        if shape[:1] == (Affine(1, 0),) and all(dim == 1 for dim in shape[2:]):
+            return 2
     return 1
 
 
@@ -170,7 +198,9 @@ def _pack(candidate: Candidate, name: str) -> tuple[BundleManifest, dict[str, by
         segment=name,
         inputs=tuple(_spec(key, known[f"in.{key}"], gradient=key in candidate.input_gradients) for key in candidate.inputs),
         outputs=tuple(_spec(key, made[f"out.{key}"]) for key in candidate.outputs),
-        parameters=tuple(_spec(key, _shape(value), gradient=value.requires_grad) for key, value in candidate.module.named_parameters()),
+        parameters=tuple(
+            _spec(key, _shape(value), gradient=key in candidate.trained) for key, value in candidate.module.named_parameters()
+        ),
         buffers=tuple(_spec(key, _shape(value)) for key, value in candidate.module.named_buffers()),
         residuals=tuple(_spec(key, value) for key, value in candidate.training.residuals.items()),
         optimizer=candidate.optimizer,

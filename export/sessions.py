@@ -7,6 +7,7 @@ from typing import Any
 
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
 from export.graphs import BuiltGraph
 from wire.errors import ExportError
@@ -14,6 +15,12 @@ from wire.errors import ExportError
 __all__ = ["Array", "GraphSession"]
 
 Array = NDArray[Any]
+
+# onnxruntime's own errors have no common base but Exception.
+_FAULTS = (
+    *(faults.EPFail, faults.Fail, faults.InvalidArgument, faults.InvalidGraph, faults.InvalidProtobuf, faults.NotImplemented),
+    *(faults.RuntimeException, RuntimeError, ValueError),
+)
 
 
 class GraphSession:
@@ -25,14 +32,14 @@ class GraphSession:
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ValueError) as exc:
+        except _FAULTS as exc:
             raise ExportError(f"onnxruntime {ort.__version__} refuses the graph that was made: {_first_line(exc)}") from exc
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name; ``feed`` may hold more than the graph reads. Raises ExportError where a node fails."""
         try:
             found = self._session.run(list(self.graph.outputs), {name: feed[name] for name in self.graph.inputs})
-        except (RuntimeError, ValueError) as exc:
+        except _FAULTS as exc:
             raise ExportError(f"onnxruntime {ort.__version__} cannot run the graph that was made: {_first_line(exc)}") from exc
         return dict(zip(self.graph.outputs, found, strict=True))
 

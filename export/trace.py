@@ -15,13 +15,14 @@ from torch import Tensor, fx, nn
 from torch._decomp import get_decompositions
 from torch.func import functional_call, functionalize, vjp
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from export.fit import BATCHES, fit
 from export.losses import Loss, loss_formula
 from export.ops import Trace
 from wire.errors import ExportError
 
-__all__ = ["trace_inference", "trace_training"]
+__all__ = ["parameters_reached", "trace_inference", "trace_training"]
 
 _aten = torch.ops.aten
 # What PyTorch can take apart itself, into operations that are lowered here.
@@ -56,6 +57,18 @@ _DECOMPOSED = (
     _aten.addcmul,
     _aten.addcdiv,
     _aten.rsub,
+    _aten.std,
+    _aten.logsumexp,
+    _aten.glu,
+    _aten.glu_backward,
+    _aten.celu,
+    _aten.logit,
+    _aten.pixel_shuffle,
+    _aten.pixel_unshuffle,
+    _aten.smooth_l1_loss,
+    _aten.smooth_l1_loss_backward,
+    _aten.huber_loss,
+    _aten.huber_loss_backward,
 )
 
 
@@ -68,15 +81,15 @@ def trace_training(
     outputs: Sequence[str],
     *,
     loss: Loss | None,
+    trained: Sequence[str],
     input_gradients: Sequence[str],
 ) -> Trace:
     """The joint graph of one training step.
 
-    ``examples``: one tensor an input, batch first, by name (``target`` last, where there is a ``loss``). Outputs of the trace: ``out.*``,
-    ``b.*.new``, ``gin.*``, ``gp.*``. Raises ExportError.
+    ``examples``: one tensor an input, batch first, by name (``target`` last, where there is a ``loss``). ``trained``, ``input_gradients``:
+    names of parameters and inputs. Outputs of the trace: ``out.*``, ``b.*.new``, ``gin.*``, ``gp.*``. Raises ExportError.
     """
     module.train()
-    trained = [name for name, value in module.named_parameters() if value.requires_grad]
 
     def joint(values: dict[str, Tensor]) -> dict[str, Tensor]:
         held = {name: values[f"p.{name}"] for name, _ in module.named_parameters()}
@@ -132,6 +145,30 @@ def trace_inference(module: nn.Module, examples: Mapping[str, Tensor], outputs: 
     return _trace(module, forward, values_at)
 
 
+def parameters_reached(module: nn.Module, examples: Mapping[str, Tensor], *, loss: Loss | None) -> list[str]:
+    """Parameters that a gradient reaches, by name. PyTorch's optimizers leave the others alone, weight decay included."""
+    wanted = {name: value.detach().clone().requires_grad_() for name, value in module.named_parameters() if value.requires_grad}
+    inputs = tuple(_resized(value, BATCHES[0]) for name, value in examples.items() if loss is None or name != "target")
+    with torch.enable_grad():
+        found = _run(module.train(), inputs, wanted)
+    led = [out for out in (found if loss is None else found[:1]) if out.requires_grad]
+    if not led or not wanted:
+        return []
+    grads: Sequence[Tensor | None] = torch.autograd.grad([out.sum() for out in led], list(wanted.values()), allow_unused=True)
+    return [name for name, grad in zip(wanted, grads, strict=True) if grad is not None]
+
+
+def _run(module: nn.Module, inputs: tuple[Tensor, ...], parameters: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The module's outputs, with these parameters for its own, its buffers left alone. Raises ExportError."""
+    state = {name: value.detach().clone() for name, value in (*module.named_parameters(), *module.named_buffers())}
+    try:
+        found = functional_call(module, state | dict(parameters), inputs)
+    except (RuntimeError, ValueError, IndexError) as exc:
+        batch = inputs[0].shape[0]
+        raise ExportError(f"the segment does not train on a batch of {batch}, as on any: {str(exc).splitlines()[0][:300]}") from exc
+    return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
 def _state(module: nn.Module) -> dict[str, Tensor]:
     state = {f"p.{name}": value.detach() for name, value in module.named_parameters()}
     return state | {f"b.{name}": value for name, value in module.named_buffers()}
@@ -139,9 +176,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 
 def _outputs_at(module: nn.Module, inputs: tuple[Tensor, ...], batch: int, names: Sequence[str]) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        state = {name: value.detach().clone() for name, value in (*module.named_parameters(), *module.named_buffers())}
-        found = functional_call(module, state, inputs)
-    found = (found,) if isinstance(found, Tensor) else tuple(found)
+        found = _run(module, inputs, {})
     for name, value in zip(names, found, strict=True):
         if value.shape[:1] != (batch,):
             raise ExportError(
@@ -182,10 +217,14 @@ def _make(joint: Callable[..., Any], values: dict[str, Tensor]) -> tuple[fx.Grap
 
     table: Any = get_decompositions(_DECOMPOSED)
     try:
-        graph = make_fx(functionalize(flat), decomposition_table=table, tracing_mode="fake")(*values.values())
+        # Attention in its plain form: the fused ones have no ONNX form for their gradients.
+        with sdpa_kernel(SDPBackend.MATH):
+            graph = make_fx(functionalize(flat), decomposition_table=table, tracing_mode="fake")(*values.values())
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as exc:
         reason = str(exc).strip().splitlines()[0][:300] if str(exc).strip() else type(exc).__name__
-        raise ExportError(f"the segment cannot be traced: {reason}; control flow that depends on data has no place on a device") from exc
+        if "data-dependent" in reason:
+            reason = "its forward depends on values (a branch on a tensor, `.item()`, BatchNorm with momentum=None)"
+        raise ExportError(f"the segment cannot be traced: {reason}; write it without, or move it behind the cut") from exc
     return graph, names
 
 

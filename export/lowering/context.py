@@ -65,7 +65,8 @@ def lower(graph: GraphWriter, op: Op) -> None:
     for index, name in enumerate(lowering(graph, op)):
         if name is not None:
             graph.names[Ref(op.name, index)] = name
-            graph.made[op.name, index] = name
+            if not op.rewritten:
+                graph.made[op.name, index] = name
 
 
 class GraphWriter:

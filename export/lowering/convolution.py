@@ -1,8 +1,8 @@
 """Convolutions with any number of spatial dimensions, and their gradients.
 
 The weight gradient is taken from the input under each kernel tap, X_t, and the output's gradient G, both as matrices of channels and
-positions: it is the sum over all samples of G @ X_t^T. Three forms of it, each the fastest of the three for some convolutions on onnxruntime,
-and two to three times as fast as a convolution with exchanged axes:
+positions: it is the sum over all samples of G @ X_t^T. It has three forms, each on onnxruntime the fastest for some convolutions and two to
+three times as fast as a convolution with exchanged axes:
 
 - few input channels: taps of a sample side by side in one matrix, one product a sample, then the sum over samples;
 - many channels, large images: one product a tap and sample;
@@ -19,6 +19,8 @@ from typing import Any
 from export.lowering.context import GraphWriter, lowers
 from export.ops import Affine, Op, Ref
 from wire.errors import ExportError
+
+__all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
 
 _JOINED_CHANNELS = 8
 _WIDEST_WHOLE = 3  # kernels wider than that take their taps a row at a time
@@ -54,12 +56,12 @@ def _convolution(graph: GraphWriter, op: Op) -> Sequence[str]:
 @lowers("convolution_backward.default")
 def _convolution_backward(graph: GraphWriter, op: Op) -> Sequence[str | None]:
     grad, source, weight, _, stride, padding, dilation, transposed, _, groups, mask = op.args
-    if transposed:
-        raise ExportError(f"module `{op.module}`: a transposed convolution cannot be trained on a device yet; move it behind the cut")
     spatial = len(graph.shape(source)) - 2
-    shape = _Geometry(graph, grad, source, weight, _ints(stride, spatial), _ints(padding, spatial), _ints(dilation, spatial), int(groups))
+    sizes = _ints(stride, spatial), _ints(padding, spatial), _ints(dilation, spatial)
+    # A transposed convolution is the input gradient of a convolution: input and gradient change places.
+    shape = _Geometry(graph, source if transposed else grad, grad if transposed else source, weight, *sizes, int(groups))
     return [
-        shape.input_gradient() if mask[0] else None,
+        (shape.convolved(shape.source) if transposed else shape.input_gradient()) if mask[0] else None,
         shape.weight_gradient() if mask[1] else None,
         graph.reduce("ReduceSum", graph.name(grad), [0, *range(2, spatial + 2)], keep=False) if mask[2] else None,
     ]
@@ -104,6 +106,10 @@ class _Geometry:
         }
         found = self.graph.emit("ConvTranspose", self.grad, self.weight, **attributes)
         return str(found)
+
+    def convolved(self, name: str) -> str:
+        attributes: dict[str, Any] = {"strides": self.stride, "dilations": self.dilation, "group": self.groups, "pads": self.padding * 2}
+        return str(self.graph.emit("Conv", name, self.weight, **attributes))
 
     def weight_gradient(self) -> str:
         if self.groups > 1:
@@ -153,7 +159,7 @@ class _Geometry:
         return str(self.graph.emit("Concat", *taps, axis=1)) if len(taps) > 1 else taps[0]
 
     def _rows_of_taps(self) -> list[str]:
-        """Taps of one kernel row side by side, a row at a time: a row is a slice of whole image rows, and all taps at once would be large."""
+        """Taps of a kernel row side by side, for each row: a row is a slice of whole image rows, and all taps at once would be large."""
         source = self._padded(self.source)
         across = [self._shifted(source, {1: tap}) for tap in range(self.kernel[1])]
         together = self._side_by_side(across)

@@ -10,6 +10,8 @@ from export.lowering.context import GraphWriter, lowers
 from export.ops import Op, Ref
 from wire.errors import ExportError
 
+__all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
+
 _UNARY = {
     "abs.default": "Abs",
     "ceil.default": "Ceil",
@@ -83,7 +85,7 @@ def _divide_rounded(graph: GraphWriter, op: Op) -> Sequence[str]:
         quotient = graph.emit("Div", graph.operand(op.args[0], _dtype(op)), graph.operand(op.args[1], _dtype(op)))
         if op.kwargs["rounding_mode"] == "floor":
             return [graph.emit("Floor", quotient)]
-    raise ExportError(f"module `{op.module}` divides with rounding, which has no ONNX form for training")
+    raise ExportError(f"{op.where} divides with rounding, which has no ONNX form for training; move it behind the cut")
 
 
 @lowers("rsqrt.default")

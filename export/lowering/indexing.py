@@ -12,6 +12,8 @@ from export.lowering.context import GraphWriter, lowers
 from export.ops import Affine, Op, Ref
 from wire.errors import ExportError
 
+__all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
+
 _LAST = np.iinfo(np.int64).max
 
 
@@ -30,7 +32,14 @@ def _select(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [graph.emit("Gather", graph.name(source), graph.constant(np.asarray(index, np.int64)), axis=axis)]
 
 
-@lowers("split.Tensor", "split_with_sizes.default", "split_copy.Tensor", "split_with_sizes_copy.default")
+@lowers(
+    "unsafe_split.Tensor",
+    "unsafe_split_with_sizes.default",
+    "split.Tensor",
+    "split_with_sizes.default",
+    "split_copy.Tensor",
+    "split_with_sizes_copy.default",
+)
 def _split(graph: GraphWriter, op: Op) -> Sequence[str]:
     axis = op.args[2] if len(op.args) > 2 else 0
     sizes = [result.shape[axis] for result in op.results if result is not None]

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from export.lowering.context import GraphWriter, lowers
 from export.ops import Affine, Op, Ref
 from wire.errors import ExportError
+
+__all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
 
 
 class _Channels:
@@ -23,18 +24,17 @@ class _Channels:
         shape = graph.shape(source)
         self.graph = graph
         self.axes = [0, *range(2, len(shape))]
-        self.broadcast = [1, int(shape[1]), *[1] * (len(shape) - 2)]  # type: ignore[arg-type]
-        positions = 1
-        for dim in shape[2:]:
-            positions *= int(dim)  # type: ignore[arg-type]
-        batch = shape[0]
-        self.count: int | Affine = (
-            Affine(batch.slope * positions, batch.offset * positions) if isinstance(batch, Affine) else batch * positions
-        )
+        self.broadcast = [1, shape[1], *[1] * (len(shape) - 2)]
+        self._shape = shape
+
+    @property
+    def count(self) -> str:
+        """How many values a channel has, float32 []."""
+        return self.graph.elements(self._shape, self.axes)
 
     def wide(self, name: str) -> str:
         """[C] as [1, C, 1, ...]"""
-        return str(self.graph.emit("Reshape", name, self.graph.constant(self.broadcast)))
+        return self.graph.reshape(name, self.broadcast)
 
     def narrow(self, name: str) -> str:
         return str(self.graph.emit("Reshape", name, self.graph.constant([-1])))
@@ -52,6 +52,8 @@ class _Channels:
     def scaled(self, name: str, scale: str, shift: str) -> str:
         """``scale * x + shift``; both [C]."""
         channels = self.broadcast[1]
+        if isinstance(channels, Affine):  # InstanceNorm, to PyTorch a BatchNorm of one sample with many channels
+            return str(self.graph.emit("Add", self.graph.emit("Mul", name, self.wide(scale)), self.wide(shift)))
         zeros, ones = (self.graph.constant(np.full(channels, number, np.float32)) for number in (0, 1))
         return str(self.graph.emit("BatchNormalization", name, scale, shift, zeros, ones, epsilon=0.0))
 
@@ -72,7 +74,7 @@ def _batch_norm(graph: GraphWriter, op: Op) -> Sequence[str | None]:
     mean_wide = channels.mean(name)
     # From the centred values: the mean of squares less the square of the mean would lose a small variance beside a large mean.
     centered = graph.emit("Sub", name, mean_wide)
-    variance_wide = graph.emit("Div", channels.product(centered, centered), graph.operand(channels.count, torch.float32))
+    variance_wide = graph.emit("Div", channels.product(centered, centered), channels.count)
     inverse = graph.emit("Reciprocal", graph.emit("Sqrt", graph.emit("Add", variance_wide, graph.scalar(eps))))
     scale = inverse if weight is None else graph.emit("Mul", inverse, channels.wide(graph.name(weight)))
     if bias is not None:
@@ -88,7 +90,7 @@ def _update(graph: GraphWriter, channels: _Channels, stats: tuple[Ref, Ref], bat
     """ATen writes into the running statistics: from here on, their Refs stand for the new ones."""
     if momentum is None:
         raise ExportError("BatchNorm with momentum=None keeps a plain average, which a device cannot; give it a momentum")
-    count = graph.operand(channels.count, torch.float32)
+    count = channels.count
     unbiased = graph.emit("Div", count, graph.emit("Sub", count, graph.scalar(1.0)))
     for ref, found, factor in ((stats[0], batch[0], None), (stats[1], batch[1], unbiased)):
         fresh = channels.narrow(found)
@@ -118,7 +120,10 @@ def _batch_norm_evaluated(graph: GraphWriter, op: Op) -> Sequence[str | None]:
 
 @lowers("native_batch_norm_backward.default")
 def _batch_norm_backward(graph: GraphWriter, op: Op) -> Sequence[str | None]:
-    """With c = x - mean, n values a channel and k = w / σ: dx = k · (dz − Σdz / n − c · Σ(dz · c) / (n σ²)), dw = Σ(dz · c) / σ, db = Σdz."""
+    """With c = x - mean, n values a channel and k = w / σ: dx = k · (dz - Σdz / n - c · Σ(dz · c) / (n σ²)).
+
+    dw = Σ(dz · c) / σ, db = Σdz.
+    """
     grad, source, weight, mean, variance, saved_mean, saved_inverse, training, eps, mask = op.args
     channels = _Channels(graph, source)
     if training:
@@ -133,7 +138,7 @@ def _batch_norm_backward(graph: GraphWriter, op: Op) -> Sequence[str | None]:
     factor = inverse if weight is None else graph.emit("Mul", inverse, channels.wide(graph.name(weight)))
     found = None
     if mask[0] and training:
-        share = graph.emit("Neg", graph.emit("Div", factor, graph.operand(channels.count, torch.float32)))
+        share = graph.emit("Neg", graph.emit("Div", factor, channels.count))
         shift = graph.emit("Mul", total, share)
         slope = graph.emit("Mul", graph.emit("Mul", product, inverse), share)
         spread = channels.scaled(dz, channels.narrow(factor), channels.narrow(shift))

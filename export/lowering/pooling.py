@@ -3,7 +3,7 @@
 The gradient of a max-pool goes to the first maximum of each window, as in PyTorch. It is found without indices (a MaxPool that makes them
 is fifteen times as slow). Where windows lie apart, the maximum is spread over its window (a nearest Resize, which is a plain copy) and
 compared; equal elements are numbered backwards, and a second MaxPool of the numbers finds the first: half the time of indices and
-MaxUnpool. Where windows overlap, tap after tap is compared with the maximum, and what is found takes the gradient away from the taps after it.
+MaxUnpool. Where windows overlap, tap after tap is compared with the maximum, and what is found takes the gradient away from those after it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from export.lowering.context import GraphWriter, lowers
 from export.ops import Affine, Op, Ref
 from wire.errors import ExportError
+
+__all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
 
 
 def _pair(values: Sequence[int], spatial: int) -> list[int]:
@@ -198,7 +200,7 @@ def _check_average(op: Op, windows: _Windows, rest: Sequence[Any]) -> None:
     ceil, include, divisor = (*rest, *(False, True, None)[len(rest) :])[:3]
     if ceil or divisor is not None or (not include and any(windows.padding)):
         raise ExportError(
-            f"module `{op.module}`: an average pooling with ceil_mode, divisor_override or count_include_pad=False cannot be trained "
+            f"{op.where}: an average pooling with ceil_mode, divisor_override or count_include_pad=False cannot be trained "
             "on a device; leave these at their defaults"
         )
 
@@ -219,7 +221,6 @@ def _adaptive_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
 def _adaptive_kernel(op: Op, inside: Sequence[int], outside: Sequence[int]) -> list[int]:
     if any(size % out for size, out in zip(inside, outside, strict=True)):
         raise ExportError(
-            f"module `{op.module}`: an adaptive pooling from {list(inside)} to {list(outside)} has windows of several sizes; "
-            "choose sizes that divide"
+            f"{op.where}: an adaptive pooling from {list(inside)} to {list(outside)} has windows of several sizes; choose sizes that divide"
         )
     return [size // out for size, out in zip(inside, outside, strict=True)]

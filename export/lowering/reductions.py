@@ -9,6 +9,8 @@ import torch
 from export.lowering.context import GraphWriter, lowers
 from export.ops import Op
 
+__all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
+
 _KINDS = {"sum": "ReduceSum", "mean": "ReduceMean", "amax": "ReduceMax", "amin": "ReduceMin"}
 
 
@@ -40,9 +42,9 @@ def _variance(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [variance] if op.kind == "var" else [variance, graph.reduce("ReduceMean", source, axes, keep=keep)]
 
 
-@lowers("_softmax.default", "_log_softmax.default")
+@lowers("_softmax.default", "_safe_softmax.default", "_log_softmax.default")
 def _softmax(graph: GraphWriter, op: Op) -> Sequence[str]:
-    return [graph.emit("Softmax" if op.kind == "_softmax" else "LogSoftmax", graph.name(op.args[0]), axis=op.args[1])]
+    return [graph.emit("LogSoftmax" if op.kind == "_log_softmax" else "Softmax", graph.name(op.args[0]), axis=op.args[1])]
 
 
 @lowers("mm.default", "bmm.default")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from export.lowering.context import GraphWriter, lowers
 from export.ops import Op, Ref
 
+__all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
+
 
 class _Rows:
     """Centred rows of a tensor; statistics are taken over ``axes`` and kept as dimensions of one."""

@@ -13,6 +13,8 @@ from export.lowering.context import GraphWriter, lowers, onnx_dtype
 from export.ops import Affine, Op, Value
 from wire.errors import ExportError
 
+__all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
+
 
 def _result(op: Op) -> Value:
     assert op.results[0] is not None
@@ -115,9 +117,9 @@ def _fill(graph: GraphWriter, op: Op) -> Sequence[str]:
 
 
 @lowers("empty.memory_format", "empty_like.default", "new_empty.default")
-def _empty(graph: GraphWriter, op: Op) -> Sequence[str | None]:
-    """Only ever the place for a ``fill``, which reads nothing of it."""
-    return [None]
+def _empty(graph: GraphWriter, op: Op) -> Sequence[str]:
+    """Only ever the place for a ``fill``."""
+    return [graph.emit("Expand", graph.scalar(0, _result(op).dtype), graph.dims(_result(op).shape))]
 
 
 @lowers("arange.default", "arange.start", "arange.start_step")

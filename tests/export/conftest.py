@@ -121,8 +121,9 @@ def _train_both(
             if wanted is not None:
                 close(found[f"gin.{spec.name}"], wanted, f"gin.{spec.name}", tolerance, scale)
         for name, value in theirs.named_parameters():
-            if value.requires_grad:
-                close(found[f"gp.{name}"], torch.zeros_like(value) if value.grad is None else value.grad, f"gp.{name}", tolerance, scale)
+            assert (f"gp.{name}" in found) == (value.grad is not None), f"{name}: trained on one side only"
+            if value.grad is not None:
+                close(found[f"gp.{name}"], value.grad, f"gp.{name}", tolerance, scale)
                 value.grad = torch.from_numpy(found[f"gp.{name}"].copy())  # Adam makes a sign of what is all rounding
         if torch_side is not None:
             torch_side.step()

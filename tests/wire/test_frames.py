@@ -1,0 +1,142 @@
+"""Frames survive any order, repetition and mixture of their parts; anything else that arrives is a FrameError, whatever it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wire.errors import FrameError
+from wire.frames import HEADER_BYTES, Frame, Kind, Mode, Reassembler, encode
+from wire.limits import Limits
+
+TAG = 7
+U32 = st.integers(0, 2**32 - 1)
+FRAMES = st.builds(
+    Frame,
+    kind=st.sampled_from(Kind),
+    mode=st.sampled_from(Mode),
+    void=st.booleans(),
+    epoch=U32,
+    lane=st.integers(0, 2**16 - 1),
+    step=U32,
+    global_step=U32,
+    payload=st.binary(max_size=300),
+)
+
+
+@given(frame=FRAMES, part_bytes=st.integers(HEADER_BYTES + 1, 400), data=st.data())
+def test_parts_in_any_order_make_the_frame(frame: Frame, part_bytes: int, data: st.DataObject) -> None:
+    parts = encode(frame, run_tag=TAG, part_bytes=part_bytes)
+    assert all(len(part) <= part_bytes for part in parts)
+    assert parts == encode(frame, run_tag=TAG, part_bytes=part_bytes), "sent again, it is the same bytes"
+    order = data.draw(st.permutations(range(len(parts))))
+    reassembler = Reassembler()
+    for at in order[:-1]:
+        assert reassembler.feed("t", parts[at], TAG) is None
+        if len(parts) > 1:
+            assert reassembler.feed("t", parts[at], TAG) is None, "a repetition adds nothing"
+    assert reassembler.feed("t", parts[order[-1]], TAG) == frame
+    assert reassembler.held_bytes == 0
+
+
+@given(
+    frames=st.lists(FRAMES, min_size=1, max_size=5, unique_by=lambda frame: (frame.kind, frame.mode, frame.epoch, frame.lane, frame.step))
+)
+def test_messages_mixed_with_each_other(frames: list[Frame]) -> None:
+    parts = [part for frame in frames for part in encode(frame, run_tag=TAG, part_bytes=64)]
+    random.Random(0).shuffle(parts)
+    reassembler = Reassembler()
+    found = [frame for part in parts if (frame := reassembler.feed("t", part, TAG)) is not None]
+    assert sorted(map(repr, found)) == sorted(map(repr, frames))
+
+
+def test_a_frame_cut_short_at_every_byte_is_refused() -> None:
+    (whole,) = encode(Frame(kind=Kind.FORWARD, epoch=3, step=5, payload=bytes(range(64))), run_tag=TAG, part_bytes=1000)
+    for length in range(len(whole)):
+        with pytest.raises(FrameError):
+            Reassembler().feed("t", whole[:length], TAG)
+    with pytest.raises(FrameError):
+        Reassembler().feed("t", whole + b"\0", TAG)
+
+
+def test_a_frame_with_any_bit_turned_is_refused() -> None:
+    (whole,) = encode(Frame(kind=Kind.BACKWARD, epoch=3, step=5, payload=bytes(range(40))), run_tag=TAG, part_bytes=1000)
+    for bit in range(len(whole) * 8):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FrameError):
+            Reassembler().feed("t", bytes(data), TAG)
+
+
+@given(st.binary(max_size=200))
+def test_rubbish_is_refused(data: bytes) -> None:
+    with pytest.raises(FrameError):
+        Reassembler().feed("t", data, TAG)
+
+
+def test_a_frame_of_another_run_is_nobodys_error() -> None:
+    (whole,) = encode(Frame(kind=Kind.ACK), run_tag=TAG, part_bytes=1000)
+    assert Reassembler().feed("t", whole, TAG + 1) is None
+
+
+def test_a_newer_version_says_what_to_do() -> None:
+    (whole,) = encode(Frame(kind=Kind.ACK), run_tag=TAG, part_bytes=1000)
+    with pytest.raises(FrameError, match="version 9.*same Cutlayer version"):
+        Reassembler().feed("t", whole[:2] + b"\x09" + whole[3:], TAG)
+
+
+def test_parts_that_disagree_are_refused() -> None:
+    frame = Frame(kind=Kind.FORWARD, payload=bytes(100))
+    first = encode(frame, run_tag=TAG, part_bytes=64)[0]
+    other = encode(dataclasses.replace(frame, void=True), run_tag=TAG, part_bytes=64)[1]
+    reassembler = Reassembler()
+    assert reassembler.feed("t", first, TAG) is None
+    with pytest.raises(FrameError, match="disagree"):
+        reassembler.feed("t", other, TAG)
+    assert reassembler.held_bytes == 0
+
+
+def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
+    limits = Limits(reassembly_bytes=1000, unfinished_messages=50)
+    reassembler = Reassembler(limits)
+    messages = [encode(Frame(kind=Kind.FORWARD, step=step, payload=bytes(200)), run_tag=TAG, part_bytes=132) for step in range(40)]
+    for parts in messages:
+        assert reassembler.feed("t", parts[0], TAG) is None
+        assert reassembler.held_bytes <= 1000
+    assert reassembler.feed("t", messages[-1][1], TAG) is not None
+    assert reassembler.feed("t", messages[0][1], TAG) is None, "its first part was dropped"
+
+
+def test_many_small_unfinished_messages_are_bounded_too() -> None:
+    reassembler = Reassembler(Limits(unfinished_messages=3))
+    messages = [encode(Frame(kind=Kind.FORWARD, step=step, payload=b"ab"), run_tag=TAG, part_bytes=33) for step in range(9)]
+    for parts in messages:
+        reassembler.feed("t", parts[0], TAG)
+    assert reassembler.held_bytes == 3
+
+
+def test_a_message_over_the_limit_is_refused() -> None:
+    limits = Limits(message_bytes=150)
+    parts = encode(Frame(kind=Kind.FORWARD, payload=bytes(200)), run_tag=TAG, part_bytes=132)
+    reassembler = Reassembler(limits)
+    reassembler.feed("t", parts[0], TAG)
+    with pytest.raises(FrameError, match="over the limit of 150"):
+        reassembler.feed("t", parts[1], TAG)
+
+
+def test_an_epoch_that_is_over_is_forgotten() -> None:
+    reassembler = Reassembler()
+    parts = encode(Frame(kind=Kind.FORWARD, epoch=1, payload=bytes(200)), run_tag=TAG, part_bytes=132)
+    reassembler.feed("t", parts[0], TAG)
+    reassembler.forget_before(2)
+    assert reassembler.held_bytes == 0
+
+
+@pytest.mark.parametrize("field", [{"epoch": 2**32}, {"lane": 2**16}, {"step": -1}])
+def test_fields_out_of_range_are_not_sent(field: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        encode(Frame(kind=Kind.ACK, **field), run_tag=TAG, part_bytes=100)
