@@ -54,7 +54,7 @@ def _mask_before_unpooling(ops: Sequence[Op], outputs: set[Ref]) -> list[Op]:
 
 
 def _unpooling(op: Op, by_name: Mapping[str, Op], readers: Mapping[str, int]) -> list[Op] | None:
-    """The views, and at their end the max-pool backward, whose result only this ReLU backward reads, and that pooled this very ReLU's result."""
+    """The views and, at their end, the max-pool backward whose result only this ReLU backward reads and that pooled this ReLU's result."""
     chain: list[Op] = []
     at = by_name.get(op.args[0].name)
     while at is not None and readers[at.name] == 1 and (at.kind in _VIEWS or at.target == _POOL_BACKWARD):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +78,13 @@ def test_the_guides_data_table_is_accepted() -> None:
 def test_python_in_the_documents_is_python(page: Path) -> None:
     for block in _blocks(page, "python"):
         ast.parse(block)
+
+
+def test_the_run_file_page_is_made_from_the_code() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from docs.make_run_file import page; print(page(), end='')"], capture_output=True, cwd=ROOT
+    )
+    assert done.stdout.decode() == (ROOT / "docs" / "run-file.md").read_text(encoding="utf-8"), "run docs/make_run_file.py"
 
 
 def test_the_readme_shows_command_and_output_first() -> None:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.wire.toy_run import Faults, Setup, World, chain, reference
 from wire.graph import Edge, Graph, Segment
 from wire.program import Plan
-
-_spec = importlib.util.spec_from_file_location("toy_run", Path(__file__).with_name("toy_run.py"))
-assert _spec is not None and _spec.loader is not None
-toy_run = importlib.util.module_from_spec(_spec)
-sys.modules["toy_run"] = toy_run
-_spec.loader.exec_module(toy_run)
-Faults, Setup, World, chain, reference = toy_run.Faults, toy_run.Setup, toy_run.World, toy_run.chain, toy_run.reference
 
 
 def make(

@@ -85,7 +85,7 @@ def test_a_frame_of_another_run_is_nobodys_error() -> None:
 
 def test_a_newer_version_says_what_to_do() -> None:
     (whole,) = encode(Frame(kind=Kind.ACK), run_tag=TAG, part_bytes=1000)
-    with pytest.raises(FrameError, match="version 9.*same Cutlayer version"):
+    with pytest.raises(FrameError, match=r"version 9.*same Cutlayer version"):
         Reassembler().feed("t", whole[:2] + b"\x09" + whole[3:], TAG)
 
 

@@ -6,6 +6,7 @@ The toy engine's arithmetic depends on the order of everything, so a step applie
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 import struct
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from wire.graph import Edge, Graph, Line, Segment
 from wire.messages import (
     Abandon,
     BackwardDone,
+    CancelTimer,
     Corrupt,
     Discard,
     Effect,
@@ -36,7 +38,6 @@ from wire.messages import (
     Send,
     SendDelivered,
     SetTimer,
-    CancelTimer,
     Started,
     StoreEpoch,
     StoreFinished,
@@ -424,7 +425,7 @@ def chain(clients: int, *, middle: bool = False, u_shape: bool = False) -> Graph
         segments += [Segment(name="trunk", parties=("server",)), Segment(name="head", parties=names, loss=True)]
     else:
         segments.append(Segment(name="top", parties=("server",), loss=True))
-    edges = tuple(Edge(source=a.name, target=b.name) for a, b in zip(segments, segments[1:], strict=False))
+    edges = tuple(Edge(source=a.name, target=b.name) for a, b in itertools.pairwise(segments))
     return Graph(segments=tuple(segments), edges=edges)
 
 
