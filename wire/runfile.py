@@ -145,9 +145,9 @@ class Run:
 
     ``name``: of the run; its state and its topics carry it. ``schedule``: with "relay" clients train one after the other and hand their
     segment's weights on; with "independent" they take turns step by step and keep weights of their own. ``weights_leave``: whether client
-    weights may leave the device, which relay and ``cutlayer assemble`` need. ``in_flight``: steps of a client that may be under way at once;
+    weights may leave the device, which relay and ``cutlayer assemble`` need. ``in_flight``: steps of a client under way at once;
     1 means no stale weights. ``checkpoint_every``: global steps between checkpoints. ``clip_norm``: each segment's gradient is clipped to
-    this norm. ``resend_after_s``: how long an answer may take before it is asked for again. ``topic_key``: secret from which topic
+    this norm. ``resend_after_s``: how long an answer may take before we repeat. ``topic_key``: secret from which topic
     names are made; by default the run's name. ``ids_key``: secret with which sample ids are hashed, where the server holds the labels.
     """
 
