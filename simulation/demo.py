@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ class _Recipe:
     cut: str
     epochs: int
     batch_size: int
-    lr: float
+    optimizer: Mapping[str, Any]
 
 
 _RECIPES = {
-    "digits": _Recipe(model="digits-cnn", cut="pool1", epochs=12, batch_size=32, lr=0.02),
-    "fashion-mnist": _Recipe(model="lenet", cut="pool2", epochs=2, batch_size=64, lr=0.05),
+    "digits": _Recipe(model="digits-cnn", cut="pool1", epochs=12, batch_size=32, optimizer={"kind": "sgd", "lr": 0.02, "momentum": 0.9}),
+    "fashion-mnist": _Recipe(model="lenet", cut="pool2", epochs=2, batch_size=64, optimizer={"kind": "adam", "lr": 0.003}),
 }
 
 
@@ -92,7 +92,7 @@ def _run_table(dataset: str, facts: DatasetFacts, *, epochs: int | None, clients
         "schedule": "relay",
         "weights_leave": True,
         "model": {"build": recipe.model, "cut": [recipe.cut]},
-        "optimizer": {"kind": "sgd", "lr": recipe.lr, "momentum": 0.9},
+        "optimizer": dict(recipe.optimizer),
         "lr_schedule": {"kind": "cosine", "warmup_steps": 20},
         "codec": {"forward": codec, "backward": codec},
         "data": dict(facts.data),
