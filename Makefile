@@ -40,7 +40,7 @@ format: $(STAMP)
 
 # A benchmark is a script; its results are a page of docs/benchmarks/.
 bench-%: benchmarks/%.py $(STAMP)
-	$(BIN)/python $<
+	$(BIN)/python -m benchmarks.$*
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build cutlayer.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from wire.runfile import Run
 __all__ = ["Parties", "PartyExited", "client_command", "server_command"]
 
 _LINE_BYTES = 1 << 16
+# On a machine of its own, a server's OpenMP threads may spin between two operations; here they would take the cores of the clients.
+_SHARED = {"OMP_WAIT_POLICY": "PASSIVE"}
 _PREFIX = "cutlayer: error: "
 
 
@@ -70,7 +73,9 @@ class Parties:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / "stderr.txt", "wb") as stderr:
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=_SHARED | os.environ
+                )
         except OSError as exc:
             raise StorageError(f"cannot start {name} in {folder}: {exc.strerror or exc}") from exc
         self._processes[name] = process

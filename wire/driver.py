@@ -128,12 +128,12 @@ class Driver:
 
     def run(self) -> None:
         """Returns at the end of the run, or after ``stop``. Raises CutlayerError where the party cannot go on."""
-        if not self._store.checkpoints():
-            self._save(0, None)
         subscriptions = tuple(subscribe for _, subscribe in self._topics.values())
-        self._feed(Started(boot=self._store.boot, epoch=self._store.epoch, finished=self._store.finished and self._training))
-        self._transport.open(subscriptions, self._queue_event)
         try:
+            if not self._store.checkpoints():
+                self._save(0, None)
+            self._feed(Started(boot=self._store.boot, epoch=self._store.epoch, finished=self._store.finished and self._training))
+            self._transport.open(subscriptions, self._queue_event)
             while not self._over and not self._stop.is_set():
                 self._turn()
         finally:
@@ -151,6 +151,8 @@ class Driver:
         self._inbox.put(None)
 
     def _turn(self) -> None:
+        if self._inbox.empty():
+            self._runner.prepare()
         try:
             event = self._inbox.get(timeout=self._until_next_timer())
         except queue.Empty:

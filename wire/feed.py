@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from wire.data_config import Split
 from wire.engine import Array
+from wire.errors import DataError
 
 __all__ = ["Batch", "DataSource", "Feed", "LabelStore"]
 
@@ -48,6 +50,7 @@ class Feed:
 
     def __init__(self, sources: Mapping[Split, DataSource]) -> None:
         self._sources = sources
+        self._prepared: tuple[int, Batch] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -62,8 +65,17 @@ class Feed:
 
     def train(self, step: int) -> Batch:
         """The batch of a lane's training step."""
+        if self._prepared is not None and self._prepared[0] == step:
+            return self._prepared[1]
         source = self._sources["train"]
         return source.batch(step // source.batches, step % source.batches)
+
+    def prepare(self, step: int) -> None:
+        """Make the batch of ``train(step)`` now, in time that nobody needs. What is wrong with it, ``train`` will say."""
+        if self._prepared is None or self._prepared[0] != step:
+            self._prepared = None
+            with contextlib.suppress(DataError):
+                self._prepared = (step, self.train(step))
 
     def evaluation(self, split: Split, index: int) -> Batch:
         return self._sources[split].batch(0, index)

@@ -84,6 +84,7 @@ class Runner:
         self._on_answer = on_answer
         self._travel = labels_travel(run)
         self._command = _Command({})
+        self._next_step: int | None = None
 
     # ------------------------------------------------------------ commands
 
@@ -159,6 +160,12 @@ class Runner:
                 raise CodecError(f"`{spec.name}` arrived as {found.dtype} {list(found.shape)}; expected {spec.dtype} {list(spec.shape)}")
         return tuple(tensors[spec.name] for spec in wanted), extras
 
+    def prepare(self) -> None:
+        """Use a wait for the peer: make the next training batch."""
+        if self._feed is not None and self._next_step is not None:
+            self._feed.prepare(self._next_step)
+            self._next_step = None
+
     def _extras(self, work: Work, batch: Batch) -> dict[str, Array]:
         if self._travel == "server":
             return {IDS: keyed_ids(self._run.ids_key.encode(), batch.ids)}
@@ -170,6 +177,7 @@ class Runner:
         if self._feed is None:
             raise UsageError(f"segment {work.segment} sees raw data, but this party was given none; add `[data]` to the run file")
         if work.mode is Mode.TRAIN:
+            self._next_step = work.step + 1
             return self._feed.train(work.step)
         return self._feed.evaluation(self._command.split, self._command.index(work))
 
