@@ -13,22 +13,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TypeVar
 
 import tomli_w
 import torch
 
 from benchmarks.common import hardware, spread, write_page
-from export.prepare import build_model, export_run
+from edge_client.engine import load_engine
+from export.prepare import build_model, build_segments, export_run
 from server.broker import BrokerProcess, start_broker
+from server.engine import TorchEngine
 from server.losses import loss_of
 from server.optimizers import torch_optimizer
 from simulation.datasets import materialize
 from simulation.parties import Parties, client_command, server_command
 from simulation.run import feeds_of
 from wire.runfile import Run, load_run
+from wire.tensors import decode_tensors, encode_tensors
 from wire.transport.base import LinkUp, Received, TransportEvent
 from wire.transport.broker_config import BrokerConfig
 from wire.transport.mqtt import MqttTransport
@@ -37,6 +42,7 @@ BAR = 1.5
 STEPS = 150  # of each client, in each round
 WARM_UP = 15
 BATCH = 64
+T = TypeVar("T")
 
 
 def run_file(folder: Path, name: str, schedule: str, threads: int) -> Path:
@@ -141,6 +147,37 @@ def echo(url: str) -> None:
             transport.publish("bench/b", event.payload, 0)
 
 
+def parts() -> dict[str, list[float]]:
+    """Seconds of each part of a split step, in this process: the engines and codecs of both sides, one after the other."""
+    torch.set_num_threads(1)
+    found: dict[str, list[float]] = {}
+
+    def timed(name: str, work: Callable[[], T]) -> T:
+        begun = time.perf_counter()
+        made = work()
+        found.setdefault(name, []).append(time.perf_counter() - begun)
+        return made
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = load_run(run_file(Path(folder), "parts", "independent", 1))
+        export_run(run, run.bundles)
+        client, feed = load_engine(run.bundles / "bottom", threads=1), feeds_of(run)[0]
+        top = build_segments(run)["top"]
+        server = TorchEngine(top.module, inputs=top.inputs, outputs=top.outputs, optimizer=run.optimizer, loss=run.loss)
+        for step in range(STEPS):
+            batch = timed("client: batch", partial(feed.train, step))
+            assert batch.target is not None
+            (made,) = timed("client: forward", partial(client.forward, step, *batch.inputs))
+            sent = timed("client: encode", partial(encode_tensors, [("x", made, "int8")]))
+            arrived = timed("server: decode", partial(decode_tensors, sent))
+            timed("server: forward", partial(server.forward, step, arrived["x"], batch.target))
+            grads = timed("server: backward and update", partial(server.backward, step))
+            answer = timed("server: encode", partial(encode_tensors, [("x", grads[0], "int8")]))
+            gradient = timed("client: decode", partial(decode_tensors, answer))
+            timed("client: backward and update", partial(client.backward, step, gradient["x"]))
+    return {name: seconds[WARM_UP:] for name, seconds in found.items()}
+
+
 @dataclasses.dataclass
 class Row:
     """Medians of each round, in seconds. ``threads`` are the split run's, a process; unsplit, one process has 1 and then 2."""
@@ -189,7 +226,7 @@ def measured(rounds: int) -> Iterator[Row]:
 
 
 def main(rounds: int) -> None:
-    rows = list(measured(rounds))
+    rows, found = list(measured(rounds)), parts()
     write_page(
         "step",
         [
@@ -208,10 +245,14 @@ def main(rounds: int) -> None:
             *(row.line() for row in rows),
             "",
             "Independent: while the server works for one client, the other computes; a step is what the slowest party needs. Relay: one",
-            "client trains at a time, so a step is the sum of its parts, most of which are the client's onnxruntime graphs (forward 1.5 ms,",
-            "backward and update 3.6 to 4.4 ms on one thread); the server's segment takes 1.5 ms, coding and decoding both ways 0.6 ms, and each",
-            "frame is handed to the transport's thread and from it to the other party's, which is where the rest lies. A second thread a",
-            "process gains nothing while three processes share two cores.",
+            "client trains at a time, so a step is the sum of its parts. These parts, alone on the machine, one thread, make:",
+            "",
+            "| part | median (quartiles) |",
+            "|---|---|",
+            *(f"| {name} | {spread(seconds)} |" for name, seconds in found.items()),
+            "",
+            "What a relay step takes beyond their sum and a round trip is each frame's way between threads and processes that share",
+            "the cores, and caches that the other parties have emptied.",
         ],
     )
 
