@@ -138,6 +138,22 @@ def test_all_images_are_brought_to_image_size(tmp_path: Path, suffix: str, chann
     assert np.abs(np.subtract(inputs, np.array([30, 80, 130, 180], np.float32).reshape(4, 1, 1, 1))).max() <= 2
 
 
+def stripes(width: int) -> Array:
+    """64 x 64, black and light columns in turn."""
+    return np.repeat(np.where(np.arange(64) // width % 2, 200, 0)[None], 64, axis=0).astype(np.uint8)
+
+
+def test_scaling_down_takes_all_pixels_into_account(tmp_path: Path) -> None:
+    save(tmp_path / "a/x.png", stripes(1))
+    assert np.abs(first(open_folder(tmp_path, image_size=(16, 16)))[:, :, 2:-2] - 100).max() < 10
+
+
+def test_a_jpeg_is_not_decoded_smaller_than_needed(tmp_path: Path) -> None:
+    save(tmp_path / "a/x.jpg", stripes(4), quality=95)
+    image = first(open_folder(tmp_path, image_size=(32, 32)))
+    assert np.abs(image - stripes(4)[::2, ::2]).max() < 40  # an eighth of its size would be grey all over
+
+
 def test_an_image_that_has_the_size_is_not_touched(tmp_path: Path) -> None:
     pixels = rgb()
     save(tmp_path / "a/x.png", pixels)
@@ -169,7 +185,7 @@ def test_a_program_disguised_as_a_picture_is_not_run(tmp_path: Path) -> None:
     """PostScript would be handed to Ghostscript."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a/x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\nshowpage\n")
-    with pytest.raises(DataError, match=r"a/x\.png cannot be decoded"):
+    with pytest.raises(DataError, match=r"a/x\.png cannot be decoded \(cannot identify image file"):
         open_folder(tmp_path)
 
 

@@ -335,6 +335,7 @@ def test_a_split_with_a_path_of_its_own(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"path": "train/d.npz", "base_dir": tmp_path, "test": DataSplit(path="later/d.npz")}
     assert open_rows(tmp_path, **keys).samples == 5
     assert open_rows(tmp_path, "test", **keys).samples == 7
+    assert open_rows(tmp_path, "validation", validation_fraction=0.4, **keys).samples == 2  # of the training file
 
 
 @pytest.mark.parametrize(("split", "remedy"), [("test", ""), ("validation", " or set `validation_fraction`")])

@@ -94,6 +94,7 @@ def test_text_classes_are_numbered_as_listed(tmp_path: Path) -> None:
     source = opened(tmp_path, text, classes=("yes", "no", "perhaps"))
     assert target(source) == [1, 2, 1]
     assert source.classes == 3
+    assert opened(tmp_path, text, classes=("no", "perhaps", "yes")).classes == 3  # whichever of them this party has
     with pytest.raises(DataError, match=r"t\.csv line 3, column 'sick' is 'perhaps', which `classes` does not list"):
         opened(tmp_path, text, classes=("yes", "no"))
     with pytest.raises(DataError, match=r"t\.csv line 2, column 'sick' is 'no'; list the names of all classes with `classes`"):
