@@ -9,11 +9,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test soak check format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
-	@echo "targets: install demo test check format clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
+	@echo "targets: install demo test soak check format clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
 
 install: $(STAMP)
 
@@ -28,6 +28,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST) $(if $(CI),--no-skips)
+
+# The power cut again and again, at random points; takes about ten minutes.
+soak: $(STAMP)
+	$(BIN)/python -m pytest tests/e2e/test_power_cuts.py -n 2 --power-cuts 40
 
 check: $(STAMP)
 	$(BIN)/ruff check .
