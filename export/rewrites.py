@@ -11,16 +11,20 @@ from dataclasses import replace
 
 from export.ops import Op, Ref, Value
 
-__all__ = ["rewrite"]
+__all__ = ["CENTERED", "CENTERED_BACKWARD", "rewrite"]
 
 _VIEWS = ("view", "unsqueeze", "squeeze", "alias")
 _POOL, _POOL_BACKWARD = "max_pool2d_with_indices.default", "max_pool2d_with_indices_backward.default"
+_NORM, _NORM_BACKWARD = "native_batch_norm.default", "native_batch_norm_backward.default"
+CENTERED = 3  # the result of a rewritten BatchNorm that holds what it has centred
+CENTERED_BACKWARD = "batch_norm_backward.centered"
 
 
 def rewrite(ops: Sequence[Op], outputs: Iterable[Ref]) -> tuple[Op, ...]:
     """``outputs``: what the graphs give, which no rewrite takes away."""
-    found = [_without_unread(op) for op in ops]
-    return tuple(_mask_before_unpooling(found, set(outputs)))
+    kept = set(outputs)
+    found = _masked_by_results([_without_unread(op) for op in ops])
+    return tuple(_mask_before_unpooling(_centered_once(found, kept), kept))
 
 
 def _without_unread(op: Op) -> Op:
@@ -31,9 +35,47 @@ def _without_unread(op: Op) -> Op:
     args = op.args
     if op.target == _POOL_BACKWARD:
         args = (*args[:-1], Ref(args[-1].name, 0))
-    elif op.target == "native_batch_norm_backward.default" and args[7]:
+    elif op.target == _NORM_BACKWARD and args[7]:
         args = (*args[:3], None, None, *args[5:])
     return replace(op, args=args)
+
+
+def _masked_by_results(ops: Sequence[Op]) -> list[Op]:
+    """Hardtanh backward (ReLU6) reads the result in the place of the input: the next layer keeps it anyway, and it says the same."""
+    results = {op.args[0]: op.name for op in ops if op.target == "hardtanh.default"}
+    return [
+        replace(op, args=(op.args[0], Ref(results[op.args[1]]), *op.args[2:]))
+        if op.target == "hardtanh_backward.default" and op.args[1] in results
+        else op
+        for op in ops
+    ]
+
+
+def _centered_once(ops: Sequence[Op], outputs: set[Ref]) -> list[Op]:
+    """BatchNorm backward reads the input less its mean, as the forward has made it, where nothing else reads the input."""
+    readers = _readers(ops, outputs)
+    forwards = {op.args[0]: op for op in ops if op.target == _NORM and op.args[5]}
+    chosen = {
+        op.name: forwards[op.args[1]].name
+        for op in ops
+        if op.target == _NORM_BACKWARD and op.args[7] and op.args[1] in forwards and readers[op.args[1].name] == 2
+    }
+    found = []
+    for op in ops:
+        if op.name in chosen:
+            centered = Ref(chosen[op.name], CENTERED)
+            op = replace(op, target=CENTERED_BACKWARD, args=(op.args[0], centered, *op.args[2:]))
+        elif op.name in chosen.values():
+            op = replace(op, results=(*op.results, op.results[0]))
+        found.append(op)
+    return found
+
+
+def _readers(ops: Sequence[Op], outputs: Iterable[Ref]) -> Counter[str]:
+    """How often each result, by its operation's name, is read or given."""
+    readers = Counter(ref.name for op in ops for ref in op.refs())
+    readers.update(ref.name for ref in outputs)
+    return readers
 
 
 def _mask_before_unpooling(ops: Sequence[Op], outputs: set[Ref]) -> list[Op]:
@@ -43,8 +85,7 @@ def _mask_before_unpooling(ops: Sequence[Op], outputs: set[Ref]) -> list[Op]:
     Precondition: ``_without_unread`` has run. Nothing else reads the unmasked gradient.
     """
     by_name = {op.name: op for op in ops}
-    readers = Counter(ref.name for op in ops for ref in op.refs())
-    readers.update(ref.name for ref in outputs)
+    readers = _readers(ops, outputs)
     changed: dict[str, list[Op]] = {}
     for op in ops:
         chain = _unpooling(op, by_name, readers) if op.target == "threshold_backward.default" else None

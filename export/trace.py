@@ -27,7 +27,6 @@ __all__ = ["parameters_reached", "trace_inference", "trace_training"]
 _aten = torch.ops.aten
 # What PyTorch can take apart itself, into operations that are lowered here.
 _DECOMPOSED = (
-    _aten.gelu,
     _aten.gelu_backward,
     _aten.silu,
     _aten.silu_backward,
@@ -35,20 +34,6 @@ _DECOMPOSED = (
     _aten.mish_backward,
     _aten.sigmoid_backward,
     _aten.tanh_backward,
-    _aten.hardswish,
-    _aten.hardswish_backward,
-    _aten.hardsigmoid,
-    _aten.hardsigmoid_backward,
-    _aten.hardtanh,
-    _aten.hardtanh_backward,
-    _aten.leaky_relu,
-    _aten.leaky_relu_backward,
-    _aten.elu,
-    _aten.elu_backward,
-    _aten.softplus,
-    _aten.softplus_backward,
-    _aten._prelu_kernel,
-    _aten._prelu_kernel_backward,
     _aten._softmax_backward_data,
     _aten._log_softmax_backward_data,
     _aten.slice_backward,

@@ -104,8 +104,16 @@ class _Geometry:
             "pads": self.padding * 2,
             "output_padding": lacking,
         }
-        found = self.graph.emit("ConvTranspose", self.grad, self.weight, **attributes)
+        if self._pointwise:
+            found = self.graph.emit("Conv", self.grad, self.graph.transpose(self.weight, [1, 0, *self.axes]))
+        else:
+            found = self.graph.emit("ConvTranspose", self.grad, self.weight, **attributes)
         return str(found)
+
+    @property
+    def _pointwise(self) -> bool:
+        """A kernel of one tap on every position: a product of matrices either way."""
+        return self.groups == 1 and {*self.kernel, *self.stride} == {1} and not any(self.padding)
 
     def convolved(self, name: str) -> str:
         attributes: dict[str, Any] = {"strides": self.stride, "dilations": self.dilation, "group": self.groups, "pads": self.padding * 2}

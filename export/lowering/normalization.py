@@ -12,6 +12,7 @@ import numpy as np
 
 from export.lowering.context import GraphWriter, lowers
 from export.ops import Affine, Op, Ref
+from export.rewrites import CENTERED, CENTERED_BACKWARD
 from wire.errors import ExportError
 
 __all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
@@ -40,10 +41,16 @@ class _Channels:
         return str(self.graph.emit("Reshape", name, self.graph.constant([-1])))
 
     def mean(self, name: str) -> str:
-        return self.graph.reduce("ReduceMean", name, self.axes, keep=True)
+        return self._reduced("ReduceMean", name)
 
     def total(self, name: str) -> str:
-        return self.graph.reduce("ReduceSum", name, self.axes, keep=True)
+        return self._reduced("ReduceSum", name)
+
+    def _reduced(self, kind: str, name: str) -> str:
+        """Within each sample first, where the values lie side by side: a third faster than all at once."""
+        if len(self.axes) > 1:
+            name = self.graph.reduce(kind, name, self.axes[1:], keep=True)
+        return self.graph.reduce(kind, name, [0], keep=True)
 
     def product(self, left: str, right: str) -> str:
         """The sum of ``left * right`` over all but the channels, [1, C, 1, ...]."""
@@ -83,7 +90,7 @@ def _batch_norm(graph: GraphWriter, op: Op) -> Sequence[str | None]:
         found = graph.emit("Mul", centered, scale)
     if stats is not None:
         _update(graph, channels, stats, (mean_wide, variance_wide), momentum)
-    return [found, channels.narrow(mean_wide), channels.narrow(inverse)]
+    return [found, channels.narrow(mean_wide), channels.narrow(inverse), *([centered] if len(op.results) > CENTERED else [])]
 
 
 def _update(graph: GraphWriter, channels: _Channels, stats: tuple[Ref, Ref], batch: tuple[str, str], momentum: float) -> None:
@@ -118,21 +125,22 @@ def _batch_norm_evaluated(graph: GraphWriter, op: Op) -> Sequence[str | None]:
     return [_evaluated(graph, source, weight, bias, (mean, variance), eps), None, None]
 
 
-@lowers("native_batch_norm_backward.default")
+@lowers("native_batch_norm_backward.default", CENTERED_BACKWARD)
 def _batch_norm_backward(graph: GraphWriter, op: Op) -> Sequence[str | None]:
     """With c = x - mean, n values a channel and k = w / σ: dx = k · (dz - Σdz / n - c · Σ(dz · c) / (n σ²)).
 
-    dw = Σ(dz · c) / σ, db = Σdz.
+    dw = Σ(dz · c) / σ, db = Σdz. ``source`` may be c itself.
     """
     grad, source, weight, mean, variance, saved_mean, saved_inverse, training, eps, mask = op.args
     channels = _Channels(graph, source)
     if training:
-        mean_wide, inverse = channels.wide(graph.name(saved_mean)), channels.wide(graph.name(saved_inverse))
+        inverse = channels.wide(graph.name(saved_inverse))
     else:
-        mean_wide = channels.wide(graph.name(mean))
         inverse = channels.wide(graph.emit("Reciprocal", graph.emit("Sqrt", graph.emit("Add", graph.name(variance), graph.scalar(eps)))))
     dz = graph.name(grad)
-    centered = graph.emit("Sub", graph.name(source), mean_wide)
+    centered = graph.name(source)
+    if op.target != CENTERED_BACKWARD:
+        centered = graph.emit("Sub", centered, channels.wide(graph.name(saved_mean if training else mean)))
     product = graph.emit("Mul", channels.product(dz, centered), inverse)
     total = channels.total(dz)
     factor = inverse if weight is None else graph.emit("Mul", inverse, channels.wide(graph.name(weight)))

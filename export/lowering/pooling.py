@@ -144,7 +144,8 @@ def _max_pool_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
     grad, source, kernel, stride, padding, dilation, _, maximum = op.args
     windows = _Windows(graph, source, _sizes(graph, grad), [kernel, stride, padding, dilation])
     if windows.apart:
-        return [_max_backward_apart(graph, windows, graph.name(grad), graph.name(source), graph.name(maximum))]
+        channels = graph.shape(source)[:2]
+        return [_max_backward_apart(graph, windows, channels, graph.name(grad), graph.name(source), graph.name(maximum))]
     padded = windows.padded(graph.name(source), float("-inf"))
     rest, parts = graph.name(grad), []
     for at, tap in enumerate(windows.taps()):
@@ -156,12 +157,18 @@ def _max_pool_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [windows.spread(parts, graph.shape(grad))]
 
 
-def _max_backward_apart(graph: GraphWriter, windows: _Windows, grad: str, source: str, maximum: str) -> str:
+def _max_backward_apart(
+    graph: GraphWriter, windows: _Windows, channels: Sequence[int | Affine], grad: str, source: str, maximum: str
+) -> str:
     backwards = np.arange(len(windows.taps()), 0, -1, dtype=np.float32).reshape(windows.kernel)
     numbers = graph.constant(np.tile(backwards, windows.outside))
     equal = graph.emit("Equal", windows.cropped(source), windows.spread_alike(maximum))
     numbered = graph.emit("Mul", graph.cast(equal, torch.bool, torch.float32), numbers)
-    first = graph.emit("MaxPool", numbered, kernel_shape=windows.kernel, strides=windows.kernel)
+    # Seen as one channel: of many, onnxruntime would first bring blocks of them side by side, and back again.
+    covered = [out * size for out, size in zip(windows.outside, windows.kernel, strict=True)]
+    flat = graph.emit("Reshape", numbered, graph.constant([-1, 1, *covered]))
+    first = graph.emit("MaxPool", flat, kernel_shape=windows.kernel, strides=windows.kernel)
+    first = graph.reshape(first, [*channels, *windows.outside])
     chosen = graph.emit("Equal", numbered, windows.spread_alike(first))
     found = graph.emit("Mul", graph.cast(chosen, torch.bool, torch.float32), windows.spread_alike(grad))
     return windows.fill_edge(str(found))

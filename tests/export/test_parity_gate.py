@@ -79,7 +79,7 @@ FORWARD: dict[str, tuple[Spoil, str]] = {
 BACKWARD: dict[str, tuple[Spoil, str]] = {
     "a mask that lets zero pass": (_first("Greater", _as("GreaterOrEqual")), "threshold_backward.default of module"),
     "padding of the input gradient": (_first("ConvTranspose", _set("pads", 0, 0, 2, 2)), "convolution_backward.default of module `0`"),
-    "a sum for a difference": (_first("Sub", _as("Add")), "native_batch_norm_backward.default of module `1`"),
+    "a share that is not taken away": (_first("Neg", _as("Identity")), "native_batch_norm_backward.default of module `1`"),
 }
 
 
