@@ -30,7 +30,7 @@ def stock(folder: Path, batch: int, threads: int, memory: str) -> tuple[Step, in
     from edge_client.engine import load_engine
 
     imported = resident_bytes()
-    engine = load_engine(folder, threads=threads)
+    engine = load_engine(folder, threads=threads, memory=memory)
     inputs = [_draw(spec.shape, batch) for spec in engine.inputs]
     grads = [_draw(spec.shape, batch) for spec in engine.outputs]
 

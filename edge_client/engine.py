@@ -6,7 +6,7 @@ onnxruntime's own memory between forward and backward.
 
 from __future__ import annotations
 
-import math
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,31 +16,42 @@ import numpy as np
 import onnxruntime as ort
 
 from edge_client.bundle import Bundle, read_bundle
+from edge_client.gradients import Accumulated, clip, not_finite
 from edge_client.tensors import Tensor, TensorSet, Versions, tensor
 from wire.engine import Array
 from wire.errors import BundleError, CheckpointError, UsageError
-from wire.manifest import BATCH, BundleManifest, TensorSpec
+from wire.manifest import BATCH, BundleManifest, MemoryMode, TensorSpec
 
 __all__ = ["StockEngine", "load_engine"]
 
 _ENGINES = ("auto", "stock")
 
 
-def load_engine(bundle: str | Path, *, engine: str = "auto", threads: int | None = None, clip_norm: float | None = None) -> StockEngine:
+def load_engine(
+    bundle: str | Path,
+    *,
+    engine: str = "auto",
+    threads: int | None = None,
+    clip_norm: float | None = None,
+    memory: MemoryMode = "fast",
+    accumulate: int = 1,
+) -> StockEngine:
     """Open a device bundle for training and inference.
 
     ``engine``: "stock" is stock onnxruntime; "auto" takes the best that is installed. ``threads`` None: one a core. ``clip_norm``: the
-    norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. Raises BundleError for a bundle that is
-    damaged, newer, or holds a graph that this onnxruntime cannot run; UsageError for an engine that does not exist.
+    norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. ``memory``: "low" keeps nothing between
+    forward and backward, which computes the forward again. ``accumulate``: parameters are updated by every so many backwards, with the mean
+    of their gradients. Raises BundleError for a bundle that is damaged, newer, or holds a graph that this onnxruntime cannot run;
+    UsageError for an engine that does not exist.
     """
     if engine not in _ENGINES:
         raise UsageError(f"`engine` is {engine!r}; it must be one of {', '.join(_ENGINES)}")
-    return StockEngine(read_bundle(bundle), threads=threads, clip_norm=clip_norm)
+    return StockEngine(read_bundle(bundle), threads=threads, clip_norm=clip_norm, memory=memory, accumulate=accumulate)
 
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    """What a forward leaves for its backward: everything that the forward saw and the residuals that it made."""
+    """What a forward leaves for its backward: what the backward reads of what the forward saw, and the residuals that it made."""
 
     number: int
     seen: dict[str, ort.OrtValue]
@@ -51,24 +62,39 @@ class _InFlight:
 
 
 class StockEngine:
-    """Implements ``wire.engine.Engine``. Not thread-safe."""
+    """Implements ``wire.engine.Engine``. Not thread-safe.
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, clip_norm: float | None = None) -> None:
+    A backward is one run of the graph ``step``, which differentiates and updates. Where a gradient is needed by itself (clipping,
+    accumulation), or other parameters have to be updated than the forward saw (several steps in flight), it is ``backward`` and then
+    ``optimizer``.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        clip_norm: float | None = None,
+        memory: MemoryMode = "fast",
+        accumulate: int = 1,
+    ) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
-        self._options = _session_options(threads)
-        self._forward = _Graph(bundle, "forward", self._options)
-        self._backward = _Graph(bundle, "backward", self._options)
-        self._optimizer = _Graph(bundle, "optimizer", self._options)
-        self._infer: _Graph | None = None
+        self._options = _session_options(threads, one_arena=memory == "low")
+        self._low = "_low" if memory == "low" else ""
+        self._graphs: dict[str, _Graph] = {}
         self._clip_norm = clip_norm
+        self._halves = clip_norm is not None or accumulate > 1
+        for name in ("forward", *(("backward", "optimizer") if self._halves else ("step",))):
+            self._graph(name)
         trained = [spec.name for spec in manifest.parameters if spec.gradient]
         named = {f"p.{spec.name}": bundle.tensors[spec.name] for spec in manifest.parameters}
         self._frozen = {key: tensor(np.array(value)) for key, value in named.items() if key[2:] not in trained}
         self._parameters = Versions({key: value for key, value in named.items() if key[2:] in trained})
         self._buffers = Versions({f"b.{spec.name}": bundle.tensors[spec.name] for spec in manifest.buffers})
         self._slots = Versions(_zero_state(manifest, trained, bundle.tensors))
-        self._gradients = {f"gp.{name}": tensor(np.empty_like(bundle.tensors[name])) for name in trained}
+        self._gradients: TensorSet = {}  # places for them, once they are needed
+        self._accumulated = Accumulated({name: bundle.tensors[name] for name in trained}, every=accumulate)
         self._in_flight: dict[int, _InFlight] = {}
         self._forwards = 0
         del bundle  # the initial tensors are copied; nothing else of them is needed
@@ -98,11 +124,12 @@ class StockEngine:
         outputs = {f"out.{spec.name}": _empty(spec, batch) for spec in self.outputs}
         new = self._buffers.spare()
         given = outputs | {f"{key}.new": one for key, one in new.items()}
-        residuals = self._forward.run(feed, given)
+        residuals = self._graph("forward").run(feed, given)
         if new:
             self._buffers.advance(new)
         self._forwards += 1
-        kept = {key: value for key, value in feed.items() if key in self._backward.reads}
+        reads = self._graph("backward" if self._halves else "step").reads
+        kept = {key: value for key, value in feed.items() if key in reads}
         self._in_flight[step] = _InFlight(self._forwards, kept, residuals, batch, parameters, buffers)
         return tuple(one.array for one in outputs.values())
 
@@ -113,13 +140,12 @@ class StockEngine:
         if self.manifest.loss is None:
             feed |= self._checked_gradients(grads, kept.batch)
         wanted = {f"gin.{spec.name}": _empty(spec, kept.batch) for spec in self.inputs if spec.gradient}
-        self._backward.run(feed, wanted | self._gradients)
-        fault = self._not_finite(wanted)
+        rate = tensor(np.array(self.manifest.optimizer.lr if lr is None else lr, np.float32)).value
+        halves = self._halves or kept.parameters is not self._parameters.current
+        fault = self._differentiate(feed, wanted, rate) if halves else self._take_step(feed, wanted, rate)
         if fault is not None:
             self.discard(step)
             raise FloatingPointError(f"the gradient of `{fault}` is not finite")
-        self._clip()
-        self._update(self.manifest.optimizer.lr if lr is None else lr)
         self._release(step)
         return tuple(wanted[f"gin.{spec.name}"].array if spec.gradient else None for spec in self.inputs)
 
@@ -134,35 +160,50 @@ class StockEngine:
 
     def infer(self, *inputs: Array) -> tuple[Array, ...]:
         """See ``Engine.infer``; a segment with a loss takes no target here."""
-        if self._infer is None:
-            self._infer = _Graph(self._bundle, "infer", self._options)
         feed = {f"in.{spec.name}": tensor(array).value for spec, array in zip(self.inputs, inputs, strict=False)}
         feed |= _values(self._parameters.current) | _values(self._buffers.current) | _values(self._frozen)
-        found = self._infer.run(feed, {})
+        found = self._graph("infer").run(feed, {})
         return tuple(np.array(value.numpy()) for value in found.values())
 
-    def _update(self, lr: float) -> None:
-        rate = tensor(np.array(lr, np.float32))
-        feed = {"lr": rate.value} | _values(self._parameters.current) | _values(self._slots.current) | _values(self._gradients)
+    def _graph(self, name: str) -> _Graph:
+        """A graph of the bundle, in the memory mode's form; its session is made when it is first asked for."""
+        name += self._low if name in ("forward", "backward", "step") else ""
+        if name not in self._graphs:
+            self._graphs[name] = _Graph(self._bundle, name, self._options)
+        return self._graphs[name]
+
+    def _take_step(self, feed: dict[str, ort.OrtValue], wanted: TensorSet, rate: ort.OrtValue) -> str | None:
+        """Differentiate and update in one; the name of what is not finite, with nothing updated."""
         parameters, slots = self._parameters.spare(), self._slots.spare()
-        self._optimizer.run(feed, {f"{key}.new": one for key, one in (parameters | slots).items()})
+        new = {f"{key}.new": one for key, one in (parameters | slots).items()}
+        feed = feed | {"lr": rate} | _values(self._parameters.current) | _values(self._slots.current)
+        self._graph("step").run(feed, wanted | new)
+        fault = not_finite(wanted | {key: one for key, one in new.items() if key.startswith("p.")})
+        if fault is None:
+            self._parameters.advance(parameters)
+            self._slots.advance(slots)
+        else:
+            self._parameters.give_back(parameters)
+            self._slots.give_back(slots)
+        return fault
+
+    def _differentiate(self, feed: dict[str, ort.OrtValue], wanted: TensorSet, rate: ort.OrtValue) -> str | None:
+        """Differentiate, and update where it is time to; the name of what is not finite, with nothing updated."""
+        if not self._gradients:
+            self._gradients = {f"g{key}": tensor(np.empty_like(one.array)) for key, one in self._parameters.current.items()}
+        self._graph("backward").run(feed, wanted | self._gradients)
+        fault = not_finite(wanted | self._gradients)
+        if fault is None and self._accumulated.add(self._gradients):
+            clip(self._gradients, self._clip_norm)
+            self._update(rate)
+        return fault
+
+    def _update(self, rate: ort.OrtValue) -> None:
+        feed = {"lr": rate} | _values(self._parameters.current) | _values(self._slots.current) | _values(self._gradients)
+        parameters, slots = self._parameters.spare(), self._slots.spare()
+        self._graph("optimizer").run(feed, {f"{key}.new": one for key, one in (parameters | slots).items()})
         self._parameters.advance(parameters)
         self._slots.advance(slots)
-
-    def _clip(self) -> None:
-        if self._clip_norm is None or not self._gradients:
-            return
-        flat = [one.array.astype(np.float32, copy=False).ravel() for one in self._gradients.values()]
-        scale = self._clip_norm / (math.sqrt(sum(float(part @ part) for part in flat)) + 1e-6)
-        if scale < 1:
-            for part in flat:
-                part *= np.float32(scale)  # a view of the gradient
-
-    def _not_finite(self, wanted: TensorSet) -> str | None:
-        for name, one in (wanted | self._gradients).items():
-            if not np.isfinite(one.array).all():
-                return name.partition(".")[2]
-        return None
 
     def _release(self, step: int) -> None:
         kept = self._in_flight.pop(step)
@@ -181,11 +222,11 @@ class StockEngine:
         if self._in_flight:
             raise RuntimeError(f"steps {sorted(self._in_flight)} are in flight; a state is taken between steps")
         frozen = {key: np.array(one.array) for key, one in self._frozen.items()}
-        return self._parameters.copies() | frozen | self._buffers.copies() | self._slots.copies()
+        return self._parameters.copies() | frozen | self._buffers.copies() | self._slots.copies() | self._accumulated.state()
 
     def load_state(self, state: Mapping[str, Array]) -> None:
         """See ``Engine.load_state``."""
-        mine = self._parameters.current | self._frozen | self._buffers.current | self._slots.current
+        mine = self._parameters.current | self._frozen | self._buffers.current | self._slots.current | self._accumulated.tensors
         for name in sorted(set(mine) ^ set(state)):
             fault = "missing from" if name in mine else "surplus in"
             raise CheckpointError(f"`{name}` is {fault} the state of segment {self.manifest.segment}; it is of another network")
@@ -199,7 +240,7 @@ class StockEngine:
             self._release(step)
         for versions in (self._parameters, self._buffers, self._slots):
             versions.load(state)
-        for name, one in self._frozen.items():
+        for name, one in (self._frozen | self._accumulated.tensors).items():
             one.array[...] = state[name]
 
     # ------------------------------------------------------------ checks
@@ -255,14 +296,25 @@ class _Graph:
         return {name: value for name, value in found.items() if name not in given}
 
 
-def _session_options(threads: int | None) -> ort.SessionOptions:
+@functools.cache
+def _register_arena() -> None:
+    """Memory that sessions share: otherwise each keeps what it needed at its peak, forward and backward both."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
+
+
+def _session_options(threads: int | None, *, one_arena: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
-    # A client spends its time waiting for the peer; threads that spin meanwhile would take the cores from everybody else.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A client spends its time waiting for the peer; threads that spin meanwhile would take the cores from everybody else. While a graph
+    # runs they may: its nodes are short.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # Planning memory by pattern keeps a block for each batch size and graph; without it, an arena is both faster and smaller than malloc.
     options.enable_mem_pattern = False
+    if one_arena:
+        _register_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 3
     return options
 

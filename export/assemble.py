@@ -16,7 +16,8 @@ from onnx import numpy_helper
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from export.graphs import BuiltGraph, build_inference
+from export.built import BuiltGraph
+from export.graphs import build_inference
 from export.prepare import build_model, build_segments, input_shape
 from export.trace import trace_inference
 from wire.engine import Array

@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, fx
 
-from export.graphs import BuiltGraph
+from export.built import BuiltGraph
 from export.ops import Trace, Value
-from export.sessions import Array, GraphSession
+from export.sessions import Array, GraphSession, exposed
 
 __all__ = ["find_culprit"]
 
@@ -32,7 +31,7 @@ def find_culprit(
     wanted = _Recorder(trace, feed).results
     ops = {op.name: op for op in trace.ops}
     for graph in graphs:
-        found = GraphSession(_exposed(graph)).run(feed)
+        found = GraphSession(exposed(graph, graph.made.values())).run(feed)
         feed |= found
         for (name, index), value in graph.made.items():
             expected = wanted.get((name, index))
@@ -62,13 +61,3 @@ class _Recorder(fx.Interpreter):
             if isinstance(value, Tensor) and n.op == "call_function":
                 self.results[n.name, at] = value.detach().numpy().copy()
         return found
-
-
-def _exposed(graph: BuiltGraph) -> BuiltGraph:
-    """The same graph with every value that stands for an ATen result as an output."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    made = {each for node in model.graph.node for each in node.output}
-    extra = [name for name in dict.fromkeys(graph.made.values()) if name in made and name not in graph.outputs]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
-    return BuiltGraph(model, graph.inputs, (*graph.outputs, *extra), graph.made)

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import onnx
-from onnx import helper
-
-from export.lowering.context import IR_VERSION, OPSET, GraphWriter, lower, onnx_dtype
+from export.built import BuiltGraph, finish
+from export.lowering.context import GraphWriter, lower
 from export.ops import Affine, Op, Ref, Trace, TraceInput, Value
+from export.optimizers import Update, write_update
 from export.rewrites import rewrite
 from wire.errors import ExportError
+from wire.optim import Optimizer
 
-__all__ = ["BuiltGraph", "TrainingGraphs", "build_inference", "build_training", "finish"]
+__all__ = ["TrainingGraphs", "build_inference", "build_training"]
 
 # Made again in the backward graph rather than kept: they cost nothing, or next to it.
 _CHEAP = (
@@ -48,41 +48,47 @@ _CHANCE = ("bernoulli", "native_dropout", "rand", "normal", "uniform", "multinom
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltGraph:
-    """``made``: which ONNX value holds which result of which ATen operation, for the parity gate."""
-
-    model: onnx.ModelProto
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    made: Mapping[tuple[str, int], str]
-
-
-@dataclass(frozen=True, slots=True)
 class TrainingGraphs:
-    """``residuals`` by name, in order."""
+    """What a device trains with. ``residuals`` by name, in order.
+
+    ``step`` is ``backward`` and the optimizer's update in one. The graphs whose names end in ``_low`` are for boards with little memory:
+    nothing is kept between forward and backward, which computes the forward again.
+    """
 
     forward: BuiltGraph
     backward: BuiltGraph
+    step: BuiltGraph
+    forward_low: BuiltGraph
+    backward_low: BuiltGraph
+    step_low: BuiltGraph
     residuals: Mapping[str, Value]
 
 
-def build_training(trace: Trace) -> TrainingGraphs:
-    """Split the joint graph. Raises ExportError for an operation that has no ONNX form."""
+def build_training(trace: Trace, optimizer: Optimizer, parameters: Mapping[str, Value]) -> TrainingGraphs:
+    """Split the joint graph. ``parameters``: the trained ones. Raises ExportError for an operation that has no ONNX form."""
     _refuse_chance(trace.ops)
     ops = rewrite(trace.ops, trace.outputs.values())
     values = _values(trace, ops)
     first = {name: ref for name, ref in trace.outputs.items() if name.startswith(("out.", "b."))}
     second = {name: ref for name, ref in trace.outputs.items() if name.startswith(("gin.", "gp."))}
-    mine = _ancestors(ops, first.values())
+    mine, wanted = _ancestors(ops, first.values()), _ancestors(ops, second.values())
     forward = _Part(trace, values)
     forward.lower(op for op in ops if op.name in mine)
-    backward = _Part(trace, values, made_before={op.name: op for op in ops if op.name in mine})
-    wanted = _ancestors(ops, second.values())
+    backward = _Part(trace, values, backward=True, made_before={op.name: op for op in ops if op.name in mine})
     backward.lower(op for op in ops if op.name in wanted and op.name not in mine)
+    again = _Part(trace, values, backward=True)
+    again.lower(op for op in ops if op.name in wanted)
     finished = backward.finish("backward", second)
-    used = {node_input for node in finished.model.graph.node for node_input in node.input} | set(finished.outputs)
-    residuals = {name: ref for name, ref in backward.residuals.items() if name in used}
-    return TrainingGraphs(forward.finish("forward", first | residuals), finished, {name: values[ref] for name, ref in residuals.items()})
+    residuals = backward.residuals_read(finished)
+    return TrainingGraphs(
+        forward=forward.finish("forward", first | residuals),
+        backward=finished,
+        step=backward.finish_step("step", second, optimizer, parameters),
+        forward_low=forward.finish("forward_low", first),
+        backward_low=again.finish("backward_low", second),
+        step_low=again.finish_step("step_low", second, optimizer, parameters),
+        residuals={name: values[ref] for name, ref in residuals.items()},
+    )
 
 
 def build_inference(trace: Trace) -> BuiltGraph:
@@ -122,22 +128,37 @@ def _ancestors(ops: Sequence[Op], outputs: Iterable[Ref]) -> set[str]:
 class _Part:
     """One graph in the making; what it lacks becomes an input when it is first asked for."""
 
-    def __init__(self, trace: Trace, values: Mapping[Ref, Value], made_before: Mapping[str, Op] | None = None) -> None:
+    def __init__(
+        self, trace: Trace, values: Mapping[Ref, Value], *, backward: bool = False, made_before: Mapping[str, Op] | None = None
+    ) -> None:
         self._inputs = trace.inputs
         self._before = made_before or {}
         self.residuals: dict[str, Ref] = {}
-        self.writer = _AskingWriter(values, _batch_source(trace.inputs, backward=made_before is not None), self._ask)
+        self.writer = _AskingWriter(values, _batch_source(trace.inputs, backward=backward), self._ask)
 
     def lower(self, ops: Iterable[Op]) -> None:
         for op in ops:
             lower(self.writer, op)
 
-    def finish(self, name: str, outputs: Mapping[str, Ref]) -> BuiltGraph:
-        refs = {output: self.writer.name(ref) for output, ref in outputs.items()}
+    def finish(self, name: str, outputs: Mapping[str, Ref], update: Update | None = None) -> BuiltGraph:
+        names = {output: self.writer.name(ref) for output, ref in outputs.items()}
         known = {found.name: found.value for found in self._inputs.values()}
         known |= {name: self.writer.value(ref) for name, ref in self.residuals.items()}
         shapes = {output: self.writer.value(ref) for output, ref in outputs.items()}
-        return finish(self.writer, name, refs, known, shapes)
+        if update is not None:
+            names, known, shapes = names | dict(update.outputs), known | dict(update.known), shapes | dict(update.shapes)
+        return finish(self.writer, name, names, known, shapes)
+
+    def finish_step(self, name: str, outputs: Mapping[str, Ref], optimizer: Optimizer, parameters: Mapping[str, Value]) -> BuiltGraph:
+        """With the update in the place of the parameters' gradients, each of which is gone as soon as it has been used."""
+        gradients = {each: self.writer.name(outputs[f"gp.{each}"]) for each in parameters}
+        update = write_update(self.writer, optimizer, parameters, gradients) if parameters else None
+        return self.finish(name, {each: ref for each, ref in outputs.items() if each.startswith("gin.")}, update)
+
+    def residuals_read(self, finished: BuiltGraph) -> dict[str, Ref]:
+        """Those that a finished graph reads, or gives on."""
+        used = {each for node in finished.model.graph.node for each in node.input} | set(finished.outputs)
+        return {name: ref for name, ref in self.residuals.items() if name in used}
 
     def _ask(self, ref: Ref) -> str:
         if ref.name in self._inputs:
@@ -168,59 +189,3 @@ def _batch_source(inputs: Mapping[str, TraceInput], *, backward: bool) -> str | 
     gradients = [name for name in found if name.startswith("g.")]
     chosen = gradients if backward and gradients else [name for name in found if name.startswith("in.")]
     return chosen[0] if chosen else None
-
-
-# ------------------------------------------------------------ from nodes to a model
-
-
-def finish(
-    writer: GraphWriter, name: str, outputs: Mapping[str, str], known: Mapping[str, Value], shapes: Mapping[str, Value]
-) -> BuiltGraph:
-    """The model with these outputs: dead nodes go, outputs get their names, inputs are those that are read."""
-    nodes = [*writer.nodes]
-    nodes += [helper.make_node("Identity", [value], [output]) for output, value in outputs.items()]
-    nodes, names = _renamed(_alive(nodes, set(outputs)), set(outputs))
-    read = {each for node in nodes for each in node.input}
-    inputs = [each for each in known if each in read]
-    graph = helper.make_graph(
-        nodes,
-        name,
-        [_info(each, known[each]) for each in inputs],
-        [_info(each, shapes[each]) for each in outputs],
-        [tensor for key, tensor in writer.initializers.items() if key in read],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="cutlayer")
-    onnx.checker.check_model(model)
-    return BuiltGraph(model, tuple(inputs), tuple(outputs), {key: names.get(each, each) for key, each in writer.made.items()})
-
-
-def _alive(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
-    wanted = set(wanted)
-    kept = []
-    for node in reversed(nodes):
-        if any(each in wanted for each in node.output):
-            wanted |= set(node.input)
-            kept.append(node)
-    return kept[::-1]
-
-
-def _renamed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> tuple[list[onnx.NodeProto], dict[str, str]]:
-    """Where an Identity only names a value that a node makes, let the node make it under that name. Also gives the new names by the old."""
-    makers = {each for node in nodes for each in node.output if node.op_type != "Identity"}
-    names: dict[str, str] = {}
-    kept: list[onnx.NodeProto] = []
-    for node in nodes:
-        if node.op_type == "Identity" and node.output[0] in outputs and node.input[0] in makers and node.input[0] not in names:
-            names[node.input[0]] = node.output[0]
-        else:
-            kept.append(node)
-    for node in kept:
-        for row in (node.input, node.output):
-            for at, each in enumerate(row):
-                row[at] = names.get(each, each)
-    return kept, names
-
-
-def _info(name: str, value: Value) -> onnx.ValueInfoProto:
-    dims = ["batch" if dim == Affine(1, 0) else None if isinstance(dim, Affine) else dim for dim in value.shape]
-    return helper.make_tensor_value_info(name, onnx_dtype(value.dtype), dims)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
-from export.graphs import BuiltGraph, finish
+from export.built import BuiltGraph, finish
 from export.lowering.context import GraphWriter
 from export.ops import Value
 from wire.optim import SGD, Adam, AdamW, Optimizer
 
-__all__ = ["build_optimizer", "counts_steps", "slots_of"]
+__all__ = ["Update", "build_optimizer", "counts_steps", "slots_of", "write_update"]
 
 
 def slots_of(optimizer: Optimizer) -> tuple[str, ...]:
@@ -26,10 +27,26 @@ def counts_steps(optimizer: Optimizer) -> bool:
 
 
 def build_optimizer(optimizer: Optimizer, parameters: Mapping[str, Value]) -> BuiltGraph | None:
-    """``parameters``: the trained ones. None where there are none."""
+    """One update from given gradients. ``parameters``: the trained ones. None where there are none."""
     if not parameters:
         return None
     writer = GraphWriter({}, None)
+    update = write_update(writer, optimizer, parameters, {name: f"gp.{name}" for name in parameters})
+    known = {**update.known} | {f"gp.{name}": value for name, value in parameters.items()}
+    return finish(writer, "optimizer", update.outputs, known, update.shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What an update reads (``known``: graph inputs) and gives (``outputs``: names in the writer, ``shapes``), by names in the bundle."""
+
+    known: Mapping[str, Value]
+    outputs: Mapping[str, str]
+    shapes: Mapping[str, Value]
+
+
+def write_update(writer: GraphWriter, optimizer: Optimizer, parameters: Mapping[str, Value], gradients: Mapping[str, str]) -> Update:
+    """Write one update of ``parameters`` into a graph. ``gradients``: the value that holds each one's gradient."""
     known: dict[str, Value] = {"lr": Value((), torch.float32)}
     outputs: dict[str, str] = {}
     rates = _adam_rates(writer, optimizer) if not isinstance(optimizer, SGD) else None
@@ -38,16 +55,14 @@ def build_optimizer(optimizer: Optimizer, parameters: Mapping[str, Value]) -> Bu
         outputs["s.step.new"] = rates[0]
     for name, value in parameters.items():
         slots = {slot: f"s.{slot}.{name}" for slot in slots_of(optimizer)}
-        for each in (f"p.{name}", f"gp.{name}", *slots.values()):
-            known[each] = value
+        known.update(dict.fromkeys((f"p.{name}", *slots.values()), value))
         if isinstance(optimizer, SGD):
-            new = _sgd(writer, optimizer, f"p.{name}", f"gp.{name}", slots)
+            new = _sgd(writer, optimizer, f"p.{name}", gradients[name], slots)
         else:
             assert rates is not None
-            new = _adam(writer, optimizer, f"p.{name}", f"gp.{name}", slots, rates)
-        outputs |= {f"p.{name}.new": new.pop("p")} | {f"{slots[slot]}.new": made for slot, made in new.items()}
-    shapes = {output: known[output.removesuffix(".new")] for output in outputs}
-    return finish(writer, "optimizer", outputs, known, shapes)
+            new = _adam(writer, optimizer, f"p.{name}", gradients[name], slots, rates)
+        outputs |= {f"p.{name}.new": new.pop("p"), **{f"{slots[slot]}.new": made for slot, made in new.items()}}
+    return Update(known, outputs, {output: known[output.removesuffix(".new")] for output in outputs})
 
 
 def _sgd(writer: GraphWriter, optimizer: SGD, parameter: str, gradient: str, slots: Mapping[str, str]) -> dict[str, str]:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.built import BuiltGraph
 from export.culprit import find_culprit
-from export.graphs import BuiltGraph, TrainingGraphs
+from export.graphs import TrainingGraphs
 from export.losses import Loss, loss_of
 from export.ops import Trace
 from export.sessions import Array, GraphSession
@@ -76,14 +77,20 @@ class _Gate:
         self.module = copy.deepcopy(candidate.module).train()
         self.trained = {name: value for name, value in self.module.named_parameters() if name in candidate.trained}
         self.torch_optimizer = _torch_optimizer(candidate.optimizer, self.trained.values()) if self.trained else None
-        self.forward = GraphSession(candidate.training.forward)
-        self.backward = GraphSession(candidate.training.backward) if candidate.training.backward.outputs else None
+        training = candidate.training
+        self.forward, self.forward_low = GraphSession(training.forward), GraphSession(training.forward_low)
+        self.backward = self.backward_low = None
+        self.steps: list[GraphSession] = []
+        if training.backward.outputs:
+            self.backward, self.backward_low = GraphSession(training.backward), GraphSession(training.backward_low)
+            self.steps = [GraphSession(training.step), GraphSession(training.step_low)]
         self.optimizer = None if candidate.optimizer_graph is None else GraphSession(candidate.optimizer_graph)
         self.state = self._initial_state()
         self.random = torch.Generator().manual_seed(20240607)
         logits = next(iter(candidate.inference_trace.outputs.values()))
         self.classes = int((*candidate.inference_trace.value(logits).shape, 1)[1])  # type: ignore[arg-type]
         self.worst = 0.0
+        self.fed: dict[str, Array] = {}
 
     def _initial_state(self) -> dict[str, Array]:
         state: dict[str, Array] = {f"p.{name}": value.detach().numpy().copy() for name, value in self.module.named_parameters()}
@@ -121,16 +128,19 @@ class _Gate:
         tangents = [torch.ones(())] if candidate.loss else [self._normal(out.shape) for out in outputs]
         feed = {f"in.{name}": value.detach().numpy() for name, value in inputs.items()} | self.state
         made = self.forward.run(feed)
-        self._compare(made, _named("out.", candidate.outputs, outputs))
-        self._compare(made, {f"b.{name}.new": value for name, value in self.module.named_buffers()}, _RELATIVE_BUFFERS)
+        for each in (made, self.forward_low.run(feed)):
+            self._compare(each, _named("out.", candidate.outputs, outputs))
+            self._compare(each, {f"b.{name}.new": value for name, value in self.module.named_buffers()}, _RELATIVE_BUFFERS)
         wanted = {f"gin.{name}": inputs[name] for name in candidate.input_gradients}
         wanted |= {f"gp.{name}": value for name, value in self.trained.items()}
-        if self.backward is None:  # nothing is trained, and no gradient goes further back
+        if self.backward is None or self.backward_low is None:  # nothing is trained, and no gradient goes further back
             return made, {}
         gradients = _gradients(outputs, tangents, wanted)
         feed |= made | {name: value.numpy() for name, value in _named("g.", candidate.outputs, tangents).items()}
         found = self.backward.run(feed)
-        self._compare(found, gradients)
+        for each in (found, self.backward_low.run(feed)):
+            self._compare(each, gradients)
+        self.fed = feed
         return made, found
 
     def _update(self, gradients: Mapping[str, Array]) -> None:
@@ -155,7 +165,20 @@ class _Gate:
                 raise ExportError(
                     f"the {self.candidate.optimizer.kind} optimizer's `{key}` is not what torch.optim makes; please report it"
                 )
+        self._check_steps(updated, gradients)
         self.state |= {name.removesuffix(".new"): value for name, value in updated.items()}
+
+    def _check_steps(self, updated: Mapping[str, Array], gradients: Mapping[str, Array]) -> None:
+        """The graphs that differentiate and update in one give what the two do. Where a gradient is all rounding, so is Adam's update."""
+        feed = self.fed | {name: value for name, value in self.state.items() if name.startswith("s.")}
+        scale = 1e-4 * max(float(np.abs(value).max(initial=0.0)) for value in gradients.values())
+        for session in self.steps:
+            made = session.run(feed | {"lr": np.array(self.candidate.optimizer.lr, np.float32)})
+            for key, wanted in updated.items():
+                gradient = gradients.get(f"gp.{_owner(key).removeprefix('p.').removesuffix('.new')}", np.ones(()))
+                sure = np.abs(gradient) > max(scale, 1e-3 * float(np.abs(gradient).max(initial=0.0)))
+                if not _error(made[key] * sure, wanted * sure, 0.0, 10 * _RELATIVE) <= 1:
+                    raise ExportError(f"`{key}` of {session.graph.model.graph.name}.onnx is not what its two halves make; please report it")
 
     def infer(self, batch: int) -> None:
         """Compares the inference graph with the module in evaluation. Raises ExportError."""

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from export.built import BuiltGraph
 from export.bundle import MANIFEST, file_entries, write_folder
-from export.graphs import BuiltGraph, build_inference, build_training
+from export.graphs import build_inference, build_training
 from export.losses import Loss
 from export.lowering.context import OPSET
+from export.memory import memory_of
 from export.ops import Affine, Trace, Value
 from export.optimizers import build_optimizer, counts_steps, slots_of
 from export.parity import Candidate, check_parity
@@ -81,7 +83,7 @@ def build_candidate(
     return Candidate(
         module=module,
         trace=trace,
-        training=build_training(trace),
+        training=build_training(trace, optimizer, shapes),
         optimizer_graph=build_optimizer(optimizer, shapes),
         inference_trace=(inference := trace_inference(module, data, evaluated)),
         inference=build_inference(inference),
@@ -182,9 +184,14 @@ def _shape(value: Tensor) -> Value:
 
 
 def _pack(candidate: Candidate, name: str) -> tuple[BundleManifest, dict[str, bytes]]:
+    training = candidate.training
     graphs: dict[str, BuiltGraph | None] = {
-        "forward": candidate.training.forward,
-        "backward": candidate.training.backward,
+        "forward": training.forward,
+        "backward": training.backward,
+        "step": training.step,
+        "forward_low": training.forward_low,
+        "backward_low": training.backward_low,
+        "step_low": training.step_low,
         "optimizer": candidate.optimizer_graph,
         "infer": candidate.inference,
     }
@@ -214,6 +221,7 @@ def _pack(candidate: Candidate, name: str) -> tuple[BundleManifest, dict[str, by
         },
         files=file_entries(files),
         opset=OPSET,
+        memory=memory_of(candidate),
         producer={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__},
     )
     return manifest, files

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
-from export.graphs import BuiltGraph
+from export.built import BuiltGraph
 from wire.errors import ExportError
 
-__all__ = ["Array", "GraphSession"]
+__all__ = ["Array", "GraphSession", "exposed"]
 
 Array = NDArray[Any]
 
@@ -42,6 +43,16 @@ class GraphSession:
         except _FAULTS as exc:
             raise ExportError(f"onnxruntime {ort.__version__} cannot run the graph that was made: {_first_line(exc)}") from exc
         return dict(zip(self.graph.outputs, found, strict=True))
+
+
+def exposed(graph: BuiltGraph, values: Iterable[str] | None = None) -> BuiltGraph:
+    """The same graph with ``values`` (default: every result of a node) as outputs too."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    made = {each: None for node in model.graph.node for each in node.output if each}
+    extra = [name for name in dict.fromkeys(made if values is None else values) if name in made and name not in graph.outputs]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
+    return BuiltGraph(model, graph.inputs, (*graph.outputs, *extra), graph.made)
 
 
 def _first_line(exc: Exception) -> str:

@@ -6,6 +6,10 @@ A bundle is a folder:
     parameters.safetensors   initial parameters and buffers, under PyTorch's names
     forward.onnx             training forward
     backward.onnx            gradients
+    step.onnx                gradients and one update of every trainable parameter, in one
+    forward_low.onnx         the same three for boards with little memory: nothing is kept between forward and backward,
+    backward_low.onnx        which computes the forward again
+    step_low.onnx
     optimizer.onnx           one update of every trainable parameter
     infer.onnx               evaluation forward (BatchNorm from running statistics, no dropout)
 
@@ -23,9 +27,11 @@ Names of graph inputs and outputs are fixed, so an engine needs no table:
 
     forward    in.* p.* b.*              -> out.* b.*.new r.*
     backward   g.* r.* and, where needed, in.* p.* b.*   -> gin.* gp.*
+    step       as backward, lr s.*       -> gin.* p.*.new s.*.new
     optimizer  lr p.* gp.* s.*           -> p.*.new s.*.new       (trainable parameters only)
     infer      in.* p.* b.*              -> out.*
 
+``_low`` graphs read no r.*, but in.* p.* b.* as they were in the forward. ``step`` computes the gradient and updates at the same p.*.
 A graph lists only the inputs that it reads. Optimizer slots start as zeros of the parameter's shape; ``s.step`` starts at 0.
 A segment that holds its loss has ``loss`` set: its last input is ``target``, its first output ``loss`` is float32 [] (the mean over
 the batch), and backward takes no ``g.*``: its seed is 1.
@@ -36,18 +42,31 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from wire.errors import BundleError
 from wire.limits import LIMITS
 from wire.optim import Optimizer
 from wire.parse import parse, plain
 
-__all__ = ["BATCH", "FORMAT", "GRAPHS", "BundleManifest", "FileEntry", "GraphEntry", "TensorSpec", "dump_manifest", "load_manifest"]
+__all__ = [
+    "BATCH",
+    "FORMAT",
+    "GRAPHS",
+    "BundleManifest",
+    "FileEntry",
+    "GraphEntry",
+    "MemoryMode",
+    "MemoryUse",
+    "TensorSpec",
+    "dump_manifest",
+    "load_manifest",
+]
 
 FORMAT = 1
 BATCH = "batch"  # the one symbolic dimension of a shape
-GRAPHS = ("forward", "backward", "optimizer", "infer")
+GRAPHS = ("forward", "backward", "step", "forward_low", "backward_low", "step_low", "optimizer", "infer")
+MemoryMode = Literal["fast", "low"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +118,24 @@ class GraphEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """What tensors take at the most while a step is trained, parameters and optimizer included, as it grows with the batch.
+
+    The runtime itself comes on top: 60 MB for a process with onnxruntime and MQTT.
+    """
+
+    fixed_bytes: int
+    sample_bytes: int
+
+    def __post_init__(self) -> None:
+        if min(self.fixed_bytes, self.sample_bytes) < 0:
+            raise ValueError(f"a use of {self.fixed_bytes} + {self.sample_bytes} bytes a sample is below 0")
+
+    def at(self, batch: int) -> int:
+        return self.fixed_bytes + self.sample_bytes * batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BundleManifest:
     """Everything an engine must know about a bundle."""
 
@@ -117,12 +154,15 @@ class BundleManifest:
     graphs: dict[str, GraphEntry]
     files: tuple[FileEntry, ...]
     opset: int
+    memory: dict[MemoryMode, MemoryUse]  # with residuals kept (fast), or computed again (low)
     producer: dict[str, str] = field(default_factory=dict)  # versions, for people
 
     def __post_init__(self) -> None:
         missing = [name for name in GRAPHS if name not in self.graphs]
         if missing:
             raise ValueError(f"graphs {', '.join(missing)} are not listed")
+        if set(self.memory) != set(get_args(MemoryMode)):
+            raise ValueError(f"memory is stated for {', '.join(self.memory) or 'nothing'}; it must be for fast and low")
         listed = {entry.file for entry in self.files}
         for name, graph in self.graphs.items():
             if graph.file not in listed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -45,7 +46,8 @@ def _times(graph: GraphWriter, grad: Ref, factor: str) -> list[str]:
 
 @lowers("hardtanh.default")
 def _hardtanh(graph: GraphWriter, op: Op) -> Sequence[str]:
-    low, high = [*op.args[1:], *[-1.0, 1.0][len(op.args) - 1 :]]
+    defaults: tuple[Any, ...] = (-1.0, 1.0)
+    low, high = (*op.args[1:], *defaults[len(op.args) - 1 :])
     return [graph.emit("Clip", graph.name(op.args[0]), graph.scalar(float(low)), graph.scalar(float(high)))]
 
 
@@ -115,7 +117,8 @@ def _hardswish_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
 @lowers("elu.default")
 def _elu(graph: GraphWriter, op: Op) -> Sequence[str]:
     x = graph.name(op.args[0])
-    alpha, scale, input_scale = [*op.args[1:], *[1.0, 1.0, 1.0][len(op.args) - 1 :]]
+    defaults: tuple[Any, ...] = (1.0, 1.0, 1.0)
+    alpha, scale, input_scale = (*op.args[1:], *defaults[len(op.args) - 1 :])
     if input_scale == 1:
         found = graph.emit("Elu", x, alpha=float(alpha))
     else:

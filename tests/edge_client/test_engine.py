@@ -45,6 +45,11 @@ class TestStockEngine(EngineContract):
         return load_engine(self.bundle(case, optimizer), threads=1, clip_norm=clip_norm)
 
 
+class TestStockEngineWithLittleMemory(TestStockEngine):
+    def open(self, case: str, optimizer: str, clip_norm: float | None = None) -> Engine:
+        return load_engine(self.bundle(case, optimizer), threads=1, clip_norm=clip_norm, memory="low")
+
+
 FORWARDS: dict[str, tuple[Callable[[Array, Array], tuple[Array, ...]], str]] = {
     "none": (lambda a, b: (), "segment forked takes 2 inputs, got 0"),
     "one": (lambda a, b: (a,), "segment forked takes 2 inputs, got 1"),

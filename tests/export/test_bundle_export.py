@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from export import SGD, Adam, AdamW, export_segment
 from wire.errors import ExportError
-from wire.manifest import BundleManifest, load_manifest
+from wire.manifest import GRAPHS, BundleManifest, load_manifest
 from wire.optim import Optimizer
 
 TrainBoth = Callable[..., None]
-FILES = ["backward.onnx", "forward.onnx", "infer.onnx", "manifest.json", "optimizer.onnx", "parameters.safetensors"]
+FILES = sorted([*(f"{name}.onnx" for name in GRAPHS), "manifest.json", "parameters.safetensors"])
 DRAWN = torch.Generator().manual_seed(8)
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": SGD(lr=0.1),

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from export import SGD, Adam
-from export.graphs import BuiltGraph
+from export.built import BuiltGraph
 from export.models import BUNDLED
 from export.parity import Candidate, check_parity
 from export.segment import build_candidate
