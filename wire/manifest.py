@@ -34,6 +34,7 @@ the batch), and backward takes no ``g.*``: its seed is 1.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -75,9 +76,23 @@ class TensorSpec:
         """Whether an array of this shape may stand for this tensor (any batch size)."""
         return len(shape) == len(self.shape) and all(want in (BATCH, got) for want, got in zip(self.shape, shape, strict=True))
 
+    def shape_of(self, batch: int) -> tuple[int, ...]:
+        """The shape at this batch size."""
+        return tuple(dim if isinstance(dim, int) else _dim_of(dim, batch) for dim in self.shape)
+
+    def bytes_of(self, batch: int) -> int:
+        """How much memory the tensor takes at this batch size."""
+        return math.prod(self.shape_of(batch)) * _DTYPES[self.dtype]
+
+
+def _dim_of(dim: str, batch: int) -> int:
+    """``"4*batch+-1"`` in numbers."""
+    factor, _, rest = dim.rpartition("*")
+    return int(factor or 1) * batch + int(rest.removeprefix(BATCH).removeprefix("+") or 0)
+
 
 _BATCH_DIM = re.compile(r"([0-9]{1,9}\*)?batch(\+-?[0-9]{1,9})?")
-_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_DTYPES = {"float32": 4, "float16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
