@@ -74,14 +74,9 @@ def main(rounds: int = ROUNDS) -> None:
 
 
 def _lenet(folder: Path) -> Path:
-    import torch
+    from export.prepare import prepare_model
 
-    from export import SGD, export_segment
-    from export.prepare import build_model
-
-    net = build_model("lenet")
-    cut = torch.nn.Sequential(*list(net.children())[:1])
-    export_segment(cut, (torch.randn(3, 1, 28, 28),), folder, optimizer=SGD(lr=0.05, momentum=0.9))
+    prepare_model("lenet", cut="pool2", out=folder, input_shape=None, optimizer=None)
     return folder
 
 

@@ -76,23 +76,23 @@ class TensorSpec:
         """Whether an array of this shape may stand for this tensor (any batch size)."""
         return len(shape) == len(self.shape) and all(want in (BATCH, got) for want, got in zip(self.shape, shape, strict=True))
 
-    def shape_of(self, batch: int) -> tuple[int, ...]:
-        """The shape at this batch size."""
-        return tuple(dim if isinstance(dim, int) else _dim_of(dim, batch) for dim in self.shape)
+    def shape_at(self, batch: int) -> tuple[int, ...]:
+        """The shape for a batch of this size."""
+        return tuple(dim if isinstance(dim, int) else _dim_at(dim, batch) for dim in self.shape)
 
-    def bytes_of(self, batch: int) -> int:
-        """How much memory the tensor takes at this batch size."""
-        return math.prod(self.shape_of(batch)) * _DTYPES[self.dtype]
-
-
-def _dim_of(dim: str, batch: int) -> int:
-    """``"4*batch+-1"`` in numbers."""
-    factor, _, rest = dim.rpartition("*")
-    return int(factor or 1) * batch + int(rest.removeprefix(BATCH).removeprefix("+") or 0)
+    def bytes_at(self, batch: int) -> int:
+        """The memory that the tensor takes for a batch of this size."""
+        return math.prod(self.shape_at(batch)) * _DTYPES[self.dtype]
 
 
-_BATCH_DIM = re.compile(r"([0-9]{1,9}\*)?batch(\+-?[0-9]{1,9})?")
+_BATCH_DIM = re.compile(r"(?:([0-9]{1,9})\*)?batch(?:\+(-?[0-9]{1,9}))?")
 _DTYPES = {"float32": 4, "float16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}  # bytes
+
+
+def _dim_at(dim: str, batch: int) -> int:
+    match = _BATCH_DIM.fullmatch(dim)
+    assert match is not None
+    return int(match[1] or 1) * batch + int(match[2] or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ def check_clock(now_s: float, *, files_s: float, synchronised: bool | None) -> F
         before = max(files_s, WRITTEN_S)
         return failed("clock", f"{_text(now_s)}: before {_text(before)}, when software and bundle were there already", advice, **values)
     if synchronised is False:
-        return warning("clock", f"{_text(now_s)}, in step with no time server", advice, **values)
+        return warning("clock", f"{_text(now_s)}, not synchronised with a time server", advice, **values)
     return ok("clock", f"{_text(now_s)}, " + ("synchronised" if synchronised else "whether synchronised cannot be seen"), **values)
 
 

@@ -91,6 +91,11 @@ class DeviceDoctor:
     def _manifests(self) -> list[BundleManifest]:
         return [found.manifest for found in self._bundles]
 
+    def _lacking(self, option: str = "") -> str:
+        if self._run_file is not None:
+            return "needs the run file"
+        return f"give {option}, or a run file" if option else "give a run file: it says where the state goes"
+
     # ------------------------------------------------------------ run file and bundles
 
     def _check_files(self, loaded: frozenset[str]) -> Iterator[Finding]:
@@ -120,7 +125,7 @@ class DeviceDoctor:
 
     def _check_bundle(self) -> Finding:
         if self._bundle is None and self._run is None:
-            return skipped("bundle", "none was named; give --bundle, or a run file")
+            return skipped("bundle", self._lacking("--bundle"))
         try:
             self._bundles = [self._read(path, segment) for path, segment in self._bundle_paths()]
         except CutlayerError as exc:
@@ -160,7 +165,7 @@ class DeviceDoctor:
 
     def _check_broker(self, loaded: frozenset[str]) -> Finding:
         if self._run is None and self._broker is None:
-            return skipped("broker", "none was named; give --broker, or a run file")
+            return skipped("broker", self._lacking("--broker"))
         if "paho-mqtt" not in loaded:
             return skipped("broker", "cannot be asked before paho-mqtt loads")
         try:
@@ -175,7 +180,7 @@ class DeviceDoctor:
 
     def _check_disk(self) -> Finding:
         if self._run is None:
-            return skipped("disk", "no run file says where the state goes")
+            return skipped("disk", self._lacking())
         folder = self._run.state_of(self._party or self._run.clients[0].name)
         return check_disk(folder, needed_bytes=state_bytes(self._manifests), free_on=self._here.free_bytes)
 

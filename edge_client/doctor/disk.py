@@ -19,8 +19,8 @@ _MARGIN = 2
 
 def state_bytes(manifests: Sequence[BundleManifest]) -> int:
     """What the client writes in a run, about."""
-    whole = sum(spec.bytes_of(1) for each in manifests for spec in (*each.parameters, *each.buffers))
-    slots = sum(len(each.slots) * spec.bytes_of(1) for each in manifests for spec in each.parameters if spec.gradient)
+    whole = sum(spec.bytes_at(1) for each in manifests for spec in (*each.parameters, *each.buffers))
+    slots = sum(len(each.slots) * spec.bytes_at(1) for each in manifests for spec in each.parameters if spec.gradient)
     return _LEDGER_BYTES + _CHECKPOINTS * (whole + slots)
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_client.doctor.finding import Finding, Value, failed, ok, skipped, warning
-from wire.manifest import BundleManifest
+from wire.manifest import GRAPHS, BundleManifest
 
 __all__ = ["Room", "check_memory", "needed_bytes", "rooms"]
 
-# Python, numpy, onnxruntime and the client's own code: 88 MB on x86-64 without a bundle, and something for the line's queues.
+# Python, numpy, onnxruntime and the client's own code: 82 MB on x86-64, with a bundle of a few kilobytes; and something for the line.
 PROCESS_BYTES = 100 << 20
 _MARGIN = 0.8  # a board has other things to do; beyond this share of what is free it is close
 _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 says "no limit" with a number of this size
@@ -23,16 +23,18 @@ def needed_bytes(manifests: Sequence[BundleManifest], *, batch: int, in_flight: 
 
 
 def _bundle_bytes(manifest: BundleManifest, batch: int, in_flight: int) -> int:
-    trained = sum(spec.bytes_of(batch) for spec in manifest.parameters if spec.gradient)
-    frozen = sum(spec.bytes_of(batch) for spec in manifest.parameters if not spec.gradient)
-    buffers = sum(spec.bytes_of(batch) for spec in manifest.buffers)
-    # Two versions of weights, optimizer slots and buffers take turns; each gradient has its place.
-    held = trained * (3 + 2 * len(manifest.slots)) + frozen + buffers * 2
-    ends = sum(spec.bytes_of(batch) for spec in (*manifest.inputs, *manifest.outputs))
-    residuals = sum(spec.bytes_of(batch) for spec in manifest.residuals)
+    trained = sum(spec.bytes_at(batch) for spec in manifest.parameters if spec.gradient)
+    frozen = sum(spec.bytes_at(batch) for spec in manifest.parameters if not spec.gradient)
+    buffers = sum(spec.bytes_at(batch) for spec in manifest.buffers)
+    # Two versions of weights, optimizer slots and buffers take turns; each gradient has its place; while the bundle is opened, its file and
+    # the tensors in it are there as well.
+    held = trained * (5 + 2 * len(manifest.slots)) + frozen * 3 + buffers * 4
+    ends = sum(spec.bytes_at(batch) for spec in (*manifest.inputs, *manifest.outputs))
+    residuals = sum(spec.bytes_at(batch) for spec in manifest.residuals)
     # What backward makes on its way is about as large as what forward left for it; onnxruntime's arena rounds up.
     step = in_flight * (residuals + ends) + 2 * residuals + ends
-    return held + step + sum(entry.size_bytes for entry in manifest.files)
+    graphs = {manifest.graphs[name].file for name in GRAPHS}
+    return held + step + sum(entry.size_bytes for entry in manifest.files if entry.file in graphs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

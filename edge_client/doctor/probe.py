@@ -19,8 +19,8 @@ _PACKAGES = {"numpy": "numpy", "safetensors": "safetensors.numpy", "paho-mqtt": 
 _STEPS, _FEWEST_STEPS = 20, 3
 # The model y = x @ x of float32 [n, n], IR version 8, opset 17; tests/edge_client/test_doctor.py makes it anew with the onnx package.
 MATMUL = bytes.fromhex(
-    "080812003a440a110a01780a017812017922064d61744d756c1201675a150a017812100a0e0801120a0a0312016e0a0312016e62150a017912100a0e"
-    "0801120a0a0312016e0a0312016e42040a001011"
+    "08083a440a110a01780a017812017922064d61744d756c1201675a150a017812100a0e0801120a0a0312016e0a0312016e62150a017912100a0e0801"
+    "120a0a0312016e0a0312016e42040a001011"
 )
 
 
@@ -82,7 +82,7 @@ def _random(spec: Any, batch: int) -> Any:
     """Floats from 0 to 1, which every loss takes; whole numbers are 0, which every table of classes or words has."""
     import numpy as np
 
-    shape = spec.shape_of(batch)
+    shape = spec.shape_at(batch)
     if spec.dtype.startswith("float"):
         return np.random.default_rng(0).random(shape).astype(spec.dtype)
     return np.zeros(shape, spec.dtype)
