@@ -41,14 +41,19 @@ def run_probe(*words: str, timeout_s: float) -> Outcome:
         return Outcome(told=_told(exc.stdout or b""), failure=f"did not end within {timeout_s:g} s")
     except OSError as exc:
         return Outcome(told={}, failure=f"could not be started ({(exc.strerror or str(exc)).lower()})")
-    told = _told(done.stdout)
+    told, said = _told(done.stdout), _last_line(done.stderr)
     if done.returncode < 0:
         name, meaning = _signal(-done.returncode)
-        return Outcome(told=told, failure=f"died of {name} ({meaning})", killed_by=name)
+        return Outcome(told=told, failure=f"died of {name} ({meaning})" + (f": {said}" if said else ""), killed_by=name)
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        return Outcome(told=told, failure=f"failed: {said[-1][:_PIECE_CHARS]}")
+        return Outcome(told=told, failure=f"failed: {said or f'exit code {done.returncode}'}")
     return Outcome(told=told)
+
+
+def _last_line(output: bytes) -> str:
+    """Of a traceback, the error; of an abort, its reason."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:_PIECE_CHARS] if lines else ""
 
 
 def _told(output: bytes) -> dict[str, Any]:

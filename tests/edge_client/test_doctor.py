@@ -29,6 +29,7 @@ from edge_client.doctor.memory import needed_bytes
 from edge_client.doctor.probe import MATMUL
 from export import SGD, Adam, export_segment
 from tests.brokers import mosquitto, mosquitto_password, mosquitto_tls
+from tests.links import mqtt_link
 from wire.manifest import TensorSpec
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +145,16 @@ def test_the_doctor_itself_loads_no_package() -> None:
     assert not [name for name in ("numpy", "onnxruntime", "paho", "safetensors", "cryptography") if f"'{name}'" in done.stdout]
 
 
+def test_the_engine_is_there_for_whom_asks_for_it() -> None:
+    """Although importing its room does not load it."""
+    import edge_client
+    from edge_client.engine import StockEngine, load_engine
+
+    assert (edge_client.load_engine, edge_client.StockEngine) == (load_engine, StockEngine)
+    with pytest.raises(AttributeError, match="no attribute 'load_motor'"):
+        _ = edge_client.load_motor
+
+
 # ------------------------------------------------------------------ machine and Python
 
 
@@ -185,6 +196,10 @@ def test_an_old_python_is_refused() -> None:
 FAKES = {
     "killed": ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "import onnxruntime: died of SIGILL (illegal instruction)"),
     "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "import onnxruntime: died of SIGSEGV (segmentation fault)"),
+    "gives up": (
+        "import os; os.write(2, b'no cpuinfo here\\n'); os.abort()",
+        "import onnxruntime: died of SIGABRT (aborted): no cpuinfo here",
+    ),
     "lacks a library": ("raise ImportError('libgomp.so.1: cannot open')", "failed: ImportError: libgomp.so.1: cannot open"),
     "hangs": ("import time; time.sleep(600)", "import onnxruntime: did not end within 5 s"),
     "miscalculates": (
@@ -471,6 +486,14 @@ def test_a_broker_with_a_certificate_of_somebody_else(tmp_path: Path) -> None:
     assert finding.status == "failed"
     assert "certificate is not trusted" in finding.fact
     assert "`ca` in [broker]" in finding.advice
+
+
+def test_a_party_that_is_at_work_is_not_thrown_out(tmp_path: Path) -> None:
+    """A broker ends a connection when another client comes with its name."""
+    with mosquitto() as broker, mqtt_link(broker.config(), client_id="fit-clinic-a") as link:
+        run_file = _run_file(tmp_path, broker=f"url = '{broker.config().url}'")
+        assert _broker(run_file, party="clinic-a").status == "ok"
+        assert link.nothing_for(0.5)
 
 
 def test_a_broker_that_is_not_there(tmp_path: Path) -> None:
