@@ -32,7 +32,7 @@ __all__ = ["main"]
 _EPILOG = """\
 exit codes:
   0    done
-  1    the run failed for a reason outside this command: the peer, the line
+  1    the run failed for a reason outside this command: the peer, the line; of `doctor`: a check failed
   2    something you can mend: an option, the run file, a path, the data, a missing extra, a full disk, a broker that refuses
   70   a bug in cutlayer, with its traceback
   130  interrupted (Ctrl-C); start the same command again and the run goes on
@@ -148,6 +148,15 @@ def _broker(args: argparse.Namespace) -> None:
     run_broker(host=args.host, port=args.port, engine=args.engine)
 
 
+def _doctor(args: argparse.Namespace) -> None:
+    from edge_client.doctor import DeviceDoctor, run_doctor
+
+    doctor = DeviceDoctor(
+        run_file=args.run_file, party=args.party, bundle=args.bundle, broker=args.broker, batch=args.batch, timeout_s=args.timeout_s
+    )
+    run_doctor(doctor, json=args.json)
+
+
 # ------------------------------------------------------------------ the command line
 
 
@@ -175,6 +184,12 @@ def _whole(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or not float(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return float(text)
 
 
 def _port(text: str) -> int:
@@ -224,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(verbs)
     _add_parties(verbs)
     _add_files(verbs)
+    _add_doctor(verbs)
     broker = _verb(verbs, "broker", _broker, "start an MQTT broker and say how to connect")
     broker.add_argument("--host", default="127.0.0.1", help="address to listen on; other computers reach 0.0.0.0 (default %(default)s)")
     broker.add_argument("--port", type=_port, default=1883, help="default %(default)s")
@@ -274,6 +290,20 @@ def _add_files(verbs: Any) -> None:
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
     assemble = _verb(verbs, "assemble", _assemble, "put the trained segments together: one PyTorch state, one ONNX file", run_file=True)
     assemble.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def _add_doctor(verbs: Any) -> None:
+    doctor = _verb(verbs, "doctor", _doctor, "check whether a computer is fit for its part, and say what to do where it is not")
+    doctor.add_argument("--device", action="store_true", required=True, help="check this board: can it be a client?")
+    doctor.add_argument(
+        "run_file", type=Path, nargs="?", metavar="RUN.toml", help="check for this run: its broker, bundle, batch and state"
+    )
+    doctor.add_argument("--party", metavar="NAME", help="which of the run's clients this is")
+    doctor.add_argument("--bundle", type=Path, metavar="DIR", help="the device bundle that `cutlayer export` wrote")
+    doctor.add_argument("--broker", metavar="URL", help="instead of the run file's, like mqtt://192.168.0.2:1883")
+    doctor.add_argument("--batch", type=_count, metavar="N", help="samples a step (default: the run file's, or 32)")
+    doctor.add_argument("--timeout-s", type=_seconds, default=60.0, metavar="S", help="longest wait of a check (default 60)")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
 
 def _verb(

@@ -10,11 +10,12 @@ from typing import Literal, TextIO
 
 import numpy as np
 
+from edge_client.bundle import bundle_path, check_bundle
 from edge_client.data import DataSource, open_source
 from edge_client.engine import StockEngine, load_engine
 from wire.data_config import Split
 from wire.engine import Array
-from wire.errors import BundleError, DataError, RunFileError, StorageError
+from wire.errors import DataError, RunFileError, StorageError
 from wire.feed import Batch, Feed
 from wire.graph import PartySlice
 from wire.observer import observer_for
@@ -96,21 +97,11 @@ def _lane(run: Run, party: str) -> int:
 def _load_engines(run: Run, mine: PartySlice, threads: int | None, folder: Path) -> dict[str, StockEngine]:
     engines: dict[str, StockEngine] = {}
     for slot in mine.slots:
-        path = folder / slot.segment if (folder / slot.segment).is_dir() else folder
+        path = bundle_path(folder, slot.segment)
         engine = load_engine(path, threads=threads, clip_norm=run.clip_norm)
-        _check_bundle(run, slot.segment, engine, path, has_loss=slot.is_sink)
+        check_bundle(run, slot.segment, engine.manifest, path, has_loss=slot.is_sink)
         engines[slot.segment] = engine
     return engines
-
-
-def _check_bundle(run: Run, segment: str, engine: StockEngine, path: Path, *, has_loss: bool) -> None:
-    manifest = engine.manifest
-    if manifest.segment != segment:
-        raise BundleError(f"{path} holds the segment `{manifest.segment}`; this party runs `{segment}`; give the right bundle")
-    if manifest.optimizer != run.optimizer:
-        raise BundleError(f"{path} was exported for {manifest.optimizer}, the run file says {run.optimizer}; export the bundle again")
-    if manifest.loss != (run.loss if has_loss else None):
-        raise BundleError(f"{path} was exported with loss {manifest.loss!r}, not what the run places here; export the bundle again")
 
 
 # ------------------------------------------------------------ data

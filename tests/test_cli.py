@@ -53,6 +53,9 @@ def _one_line(done: subprocess.CompletedProcess[str], code: int, *said: str) -> 
         ("assemble run.toml", "--out"),
         ("broker --port 70000", "70000 is not a port"),
         ("broker --engine rabbit", "invalid choice: 'rabbit'"),
+        ("doctor", "--device"),
+        ("doctor --device --batch 0", "0 is below 1"),
+        ("doctor --device --timeout-s 0", "'0' is not a number of seconds above 0"),
         ("export --out x", "needs a run file, or --model"),
         ("export --out x --model m.py:build", "with --cut NAME"),
         ("export run.toml --out x --cut layer2", "--cut"),
@@ -78,12 +81,12 @@ def test_version_and_help() -> None:
     assert version.stdout.startswith("cutlayer 0.")
     shown = _cutlayer("--help")
     assert shown.returncode == 0
-    for text in ("demo", "run", "serve", "client", "predict", "export", "assemble", "broker", "exit codes:", "130"):
+    for text in ("demo", "run", "serve", "client", "predict", "export", "assemble", "doctor", "broker", "exit codes:", "130"):
         assert text in shown.stdout
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("demo", "run", "serve", "client", "predict", "export", "assemble", "broker"):
+    for verb in ("demo", "run", "serve", "client", "predict", "export", "assemble", "doctor", "broker"):
         with pytest.raises(SystemExit) as left:
             cutlayer.main([verb, "--help"])
         assert left.value.code == 0

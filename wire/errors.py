@@ -12,6 +12,7 @@
     ├── LinkError                 the line between two parties
     │   ├── BrokerUnreachable     no TCP/TLS connection (retried with backoff; raised only where asked)
     │   └── BrokerRefused         the broker said no: credentials, access list, protocol        (exit code 2)
+    ├── CheckFailed               `cutlayer doctor` has found something unfit, and shown it
     └── ProtocolError             what the peer sent does not follow docs/protocol.md
         ├── FrameError            a truncated or corrupt frame: dropped, counted, asked for again
         ├── CodecError            a payload whose header and bytes disagree
@@ -26,6 +27,7 @@ __all__ = [
     "BrokerRefused",
     "BrokerUnreachable",
     "BundleError",
+    "CheckFailed",
     "CheckpointError",
     "CodecError",
     "CutlayerError",
@@ -89,6 +91,10 @@ class BrokerUnreachable(LinkError):
 
 class BrokerRefused(LinkError):
     """The broker answered and said no."""
+
+
+class CheckFailed(CutlayerError):
+    """A check of ``cutlayer doctor`` failed."""
 
 
 class ProtocolError(CutlayerError):

@@ -40,6 +40,7 @@ the batch), and backward takes no ``g.*``: its seed is 1.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -94,9 +95,23 @@ class TensorSpec:
         """Whether an array of this shape may stand for this tensor (any batch size)."""
         return len(shape) == len(self.shape) and all(want in (BATCH, got) for want, got in zip(self.shape, shape, strict=True))
 
+    def shape_at(self, batch: int) -> tuple[int, ...]:
+        """The shape for a batch of this size."""
+        return tuple(dim if isinstance(dim, int) else _dim_at(dim, batch) for dim in self.shape)
 
-_BATCH_DIM = re.compile(r"([0-9]{1,9}\*)?batch(\+-?[0-9]{1,9})?")
-_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+    def bytes_at(self, batch: int) -> int:
+        """The memory that the tensor takes for a batch of this size."""
+        return math.prod(self.shape_at(batch)) * _DTYPES[self.dtype]
+
+
+_BATCH_DIM = re.compile(r"(?:([0-9]{1,9})\*)?batch(?:\+(-?[0-9]{1,9}))?")
+_DTYPES = {"float32": 4, "float16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}  # bytes
+
+
+def _dim_at(dim: str, batch: int) -> int:
+    match = _BATCH_DIM.fullmatch(dim)
+    assert match is not None
+    return int(match[1] or 1) * batch + int(match[2] or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
