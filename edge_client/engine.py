@@ -21,20 +21,25 @@ from wire.engine import Array
 from wire.errors import BundleError, CheckpointError, UsageError
 from wire.manifest import BATCH, BundleManifest, TensorSpec
 
-__all__ = ["StockEngine", "load_engine"]
+__all__ = ["Graph", "StockEngine", "load_engine"]
 
-_ENGINES = ("auto", "stock")
+_ENGINES = ("auto", "stock", "ort-training")
 
 
 def load_engine(bundle: str | Path, *, engine: str = "auto", threads: int | None = None, clip_norm: float | None = None) -> StockEngine:
     """Open a device bundle for training and inference.
 
-    ``engine``: "stock" is stock onnxruntime; "auto" takes the best that is installed. ``threads`` None: one a core. ``clip_norm``: the
+    ``engine``: "stock" is stock onnxruntime, and what "auto" takes; "ort-training" is onnxruntime-training 1.19.2. ``threads`` None: one a core. ``clip_norm``: the
     norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. Raises BundleError for a bundle that is
-    damaged, newer, or holds a graph that this onnxruntime cannot run; UsageError for an engine that does not exist.
+    damaged, newer, or holds a graph that this onnxruntime cannot run, and for one without the engine's artifacts; UsageError for an engine
+    that does not exist or is not installed.
     """
     if engine not in _ENGINES:
         raise UsageError(f"`engine` is {engine!r}; it must be one of {', '.join(_ENGINES)}")
+    if engine == "ort-training":
+        from edge_client.ort_training_engine import OrtTrainingEngine
+
+        return OrtTrainingEngine(read_bundle(bundle), threads=threads, clip_norm=clip_norm)
     return StockEngine(read_bundle(bundle), threads=threads, clip_norm=clip_norm)
 
 
@@ -57,10 +62,9 @@ class StockEngine:
         manifest = bundle.manifest
         self._bundle = bundle
         self._options = _session_options(threads)
-        self._forward = _Graph(bundle, "forward", self._options)
-        self._backward = _Graph(bundle, "backward", self._options)
-        self._optimizer = _Graph(bundle, "optimizer", self._options)
-        self._infer: _Graph | None = None
+        self._forward, self._backward = self._open_step(bundle)
+        self._optimizer = Graph(bundle, "optimizer", self._options)
+        self._infer: Graph | None = None
         self._clip_norm = clip_norm
         trained = [spec.name for spec in manifest.parameters if spec.gradient]
         named = {f"p.{spec.name}": bundle.tensors[spec.name] for spec in manifest.parameters}
@@ -73,6 +77,10 @@ class StockEngine:
         self._forwards = 0
         del bundle  # the initial tensors are copied; nothing else of them is needed
         self._bundle = Bundle(folder=self._bundle.folder, manifest=manifest, tensors={})
+
+    def _open_step(self, bundle: Bundle) -> tuple[Graph, Graph]:
+        """Forward and backward."""
+        return Graph(bundle, "forward", self._options), Graph(bundle, "backward", self._options)
 
     @property
     def manifest(self) -> BundleManifest:
@@ -135,7 +143,7 @@ class StockEngine:
     def infer(self, *inputs: Array) -> tuple[Array, ...]:
         """See ``Engine.infer``; a segment with a loss takes no target here."""
         if self._infer is None:
-            self._infer = _Graph(self._bundle, "infer", self._options)
+            self._infer = Graph(self._bundle, "infer", self._options)
         feed = {f"in.{spec.name}": tensor(array).value for spec, array in zip(self.inputs, inputs, strict=False)}
         feed |= _values(self._parameters.current) | _values(self._buffers.current) | _values(self._frozen)
         found = self._infer.run(feed, {})
@@ -223,7 +231,7 @@ class StockEngine:
         return found
 
 
-class _Graph:
+class Graph:
     """One session. ``run`` writes into the tensors that are given and returns the other outputs, in onnxruntime's memory."""
 
     def __init__(self, bundle: Bundle, name: str, options: ort.SessionOptions) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from export.sessions import Array, GraphSession
 from wire.errors import ExportError
 from wire.optim import SGD, AdamW, Optimizer
 
-__all__ = ["Candidate", "check_parity"]
+__all__ = ["Backward", "Candidate", "check_parity"]
 
 _BATCHES = (4, 3, 1)
 _DRAWS = 4
@@ -54,9 +55,20 @@ class Candidate:
     min_batch: int
 
 
-def check_parity(candidate: Candidate) -> float:
-    """The largest error found, relative to the tensor's largest value. Raises ExportError naming what is at fault."""
-    gate = _Gate(candidate)
+class Backward(Protocol):
+    """Another way to the gradients than the candidate's own backward graph."""
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """``gin.*`` and ``gp.*`` of one step; ``feed`` has ``in.* p.* b.* g.*`` and what the forward graph gave."""
+        ...
+
+
+def check_parity(candidate: Candidate, *, backward: Backward | None = None) -> float:
+    """The largest error found, relative to the tensor's largest value. Raises ExportError naming what is at fault.
+
+    ``backward`` takes the place of the candidate's backward graph.
+    """
+    gate = _Gate(candidate, backward)
     for batch in _BATCHES:
         # Statistics of two samples are nearly all rounding, so BatchNorm over [N, C] gets three.
         gate.step(batch if candidate.min_batch == 1 else max(batch, candidate.min_batch + 1))
@@ -71,13 +83,15 @@ class _Differs(Exception):
 class _Gate:
     """Both sides of the comparison: the module with PyTorch's optimizer, and the graphs with their state."""
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, backward: Backward | None) -> None:
         self.candidate = candidate
+        self.other = backward is not None
         self.module = copy.deepcopy(candidate.module).train()
         self.trained = {name: value for name, value in self.module.named_parameters() if name in candidate.trained}
         self.torch_optimizer = _torch_optimizer(candidate.optimizer, self.trained.values()) if self.trained else None
         self.forward = GraphSession(candidate.training.forward)
-        self.backward = GraphSession(candidate.training.backward) if candidate.training.backward.outputs else None
+        own = GraphSession(candidate.training.backward) if candidate.training.backward.outputs else None
+        self.backward: Backward | None = own if backward is None else backward
         self.optimizer = None if candidate.optimizer_graph is None else GraphSession(candidate.optimizer_graph)
         self.state = self._initial_state()
         self.random = torch.Generator().manual_seed(20240607)
@@ -211,6 +225,8 @@ class _Gate:
             self.worst = max(self.worst, error * relative)
 
     def _fault(self, what: str) -> ExportError:
+        if self.other:
+            return ExportError(f"{what} of the other engine differs from PyTorch; export with `--engines stock`, and please report it")
         training = self.candidate.training
         graphs = [training.forward, training.backward] if self.backward else [training.forward]
         return ExportError(_text(what, find_culprit(self.candidate.trace, graphs, self.state, _differs)))
