@@ -29,10 +29,10 @@ _ENGINES = ("auto", "stock", "ort-training")
 def load_engine(bundle: str | Path, *, engine: str = "auto", threads: int | None = None, clip_norm: float | None = None) -> StockEngine:
     """Open a device bundle for training and inference.
 
-    ``engine``: "stock" is stock onnxruntime, and what "auto" takes; "ort-training" is onnxruntime-training 1.19.2. ``threads`` None: one a core. ``clip_norm``: the
-    norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. Raises BundleError for a bundle that is
-    damaged, newer, or holds a graph that this onnxruntime cannot run, and for one without the engine's artifacts; UsageError for an engine
-    that does not exist or is not installed.
+    ``engine``: "stock" is stock onnxruntime, and what "auto" takes; "ort-training" is onnxruntime-training 1.19.2. ``threads`` None: one a
+    core. ``clip_norm``: the norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. Raises BundleError
+    for a bundle that is damaged, newer, lacks the engine's artifacts, or holds a graph that this onnxruntime cannot run; UsageError for an
+    engine that does not exist or is not installed.
     """
     if engine not in _ENGINES:
         raise UsageError(f"`engine` is {engine!r}; it must be one of {', '.join(_ENGINES)}")

@@ -1,8 +1,8 @@
 """The engine that trains a bundle on onnxruntime-training 1.19.2, where that is installed in place of stock onnxruntime.
 
-Its training model, which ``export`` had it make, gives the gradients: one call that runs the segment's forward again, with the weights that
-the step's own forward has seen, and then its backward. It runs in an ordinary session, so that parameters, optimizer and state are those of the
-stock engine, bit for bit the same checkpoints, and ``onnxruntime.training``, which would load torch, is never imported.
+Its training model, which ``export`` had it make, gives the gradients: one call that runs the segment's forward again, on the weights that
+the step's own forward has seen, and then its backward. It runs in an ordinary session, so parameters, optimizer and state are the stock
+engine's, checkpoints go from one engine to the other, and ``onnxruntime.training``, which would load torch, is never imported.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ class _Gradients(Graph):
 
     def run(self, feed: Mapping[str, ort.OrtValue], given: TensorSet) -> dict[str, ort.OrtValue]:
         named = {ort_training_name(name): value for name, value in feed.items()}
+        # Its BatchNorm writes running statistics of its own definition (the biased variance) over those that it is given.
+        copies = {name: tensor(np.array(value.numpy())) for name, value in feed.items() if name.startswith("b.")}
+        named |= {ort_training_name(name): one.value for name, one in copies.items()}
         named |= {ort_training_name(name): one.value for name, one in given.items() if name.startswith("gp.")}
         named["lazy_reset_grad"] = self._reset.value
         super().run(named, {ort_training_name(name): one for name, one in given.items() if name.startswith("gin.")})

@@ -1,32 +1,26 @@
 """Artifacts of onnxruntime-training 1.19.2, the second engine, beside a bundle's own graphs.
 
-That package shares its import name with stock onnxruntime and can kill the process that it runs in, so all of it happens in processes of an
-interpreter that the caller names (``ort_training_worker.py``). It is handed a forward graph and differentiates that itself; the result has to
-pass the same parity gate as our own graphs.
+That package shares its import name with stock onnxruntime and can kill the process that it runs in, so all of it happens in processes of
+an interpreter that the caller names (``ort_training_worker.py``). It is handed a forward graph and differentiates that itself; the result
+has to pass the same parity gate as our own graphs.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
-from onnx import numpy_helper
-from torch import Tensor, nn
 
-from export.losses import Loss, loss_formula
+from export.ort_training_forms import MEND, beginning, lowered, written_by_torch
 from export.parity import Candidate, check_parity
 from export.sessions import Array
 from wire.errors import ExportError
@@ -41,9 +35,6 @@ VERSION = "1.19.2"
 _WORKER = Path(__file__).with_name("ort_training_worker.py")
 _TRAINING, _OPTIMIZER, _CHECKPOINT = "training_model.onnx", "optimizer_model.onnx", "checkpoint"
 _TIMEOUT_S = 300.0
-_OPSET = 14  # the newest at which 1.19.2 has a gradient for all that torch writes of LayerNorm, and the oldest with training BatchNorm
-_RANDOM = ("Dropout", "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-_MEND = "replace it, move it behind the cut, or export with `--engines stock`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +51,15 @@ def build_artifacts(candidate: Candidate, python: str | Path) -> Artifacts:
     Raises ExportError, in one line: no such interpreter, or one without onnxruntime-training 1.19.2; an operation that 1.19.2 cannot
     differentiate or that kills it, by name; gradients that differ from PyTorch's.
     """
-    _check_interpreter(python)
+    interpreter = _interpreter(python)
     if not candidate.trained:
         raise ExportError("the segment has no parameter to train, and onnxruntime-training needs one; export with `--engines stock`")
     faults: list[ExportError] = []
     # As torch writes it, which is what 1.19.2 was made for; failing that in our own, simpler operations.
-    for form in (_written_by_torch, _lowered):
+    for form in (written_by_torch, lowered):
         with tempfile.TemporaryDirectory(prefix="cutlayer-") as folder:
             try:
-                return _Attempt(candidate, form(candidate), _Worker(python, Path(folder))).artifacts()
+                return _Attempt(candidate, form(candidate), _Worker(interpreter, Path(folder))).artifacts()
             except ExportError as exc:
                 faults.append(exc)
     raise faults[0]
@@ -85,7 +76,7 @@ class _Died(ExportError):
 class _Worker:
     """A folder, and the interpreter that works in it."""
 
-    python: str | Path
+    python: Path
     folder: Path
 
     def call(self, verb: str) -> str:
@@ -94,9 +85,9 @@ class _Worker:
         try:
             done = subprocess.run(command, cwd=self.folder, capture_output=True, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S)
         except OSError as exc:
-            raise ExportError(f"cannot run {self.python}: {exc.strerror or exc}; give the interpreter of an environment as --ort-training-python") from exc
+            raise ExportError(f"it cannot be run: {exc.strerror or exc}") from exc
         except subprocess.TimeoutExpired as exc:
-            raise ExportError(f"onnxruntime-training took longer than {_TIMEOUT_S:.0f} s over the segment; {_MEND}") from exc
+            raise ExportError(f"onnxruntime-training took longer than {_TIMEOUT_S:.0f} s over the segment; {MEND}") from exc
         if done.returncode < 0:
             raise _Died(_signal(-done.returncode))
         if done.returncode:
@@ -106,7 +97,7 @@ class _Worker:
     def read(self, name: str) -> bytes:
         data = (self.folder / name).read_bytes()
         if len(data) > LIMITS.graph_bytes:
-            raise ExportError(f"onnxruntime-training's {name} is larger than the limit of {LIMITS.graph_bytes} bytes; {_MEND}")
+            raise ExportError(f"onnxruntime-training's {name} is larger than the limit of {LIMITS.graph_bytes} bytes; {MEND}")
         return data
 
 
@@ -124,19 +115,25 @@ def _last_words(stderr: bytes) -> str:
     return said[:300]
 
 
-def _check_interpreter(python: str | Path) -> None:
-    wanted = f"one with onnxruntime-training {VERSION} and onnx (docs/guide-ort-training.md says how to make it)"
+def _interpreter(python: str | Path) -> Path:
+    """The absolute path of ``python``, which may be a name to look up. Raises ExportError unless 1.19.2 is there."""
+    wanted = f"name one with onnxruntime-training {VERSION} and onnx (docs/guide-ort-training.md says how to make it)"
+    found = shutil.which(python)
+    if found is None:
+        raise ExportError(f"{python} is not a program that can be run; {wanted}")
+    path = Path(found).absolute()  # not resolved: a virtual environment is where its link lies
     with tempfile.TemporaryDirectory(prefix="cutlayer-") as folder:
         try:
-            said = json.loads(_Worker(python, Path(folder)).call("versions"))
+            said = json.loads(_Worker(path, Path(folder)).call("versions"))
         except _Died as exc:
-            raise ExportError(f"{python} dies of {exc} as it imports onnxruntime; name {wanted}") from exc
-        except ValueError as exc:
-            raise ExportError(f"{python} is no Python interpreter; name {wanted}") from exc
+            raise ExportError(f"{python} dies of {exc} as it imports onnxruntime; {wanted}") from exc
         except ExportError as exc:
-            raise ExportError(f"{python} cannot make artifacts ({exc}); name {wanted}") from exc
+            raise ExportError(f"{python} cannot make artifacts ({exc}); {wanted}") from exc
+        except ValueError as exc:
+            raise ExportError(f"{python} is no Python interpreter; {wanted}") from exc
     if said["onnxruntime"] != VERSION or not said["trains"]:
-        raise ExportError(f"{python} has onnxruntime {said['onnxruntime']}{'' if said['trains'] else ' without training'}; name {wanted}")
+        raise ExportError(f"{python} has onnxruntime {said['onnxruntime']}{'' if said['trains'] else ' without training'}; {wanted}")
+    return path
 
 
 # ------------------------------------------------------------ one form of the segment
@@ -144,7 +141,7 @@ def _check_interpreter(python: str | Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """A forward graph of the segment: its parameters and buffers are initializers under PyTorch's names. Also a ``Backward`` for the gate."""
+    """A forward graph of the segment and the folder where its artifacts are made. A ``Backward`` for the parity gate."""
 
     candidate: Candidate
     forward: onnx.ModelProto
@@ -152,7 +149,6 @@ class _Attempt:
 
     def artifacts(self) -> Artifacts:
         """Build, compare, read. Raises ExportError."""
-        _refuse_chance(self.forward)
         wanted = _own_optimizer(self.candidate.optimizer)
         self._build(self.forward, wanted, has_loss=self.candidate.loss is not None)
         check_parity(self.candidate, backward=self)
@@ -170,9 +166,9 @@ class _Attempt:
         try:
             self.worker.call("run")
         except _Died as exc:
-            raise ExportError(f"onnxruntime-training {VERSION} dies of {exc} {self._culprit()}; {_MEND}") from exc
+            raise ExportError(f"onnxruntime-training {VERSION} dies of {exc} {self._culprit()}; {MEND}") from exc
         except ExportError as exc:
-            raise ExportError(f"onnxruntime-training {VERSION} cannot train the segment: {exc}; {_MEND}") from exc
+            raise ExportError(f"onnxruntime-training {VERSION} cannot train the segment: {exc}; {MEND}") from exc
         with np.load(self.worker.folder / "result.npz") as archive:
             found = dict(archive)
         wanted = [f"gin.{name}" for name in self.candidate.input_gradients] + [f"gp.{name}" for name in self.candidate.trained]
@@ -193,9 +189,9 @@ class _Attempt:
         try:
             self.worker.call("build")
         except _Died as exc:
-            raise ExportError(f"onnxruntime-training {VERSION} dies of {exc} as it differentiates the segment; {_MEND}") from exc
+            raise ExportError(f"onnxruntime-training {VERSION} dies of {exc} as it differentiates the segment; {MEND}") from exc
         except ExportError as exc:
-            raise ExportError(f"onnxruntime-training {VERSION} cannot differentiate the segment: {exc}; {_MEND}") from exc
+            raise ExportError(f"onnxruntime-training {VERSION} cannot differentiate the segment: {exc}; {MEND}") from exc
 
     # ------------------------------------------------------------ what it died of
 
@@ -210,7 +206,7 @@ class _Attempt:
 
     def _kills(self, last: int) -> bool:
         try:
-            self._build(_beginning(self.forward, last), None, has_loss=True)
+            self._build(beginning(self.forward, last), None, has_loss=True)
             self.worker.call("run")
         except _Died:
             return True
@@ -219,105 +215,9 @@ class _Attempt:
         return False
 
 
-def _beginning(model: onnx.ModelProto, last: int) -> onnx.ModelProto:
-    """The graph up to and with a node, and the sum of that node's first result as its one output."""
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
-    total = onnx.helper.make_node("ReduceSum", [part.graph.node[last].output[0]], ["total"], keepdims=0)
-    del part.graph.node[last + 1 :], part.graph.output[:]
-    part.graph.node.append(total)
-    part.graph.output.append(onnx.helper.make_tensor_value_info("total", onnx.TensorProto.FLOAT, []))
-    read = {name for node in part.graph.node for name in node.input}
-    for rows in (part.graph.initializer, part.graph.input):
-        for row in [each for each in rows if each.name not in read]:
-            rows.remove(row)
-    return part
-
-
-def _refuse_chance(model: onnx.ModelProto) -> None:
-    for node in model.graph.node:
-        if node.op_type in _RANDOM:
-            raise ExportError(
-                f"{node.op_type} ({node.name or 'unnamed'}) draws random numbers, and with onnxruntime-training the forward of a step runs "
-                f"twice, with others each time; {_MEND}"
-            )
-
-
 def _own_optimizer(optimizer: Optimizer) -> Mapping[str, object] | None:
     """What 1.19.2's own optimizer is asked for, or None where it has none that is equal to PyTorch's. Our engine uses the bundle's own."""
     if isinstance(optimizer, SGD):
         return None if optimizer.momentum or optimizer.weight_decay else {"kind": "sgd"}
     found: Mapping[str, object] = plain(optimizer)
     return found if optimizer.kind == "adamw" or not optimizer.weight_decay else None
-
-
-# ------------------------------------------------------------ the forms
-
-
-class _WithLoss(nn.Module):
-    """The segment and its loss: the target is the last input."""
-
-    def __init__(self, segment: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.segment, self._loss = segment, loss
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        found = self.segment(*inputs[:-1])
-        return loss_formula(self._loss, found if isinstance(found, Tensor) else found[0], inputs[-1])
-
-
-def _written_by_torch(candidate: Candidate) -> onnx.ModelProto:
-    """The training forward from torch's exporter: whole operations such as BatchNormalization, for which 1.19.2 has kernels. Raises ExportError."""
-    module: nn.Module = copy.deepcopy(candidate.module).train()
-    if candidate.loss is not None:
-        module = _WithLoss(module, candidate.loss)
-    inputs, outputs = [f"in.{name}" for name in candidate.inputs], [f"out.{name}" for name in candidate.outputs]
-    file = io.BytesIO()
-    try:
-        # It is deprecated and says so, on the screen as well; the new one writes training BatchNorm as inference.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module,
-                tuple(candidate.inputs.values()),
-                file,
-                input_names=inputs,
-                output_names=outputs,
-                dynamic_axes={name: {0: "batch"} for name in (*inputs, *(each for each in outputs if candidate.loss is None))},
-                opset_version=_OPSET,
-                training=torch.onnx.TrainingMode.TRAINING,
-                do_constant_folding=False,
-                dynamo=False,
-            )
-    except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as exc:
-        reason = str(exc).strip().splitlines()[0][:300] if str(exc).strip() else type(exc).__name__
-        raise ExportError(f"torch cannot write the segment as ONNX for onnxruntime-training: {reason}; {_MEND}") from exc
-    model = onnx.load_from_string(file.getvalue())
-    if candidate.loss is not None:
-        _rename(model, {each.name: each.name.removeprefix("segment.") for each in model.graph.initializer})
-    return model
-
-
-def _lowered(candidate: Candidate) -> onnx.ModelProto:
-    """Our own training forward without residuals and running statistics. Raises ExportError."""
-    model = onnx.ModelProto()
-    model.CopyFrom(candidate.training.forward.model)
-    graph = model.graph
-    for row in [each for each in graph.output if not each.name.startswith("out.")]:
-        graph.output.remove(row)
-    state = dict(candidate.module.named_parameters()) | dict(candidate.module.named_buffers())
-    for row in [each for each in graph.input if not each.name.startswith("in.")]:
-        if row.name[2:] not in state:
-            raise ExportError(f"onnxruntime-training knows no input `{row.name}`; {_MEND}")
-        graph.input.remove(row)
-        graph.initializer.append(numpy_helper.from_array(state[row.name[2:]].detach().contiguous().numpy(), row.name))
-    _rename(model, {name: name[2:] for name in (each.name for each in graph.initializer) if name[2:] in state})
-    return model
-
-
-def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
-    for row in model.graph.initializer:
-        row.name = names.get(row.name, row.name)
-    for node in model.graph.node:
-        for at, name in enumerate(node.input):
-            node.input[at] = names.get(name, name)

@@ -57,7 +57,7 @@ def _build(folder: Path) -> None:
 
 
 def _training_package() -> tuple[Any, Any]:
-    """``onnxruntime.training`` imports torch for parts that are not used here; under a bare package of that name its modules load without."""
+    """``onnxruntime.training`` imports torch for parts that are not used here; its modules load under a bare package of that name."""
     package = types.ModuleType("onnxruntime.training")
     package.__path__ = [str(Path(ort.__file__).parent / "training")]
     sys.modules["onnxruntime.training"] = package
@@ -136,7 +136,9 @@ def _run(folder: Path) -> None:
         binding.bind_output(output.name, "cpu")
     session.run_with_iobinding(binding)
     found = dict(zip([each.name for each in session.get_outputs()], binding.copy_outputs_to_cpu(), strict=True))
-    np.savez(folder / "result.npz", **buffers, **{name: value for name, value in found.items() if not name.endswith(_FLAG)})
+    np.savez(
+        folder / "result.npz", allow_pickle=False, **buffers, **{name: value for name, value in found.items() if not name.endswith(_FLAG)}
+    )
 
 
 def _last_words(kind: type[BaseException], fault: BaseException, _: types.TracebackType | None) -> None:

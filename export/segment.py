@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import onnx
 import onnxruntime as ort
@@ -23,12 +23,10 @@ from export.ort_training import Artifacts, build_artifacts
 from export.parity import Candidate, check_parity
 from export.trace import parameters_reached, trace_inference, trace_training
 from wire.errors import ExportError
-from wire.manifest import FORMAT, ORT_TRAINING, BundleManifest, GraphEntry, TensorSpec, dump_manifest
+from wire.manifest import FORMAT, ORT_TRAINING, BundleManifest, EngineName, GraphEntry, TensorSpec, dump_manifest
 from wire.optim import Optimizer
 
-__all__ = ["Engine", "build_candidate", "export_segment"]
-
-Engine = Literal["stock", "ort-training"]
+__all__ = ["build_candidate", "export_segment"]
 
 TARGET = "target"
 
@@ -44,7 +42,7 @@ def export_segment(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     input_gradients: Sequence[bool] | None = None,
-    engines: Sequence[Engine] = ("stock",),
+    engines: Sequence[EngineName] = ("stock",),
     ort_training_python: str | Path | None = None,
 ) -> BundleManifest:
     """Write ``module`` as a device bundle into the folder ``out`` and return its manifest.
@@ -102,14 +100,14 @@ def build_candidate(
     )
 
 
-def _artifacts(candidate: Candidate, engines: Sequence[Engine], python: str | Path | None) -> Artifacts | None:
-    unknown = [each for each in engines if each not in get_args(Engine)]
+def _artifacts(candidate: Candidate, engines: Sequence[EngineName], python: str | Path | None) -> Artifacts | None:
+    unknown = [each for each in engines if each not in get_args(EngineName)]
     if unknown or "stock" not in engines:
         raise ExportError(f"`engines` is {', '.join(engines) or 'empty'}; it must be stock, or stock,ort-training")
     if "ort-training" not in engines:
         return None
     if python is None:
-        raise ExportError("ort-training needs the interpreter of an environment that has onnxruntime-training 1.19.2: --ort-training-python")
+        raise ExportError("ort-training needs --ort-training-python, the interpreter of an environment with onnxruntime-training 1.19.2")
     return build_artifacts(candidate, python)
 
 

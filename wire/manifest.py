@@ -26,9 +26,9 @@ Names of graph inputs and outputs are fixed, so an engine needs no table:
     optimizer  lr p.* gp.* s.*           -> p.*.new s.*.new       (trainable parameters only)
     infer      in.* p.* b.*              -> out.*
 
-A bundle may hold artifacts of onnxruntime-training 1.19.2 as well: then ``graphs`` has ``ort_training``, the training model, whose inputs and
-outputs have onnxruntime-training's names (``ort_training_name``), and ``files`` lists what else its own programming interface reads. A reader
-passes over graphs that it does not know, so this is still format 1; a change of what it does know is another format.
+A bundle may hold artifacts of onnxruntime-training 1.19.2 as well: then ``graphs`` has ``ort_training``, the training model, whose inputs
+and outputs have that package's names (``ort_training_name``), and ``files`` lists what else its own programming interface reads. A reader
+passes over graphs that it does not know, so this is still format 1; a change of what it does know makes another format.
 
 A graph lists only the inputs that it reads. Optimizer slots start as zeros of the parameter's shape; ``s.step`` starts at 0.
 A segment that holds its loss has ``loss`` set: its last input is ``target``, its first output ``loss`` is float32 [] (the mean over
@@ -53,6 +53,7 @@ __all__ = [
     "GRAPHS",
     "ORT_TRAINING",
     "BundleManifest",
+    "EngineName",
     "FileEntry",
     "GraphEntry",
     "TensorSpec",
@@ -64,6 +65,7 @@ __all__ = [
 FORMAT = 1
 BATCH = "batch"  # the one symbolic dimension of a shape
 GRAPHS = ("forward", "backward", "optimizer", "infer")
+EngineName = Literal["stock", "ort-training"]  # what a bundle can be run with
 ORT_TRAINING = "ort_training"  # a graph that a bundle may have or not
 
 
