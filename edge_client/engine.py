@@ -36,11 +36,12 @@ def load_engine(bundle: str | Path, *, engine: str = "auto", threads: int | None
     """
     if engine not in _ENGINES:
         raise UsageError(f"`engine` is {engine!r}; it must be one of {', '.join(_ENGINES)}")
+    made = StockEngine
     if engine == "ort-training":
         from edge_client.ort_training_engine import OrtTrainingEngine
 
-        return OrtTrainingEngine(read_bundle(bundle), threads=threads, clip_norm=clip_norm)
-    return StockEngine(read_bundle(bundle), threads=threads, clip_norm=clip_norm)
+        made = OrtTrainingEngine
+    return made(read_bundle(bundle), threads=threads, clip_norm=clip_norm)
 
 
 @dataclass(frozen=True, slots=True)
