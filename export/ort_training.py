@@ -162,7 +162,8 @@ class _Attempt:
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Gradients of one step, ``gin.*`` and ``gp.*``, from ``in.* p.* b.* g.*``. Raises ExportError where 1.19.2 cannot."""
-        np.savez(self.worker.folder / "feed.npz", allow_pickle=False, **{ort_training_name(name): value for name, value in feed.items()})
+        read = {ort_training_name(name): value for name, value in feed.items() if name.startswith(("in.", "p.", "b.", "g."))}
+        np.savez(self.worker.folder / "feed.npz", allow_pickle=False, **read)
         try:
             self.worker.call("run")
         except _Died as exc:
@@ -172,6 +173,9 @@ class _Attempt:
         with np.load(self.worker.folder / "result.npz") as archive:
             found = dict(archive)
         wanted = [f"gin.{name}" for name in self.candidate.input_gradients] + [f"gp.{name}" for name in self.candidate.trained]
+        missing = [name for name in wanted if ort_training_name(name) not in found]
+        if missing:
+            raise ExportError(f"onnxruntime-training {VERSION} gives no gradient `{missing[0]}`; {MEND}")
         return {name: found[ort_training_name(name)] for name in wanted}
 
     def _build(self, model: onnx.ModelProto, optimizer: Mapping[str, object] | None, *, has_loss: bool) -> None:
