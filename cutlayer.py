@@ -107,7 +107,7 @@ def _serve(args: argparse.Namespace) -> None:
 def _client(args: argparse.Namespace) -> None:
     from edge_client.process import run_client
 
-    run_client(args.run_file, party=args.party, bundle=args.bundle, broker=args.broker, log=args.log)
+    run_client(args.run_file, party=args.party, bundle=args.bundle, broker=args.broker, engine=args.engine, log=args.log)
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -121,11 +121,19 @@ def _export(args: argparse.Namespace) -> None:
     if args.run_file is not None:
         from export.prepare import prepare
 
-        prepare(args.run_file, out=args.out)
+        prepare(args.run_file, out=args.out, engines=args.engines, ort_training_python=args.ort_training_python)
         return
     from export.prepare import prepare_model
 
-    prepare_model(args.model, cut=args.cut, out=args.out, input_shape=args.input_shape, optimizer=args.optimizer)
+    prepare_model(
+        args.model,
+        cut=args.cut,
+        out=args.out,
+        input_shape=args.input_shape,
+        optimizer=args.optimizer,
+        engines=args.engines,
+        ort_training_python=args.ort_training_python,
+    )
 
 
 def _check_export(args: argparse.Namespace) -> None:
@@ -134,6 +142,8 @@ def _check_export(args: argparse.Namespace) -> None:
         raise UsageError("`cutlayer export` needs a run file, or --model my_model.py:build with --cut NAME")
     if args.run_file is not None and by_model:
         raise UsageError(f"the run file says already what {by_model[0]} would say; leave out one of the two")
+    if ("ort-training" in args.engines) is not (args.ort_training_python is not None):
+        raise UsageError("--engines stock,ort-training and --ort-training-python PATH go together; give both or neither")
 
 
 def _assemble(args: argparse.Namespace) -> None:
@@ -211,6 +221,13 @@ def _demo_broker(text: str) -> str:
     return text
 
 
+def _engines(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if names not in (("stock",), ("stock", "ort-training")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not stock or stock,ort-training")
+    return names
+
+
 def _optimizer(text: str) -> Optimizer:
     """``sgd,lr=0.1,momentum=0.9``: a kind, then keys as in the run file's ``[optimizer]``."""
     kinds = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
@@ -272,6 +289,7 @@ def _add_parties(verbs: Any) -> None:
     for parser in (client, predict):
         parser.add_argument("--party", required=True, metavar="NAME", help="which of the run's clients this is")
         parser.add_argument("--bundle", type=Path, metavar="DIR", help="the device bundle that `cutlayer export` wrote")
+    client.add_argument("--engine", choices=("auto", "stock", "ort-training"), help="instead of the run file's for this client")
     for parser in (serve, client, predict):
         parser.add_argument("--broker", metavar="URL", help="instead of the run file's, like mqtt://192.168.0.2:1883")
     for parser in (serve, client):
@@ -287,6 +305,12 @@ def _add_files(verbs: Any) -> None:
     export.add_argument("--cut", metavar="NAME", help="the submodule after which to cut")
     export.add_argument("--input-shape", type=_shape, metavar="1,28,28", help="one sample's shape")
     export.add_argument("--optimizer", type=_optimizer, metavar="sgd,lr=0.1", help="as in the run file: kind, then key=value")
+    export.add_argument(
+        "--engines", type=_engines, default=("stock",), metavar="NAMES", help="stock (default), or stock,ort-training: for both engines"
+    )
+    export.add_argument(
+        "--ort-training-python", type=Path, metavar="PATH", help="the interpreter of an environment that has onnxruntime-training 1.19.2"
+    )
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
     assemble = _verb(verbs, "assemble", _assemble, "put the trained segments together: one PyTorch state, one ONNX file", run_file=True)
     assemble.add_argument("--out", type=Path, required=True, metavar="DIR")

@@ -17,10 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--party", required=True, metavar="NAME", help="which of the run's clients this is")
     parser.add_argument("--bundle", metavar="DIR", help="the device bundle that `cutlayer export` wrote")
     parser.add_argument("--broker", metavar="URL", help="instead of the run file's, like mqtt://192.168.0.2:1883")
+    parser.add_argument("--engine", choices=("auto", "stock", "ort-training"), help="instead of the run file's for this client")
     parser.add_argument("--log", choices=("text", "json"), default="text", help="what to print while running (default %(default)s)")
     args = parser.parse_args(argv)
     try:
-        run_client(args.run_file, party=args.party, bundle=args.bundle, broker=args.broker, log=args.log)
+        run_client(args.run_file, party=args.party, bundle=args.bundle, broker=args.broker, engine=args.engine, log=args.log)
     except KeyboardInterrupt:
         return 130
     except CutlayerError as exc:

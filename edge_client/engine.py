@@ -22,9 +22,9 @@ from wire.engine import Array
 from wire.errors import BundleError, CheckpointError, UsageError
 from wire.manifest import BATCH, BundleManifest, MemoryMode, TensorSpec
 
-__all__ = ["StockEngine", "load_engine"]
+__all__ = ["Graph", "StockEngine", "load_engine"]
 
-_ENGINES = ("auto", "stock")
+_ENGINES = ("auto", "stock", "ort-training")
 
 
 def load_engine(
@@ -38,15 +38,20 @@ def load_engine(
 ) -> StockEngine:
     """Open a device bundle for training and inference.
 
-    ``engine``: "stock" is stock onnxruntime; "auto" takes the best that is installed. ``threads`` None: one a core. ``clip_norm``: the
-    norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. ``memory``: "low" keeps nothing between
-    forward and backward, which computes the forward again. ``accumulate``: parameters are updated by every so many backwards, with the mean
-    of their gradients. Raises BundleError for a bundle that is damaged, newer, or holds a graph that this onnxruntime cannot run;
-    UsageError for an engine that does not exist.
+    ``engine``: "stock" is stock onnxruntime, and what "auto" takes; "ort-training" is onnxruntime-training 1.19.2. ``threads`` None: one a
+    core. ``clip_norm``: the norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. ``memory``: "low"
+    keeps nothing between forward and backward, which computes the forward again. ``accumulate``: parameters are updated by every so many
+    backwards, with the mean of their gradients. Raises BundleError for a bundle that is damaged, newer, lacks the engine's artifacts, or
+    holds a graph that this onnxruntime cannot run; UsageError for an engine that does not exist or is not installed.
     """
     if engine not in _ENGINES:
         raise UsageError(f"`engine` is {engine!r}; it must be one of {', '.join(_ENGINES)}")
-    return StockEngine(read_bundle(bundle), threads=threads, clip_norm=clip_norm, memory=memory, accumulate=accumulate)
+    made = StockEngine
+    if engine == "ort-training":
+        from edge_client.ort_training_engine import OrtTrainingEngine
+
+        made = OrtTrainingEngine
+    return made(read_bundle(bundle), threads=threads, clip_norm=clip_norm, memory=memory, accumulate=accumulate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class StockEngine:
     ``optimizer``.
     """
 
+    _one_graph_a_step = True
+
     def __init__(
         self,
         bundle: Bundle,
@@ -82,9 +89,9 @@ class StockEngine:
         self._bundle = bundle
         self._options = _session_options(threads, one_arena=memory == "low")
         self._low = "_low" if memory == "low" else ""
-        self._graphs: dict[str, _Graph] = {}
+        self._graphs: dict[str, Graph] = {}
         self._clip_norm = clip_norm
-        self._halves = clip_norm is not None or accumulate > 1
+        self._halves = not self._one_graph_a_step or clip_norm is not None or accumulate > 1
         for name in ("forward", *(("backward", "optimizer") if self._halves else ("step",))):
             self._graph(name)
         trained = [spec.name for spec in manifest.parameters if spec.gradient]
@@ -99,6 +106,10 @@ class StockEngine:
         self._forwards = 0
         del bundle  # the initial tensors are copied; nothing else of them is needed
         self._bundle = Bundle(folder=self._bundle.folder, manifest=manifest, tensors={})
+
+    def _open_step(self, bundle: Bundle) -> tuple[Graph, Graph]:
+        """Forward and backward."""
+        return Graph(bundle, "forward", self._options), Graph(bundle, "backward", self._options)
 
     @property
     def manifest(self) -> BundleManifest:
@@ -165,12 +176,15 @@ class StockEngine:
         found = self._graph("infer").run(feed, {})
         return tuple(np.array(value.numpy()) for value in found.values())
 
-    def _graph(self, name: str) -> _Graph:
-        """A graph of the bundle, in the memory mode's form; its session is made when it is first asked for."""
-        name += self._low if name in ("forward", "backward", "step") else ""
+    def _graph(self, name: str) -> Graph:
+        """A graph of the bundle; its session is made when it is first asked for."""
         if name not in self._graphs:
-            self._graphs[name] = _Graph(self._bundle, name, self._options)
+            self._graphs[name] = self._open(name)
         return self._graphs[name]
+
+    def _open(self, name: str) -> Graph:
+        """In the memory mode's form."""
+        return Graph(self._bundle, name + (self._low if name in ("forward", "backward", "step") else ""), self._options)
 
     def _take_step(self, feed: dict[str, ort.OrtValue], wanted: TensorSet, rate: ort.OrtValue) -> str | None:
         """Differentiate and update in one; the name of what is not finite, with nothing updated."""
@@ -264,7 +278,7 @@ class StockEngine:
         return found
 
 
-class _Graph:
+class Graph:
     """One session. ``run`` writes into the tensors that are given and returns the other outputs, in onnxruntime's memory."""
 
     def __init__(self, bundle: Bundle, name: str, options: ort.SessionOptions) -> None:

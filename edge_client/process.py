@@ -31,17 +31,18 @@ def run_client(
     party: str,
     bundle: str | Path | None = None,
     broker: str | None = None,
+    engine: str | None = None,
     log: Literal["text", "json"] = "text",
 ) -> None:
     """Train ``party``'s segments until the run is over; a second start goes on where the first one stopped.
 
-    ``bundle``: the folder that ``cutlayer export`` wrote; default: where ``cutlayer run`` puts it. ``broker`` overrides the run file's url.
-    Raises CutlayerError.
+    ``bundle``: the folder that ``cutlayer export`` wrote; default: where ``cutlayer run`` puts it. ``broker`` overrides the run file's url,
+    ``engine`` its client's engine. Raises CutlayerError.
     """
     run = load_run(run_file).with_broker(broker)
     lane = _lane(run, party)
     mine = run.graph().slice_for(party)
-    engines = _load_engines(run, mine, run.clients[lane].threads, Path(bundle or run.bundles))
+    engines = _load_engines(run, mine, run.clients[lane].threads, Path(bundle or run.bundles), engine or run.clients[lane].engine)
     feed = _open_feed(run, mine, engines, lane, ("train", *run.evaluate.splits))
     setup = PartySetup(
         engines=engines, feed=feed, result={"samples": feed.samples("train")}, on_over=lambda: {"modules_forbidden": _forbidden()}
@@ -94,11 +95,11 @@ def _lane(run: Run, party: str) -> int:
 # ------------------------------------------------------------ bundles
 
 
-def _load_engines(run: Run, mine: PartySlice, threads: int | None, folder: Path) -> dict[str, StockEngine]:
+def _load_engines(run: Run, mine: PartySlice, threads: int | None, folder: Path, kind: str = "stock") -> dict[str, StockEngine]:
     engines: dict[str, StockEngine] = {}
     for slot in mine.slots:
         path = bundle_path(folder, slot.segment)
-        engine = load_engine(path, threads=threads, clip_norm=run.clip_norm)
+        engine = load_engine(path, engine=kind, threads=threads, clip_norm=run.clip_norm)
         check_bundle(run, slot.segment, engine.manifest, path, has_loss=slot.is_sink)
         engines[slot.segment] = engine
     return engines

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from export.sessions import Array, GraphSession
 from wire.errors import ExportError
 from wire.optim import SGD, AdamW, Optimizer
 
-__all__ = ["Candidate", "check_parity"]
+__all__ = ["Backward", "Candidate", "check_parity"]
 
 _BATCHES = (4, 3, 1)
 _DRAWS = 4
@@ -55,9 +56,20 @@ class Candidate:
     min_batch: int
 
 
-def check_parity(candidate: Candidate) -> float:
-    """The largest error found, relative to the tensor's largest value. Raises ExportError naming what is at fault."""
-    gate = _Gate(candidate)
+class Backward(Protocol):
+    """Another way to the gradients than the candidate's own backward graph."""
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """``gin.*`` and ``gp.*`` of one step; ``feed`` has ``in.* p.* b.* g.*`` and what the forward graph gave."""
+        ...
+
+
+def check_parity(candidate: Candidate, *, backward: Backward | None = None) -> float:
+    """The largest error found, relative to the tensor's largest value. Raises ExportError naming what is at fault.
+
+    ``backward`` takes the place of the candidate's backward graph.
+    """
+    gate = _Gate(candidate, backward)
     for batch in _BATCHES:
         # Statistics of two samples are nearly all rounding, so BatchNorm over [N, C] gets three.
         gate.step(batch if candidate.min_batch == 1 else max(batch, candidate.min_batch + 1))
@@ -72,17 +84,20 @@ class _Differs(Exception):
 class _Gate:
     """Both sides of the comparison: the module with PyTorch's optimizer, and the graphs with their state."""
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, backward: Backward | None) -> None:
         self.candidate = candidate
+        self.other = backward is not None
         self.module = copy.deepcopy(candidate.module).train()
         self.trained = {name: value for name, value in self.module.named_parameters() if name in candidate.trained}
         self.torch_optimizer = _torch_optimizer(candidate.optimizer, self.trained.values()) if self.trained else None
         training = candidate.training
         self.forward, self.forward_low = GraphSession(training.forward), GraphSession(training.forward_low)
-        self.backward = self.backward_low = None
+        self.backwards: list[Backward] = []
         self.steps: list[GraphSession] = []
-        if training.backward.outputs:
-            self.backward, self.backward_low = GraphSession(training.backward), GraphSession(training.backward_low)
+        if backward is not None:
+            self.backwards = [backward]
+        elif training.backward.outputs:
+            self.backwards = [GraphSession(training.backward), GraphSession(training.backward_low)]
             self.steps = [GraphSession(training.step), GraphSession(training.step_low)]
         self.optimizer = None if candidate.optimizer_graph is None else GraphSession(candidate.optimizer_graph)
         self.state = self._initial_state()
@@ -133,15 +148,15 @@ class _Gate:
             self._compare(each, {f"b.{name}.new": value for name, value in self.module.named_buffers()}, _RELATIVE_BUFFERS)
         wanted = {f"gin.{name}": inputs[name] for name in candidate.input_gradients}
         wanted |= {f"gp.{name}": value for name, value in self.trained.items()}
-        if self.backward is None or self.backward_low is None:  # nothing is trained, and no gradient goes further back
+        if not self.backwards:  # nothing is trained, and no gradient goes further back
             return made, {}
         gradients = _gradients(outputs, tangents, wanted)
         feed |= made | {name: value.numpy() for name, value in _named("g.", candidate.outputs, tangents).items()}
-        found = self.backward.run(feed)
-        for each in (found, self.backward_low.run(feed)):
+        found = [each.run(feed) for each in self.backwards]
+        for each in found:
             self._compare(each, gradients)
         self.fed = feed
-        return made, found
+        return made, found[0]
 
     def _update(self, gradients: Mapping[str, Array]) -> None:
         """Both optimizers get the same gradients: where a gradient is all rounding, Adam would make two signs of it."""
@@ -234,8 +249,10 @@ class _Gate:
             self.worst = max(self.worst, error * relative)
 
     def _fault(self, what: str) -> ExportError:
+        if self.other:
+            return ExportError(f"{what} of the other engine differs from PyTorch; export with `--engines stock`, and please report it")
         training = self.candidate.training
-        graphs = [training.forward, training.backward] if self.backward else [training.forward]
+        graphs = [training.forward, training.backward] if self.backwards else [training.forward]
         return ExportError(_text(what, find_culprit(self.candidate.trace, graphs, self.state, _differs)))
 
 

@@ -13,7 +13,7 @@ from export.cut import Piece, cut
 from export.load import load_model
 from export.models import BUNDLED
 from wire.errors import GraphError, RunFileError
-from wire.manifest import BATCH, TensorSpec
+from wire.manifest import BATCH, EngineName, TensorSpec
 from wire.optim import SGD, Optimizer
 from wire.runfile import Run, load_run
 
@@ -96,8 +96,13 @@ def _spec(name: str, value: Tensor, *, gradient: bool = False) -> TensorSpec:
 # ------------------------------------------------------------ bundles
 
 
-def export_run(run: Run, out: Path) -> dict[str, Path]:
-    """Write a bundle for each segment that clients hold, as ``out/SEGMENT``. Raises ExportError and what ``build_segments`` raises."""
+def export_run(
+    run: Run, out: Path, *, engines: Sequence[EngineName] = ("stock",), ort_training_python: Path | None = None
+) -> dict[str, Path]:
+    """Write a bundle for each segment that clients hold, as ``out/SEGMENT``; the engines are ``export_segment``'s.
+
+    Raises ExportError and what ``build_segments`` raises.
+    """
     from export.segment import export_segment  # onnx is not needed to build segments, and a server may lack it
 
     found: dict[str, Path] = {}
@@ -118,20 +123,33 @@ def export_run(run: Run, out: Path) -> dict[str, Path]:
             input_names=segment.piece.input_names,
             output_names=None if segment.has_loss else segment.piece.output_names,
             input_gradients=[spec.gradient for spec in segment.inputs],
+            engines=engines,
+            ort_training_python=ort_training_python,
         )
         found[name] = out / name
     return found
 
 
-def prepare(run_file: str | Path, *, out: Path) -> None:
+def prepare(
+    run_file: str | Path, *, out: Path, engines: Sequence[EngineName] = ("stock",), ort_training_python: Path | None = None
+) -> None:
     """``cutlayer export RUN.toml``: write the bundles and say what they are."""
     run = load_run(run_file)
     segments = build_segments(run)
-    for name, path in export_run(run, out).items():
+    for name, path in export_run(run, out, engines=engines, ort_training_python=ort_training_python).items():
         _say(path, segments[name])
 
 
-def prepare_model(model: str, *, cut: str, out: Path, input_shape: tuple[int, ...] | None, optimizer: Optimizer | None) -> None:
+def prepare_model(
+    model: str,
+    *,
+    cut: str,
+    out: Path,
+    input_shape: tuple[int, ...] | None,
+    optimizer: Optimizer | None,
+    engines: Sequence[EngineName] = ("stock",),
+    ort_training_python: Path | None = None,
+) -> None:
     """``cutlayer export --model``: the part before the cut as a bundle, without a run file around it."""
     from export.segment import export_segment
 
@@ -149,6 +167,8 @@ def prepare_model(model: str, *, cut: str, out: Path, input_shape: tuple[int, ..
         name="bottom",
         input_names=pieces[0].input_names,
         output_names=pieces[0].output_names,
+        engines=engines,
+        ort_training_python=ort_training_python,
     )
     crossing = sum(_elements(spec) for spec in manifest.outputs)
     count = sum(value.numel() for value in pieces[0].module.parameters())

@@ -21,10 +21,11 @@ from export.lowering.context import OPSET
 from export.memory import memory_of
 from export.ops import Affine, Trace, Value
 from export.optimizers import build_optimizer, counts_steps, slots_of
+from export.ort_training import Artifacts, build_artifacts
 from export.parity import Candidate, check_parity
 from export.trace import parameters_reached, trace_inference, trace_training
 from wire.errors import ExportError
-from wire.manifest import FORMAT, BundleManifest, GraphEntry, TensorSpec, dump_manifest
+from wire.manifest import FORMAT, ORT_TRAINING, BundleManifest, EngineName, GraphEntry, TensorSpec, dump_manifest
 from wire.optim import Optimizer
 
 __all__ = ["build_candidate", "export_segment"]
@@ -43,12 +44,15 @@ def export_segment(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     input_gradients: Sequence[bool] | None = None,
+    engines: Sequence[EngineName] = ("stock",),
+    ort_training_python: str | Path | None = None,
 ) -> BundleManifest:
     """Write ``module`` as a device bundle into the folder ``out`` and return its manifest.
 
     ``example_inputs``: one tensor an input, batch first; with a ``loss`` the target comes last (int64 [N] for ``cross_entropy``, float32
     for ``bce`` and ``mse``). ``input_gradients``: for each input, whether backward returns its gradient; default: no, as for raw data.
-    The module is left as it was. Nothing is written unless the parity gate holds.
+    ``engines``: with "ort-training" the bundle gets artifacts of onnxruntime-training 1.19.2 too, made by the interpreter
+    ``ort_training_python`` of an environment that has it. The module is left as it was. Nothing is written unless the parity gate holds.
 
     Raises ExportError: an operation without an ONNX form, a shape that cannot follow the batch size, a result that differs from PyTorch's
     (each with the operation's name); StorageError.
@@ -59,7 +63,8 @@ def export_segment(
     with _restored(module):
         candidate = build_candidate(module, examples, output_names, optimizer=optimizer, loss=loss, input_gradients=wanted)
         check_parity(candidate)
-    manifest, files = _pack(candidate, name)
+        artifacts = _artifacts(candidate, engines, ort_training_python)
+    manifest, files = _pack(candidate, name, artifacts)
     write_folder(Path(out), {**files, MANIFEST: dump_manifest(manifest).encode()})
     return manifest
 
@@ -95,6 +100,17 @@ def build_candidate(
         input_gradients=tuple(input_gradients),
         min_batch=_min_batch(trace),
     )
+
+
+def _artifacts(candidate: Candidate, engines: Sequence[EngineName], python: str | Path | None) -> Artifacts | None:
+    unknown = [each for each in engines if each not in get_args(EngineName)]
+    if unknown or "stock" not in engines:
+        raise ExportError(f"`engines` is {', '.join(engines) or 'empty'}; it must be stock, or stock,ort-training")
+    if "ort-training" not in engines:
+        return None
+    if python is None:
+        raise ExportError("ort-training needs --ort-training-python, the interpreter of an environment with onnxruntime-training 1.19.2")
+    return build_artifacts(candidate, python)
 
 
 @contextlib.contextmanager
@@ -183,7 +199,7 @@ def _shape(value: Tensor) -> Value:
 # ------------------------------------------------------------ the manifest
 
 
-def _pack(candidate: Candidate, name: str) -> tuple[BundleManifest, dict[str, bytes]]:
+def _pack(candidate: Candidate, name: str, artifacts: Artifacts | None) -> tuple[BundleManifest, dict[str, bytes]]:
     training = candidate.training
     graphs: dict[str, BuiltGraph | None] = {
         "forward": training.forward,
@@ -198,6 +214,13 @@ def _pack(candidate: Candidate, name: str) -> tuple[BundleManifest, dict[str, by
     files = {f"{key}.onnx": b"" if graph is None else graph.model.SerializeToString() for key, graph in graphs.items()}
     state = dict(candidate.module.named_parameters()) | dict(candidate.module.named_buffers())
     files["parameters.safetensors"] = dump_tensors({key: value.detach().contiguous().clone() for key, value in state.items()})
+    entries = {
+        key: GraphEntry(file=f"{key}.onnx", inputs=graph.inputs if graph else (), outputs=graph.outputs if graph else ())
+        for key, graph in graphs.items()
+    }
+    if artifacts is not None:
+        files |= artifacts.files
+        entries[ORT_TRAINING] = artifacts.graph
     known = {found.name: found.value for found in candidate.trace.inputs.values()}
     made = {key: candidate.trace.value(ref) for key, ref in candidate.trace.outputs.items()}
     manifest = BundleManifest(
@@ -215,10 +238,7 @@ def _pack(candidate: Candidate, name: str) -> tuple[BundleManifest, dict[str, by
         counts_steps=counts_steps(candidate.optimizer),
         min_batch=candidate.min_batch,
         loss=candidate.loss,
-        graphs={
-            key: GraphEntry(file=f"{key}.onnx", inputs=graph.inputs if graph else (), outputs=graph.outputs if graph else ())
-            for key, graph in graphs.items()
-        },
+        graphs=entries,
         files=file_entries(files),
         opset=OPSET,
         memory=memory_of(candidate),

@@ -65,6 +65,10 @@ def _one_line(done: subprocess.CompletedProcess[str], code: int, *said: str) -> 
         ("export --out x --model m.py:build --cut a --optimizer sgd,lr", "is not written like"),
         ("export --out x --model m.py:build --cut a --optimizer sgd,lr=-1", "must be above 0"),
         ("export --out x --model m.py:build --cut a --optimizer adam,lr=1,beta=2", "unknown key `beta`"),
+        ("export run.toml --out x --engines ort-training", "'ort-training' is not stock or stock,ort-training"),
+        ("export run.toml --out x --engines stock,ort-training", "--engines stock,ort-training and --ort-training-python PATH go together"),
+        ("export run.toml --out x --ort-training-python python3", "give both or neither"),
+        ("client run.toml --party a --engine warp", "invalid choice: 'warp'"),
     ],
 )
 def test_a_bad_command_line_gets_one_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,11 @@ Names of graph inputs and outputs are fixed, so an engine needs no table:
     infer      in.* p.* b.*              -> out.*
 
 ``_low`` graphs read no r.*, but in.* p.* b.* as they were in the forward. ``step`` computes the gradient and updates at the same p.*.
+
+A bundle may hold artifacts of onnxruntime-training 1.19.2 as well: then ``graphs`` has ``ort_training``, the training model, whose inputs
+and outputs have that package's names (``ort_training_name``), and ``files`` lists what else its own programming interface reads. A reader
+passes over graphs that it does not know, so this is still format 1; a change of what it does know makes another format.
+
 A graph lists only the inputs that it reads. Optimizer slots start as zeros of the parameter's shape; ``s.step`` starts at 0.
 A segment that holds its loss has ``loss`` set: its last input is ``target``, its first output ``loss`` is float32 [] (the mean over
 the batch), and backward takes no ``g.*``: its seed is 1.
@@ -54,7 +59,9 @@ __all__ = [
     "BATCH",
     "FORMAT",
     "GRAPHS",
+    "ORT_TRAINING",
     "BundleManifest",
+    "EngineName",
     "FileEntry",
     "GraphEntry",
     "MemoryMode",
@@ -62,12 +69,15 @@ __all__ = [
     "TensorSpec",
     "dump_manifest",
     "load_manifest",
+    "ort_training_name",
 ]
 
 FORMAT = 1
 BATCH = "batch"  # the one symbolic dimension of a shape
 GRAPHS = ("forward", "backward", "step", "forward_low", "backward_low", "step_low", "optimizer", "infer")
 MemoryMode = Literal["fast", "low"]
+EngineName = Literal["stock", "ort-training"]  # what a bundle can be run with
+ORT_TRAINING = "ort_training"  # a graph that a bundle may have or not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +192,20 @@ class BundleManifest:
         for name, graph in self.graphs.items():
             if graph.file not in listed:
                 raise ValueError(f"graph {name} names {graph.file!r}, which `files` does not list")
+
+
+def ort_training_name(name: str) -> str:
+    """A name of the list above as the training model of onnxruntime-training has it.
+
+    Parameters and buffers have PyTorch's names there. A parameter's gradient is written through an *input*, its accumulation buffer; with
+    the input ``lazy_reset_grad`` true, a bool [1], it does not matter what that holds before.
+    """
+    kind, _, rest = name.partition(".")
+    if kind in ("p", "b"):
+        return rest
+    if kind == "gp":
+        return f"{rest}_grad.accumulation.buffer"
+    return f"in.{rest}_grad" if kind == "gin" else name
 
 
 def load_manifest(text: str, *, where: str) -> BundleManifest:

@@ -115,11 +115,16 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """A party that holds raw data. ``data`` overrides single keys of the run's ``[data]``; ``threads``: left out, one a core."""
+    """A party that holds raw data. ``data`` overrides single keys of the run's ``[data]``; ``threads``: left out, one a core.
+
+    ``engine``: what its segments train with; "auto" is stock onnxruntime, "ort-training" onnxruntime-training 1.19.2
+    (docs/guide-ort-training.md).
+    """
 
     name: str
     data: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    engine: Literal["auto", "stock", "ort-training"] = "auto"
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
