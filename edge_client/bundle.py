@@ -16,7 +16,7 @@ from wire.limits import LIMITS
 from wire.manifest import BundleManifest, FileEntry, TensorSpec, load_manifest
 from wire.runfile import Run
 
-__all__ = ["Bundle", "bundle_path", "check_bundle", "read_bundle"]
+__all__ = ["Bundle", "bundle_path", "check_bundle", "read_bundle", "read_manifest"]
 
 _PARAMETERS = "parameters.safetensors"
 
@@ -37,12 +37,7 @@ class Bundle:
 def read_bundle(folder: str | Path) -> Bundle:
     """Raises BundleError: not there, damaged, a wrong checksum, a newer format."""
     folder = Path(folder)
-    path = folder / "manifest.json"
-    text = _read(path, LIMITS.manifest_bytes)
-    try:
-        manifest = load_manifest(text.decode(), where=str(path))
-    except UnicodeDecodeError as exc:
-        raise BundleError(f"{path} is not text; export the bundle again") from exc
+    manifest = read_manifest(folder)
     for entry in manifest.files:  # all of them now: better here than in the middle of a run
         _checked(folder, entry, LIMITS.graph_bytes)
     data = _checked(folder, _entry(folder, manifest, _PARAMETERS), LIMITS.graph_bytes)
@@ -52,6 +47,16 @@ def read_bundle(folder: str | Path) -> Bundle:
         raise BundleError(f"{folder / _PARAMETERS} is not readable as safetensors ({exc}); export the bundle again") from exc
     _check_tensors(folder / _PARAMETERS, manifest, tensors)
     return Bundle(folder=folder, manifest=manifest, tensors=tensors)
+
+
+def read_manifest(folder: Path) -> BundleManifest:
+    """Raises BundleError: not there, damaged, a newer format. The files that it lists are not looked at."""
+    path = folder / "manifest.json"
+    text = _read(path, LIMITS.manifest_bytes)
+    try:
+        return load_manifest(text.decode(), where=str(path))
+    except UnicodeDecodeError as exc:
+        raise BundleError(f"{path} is not text; export the bundle again") from exc
 
 
 def bundle_path(folder: Path, segment: str) -> Path:

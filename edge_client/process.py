@@ -10,9 +10,10 @@ from typing import Literal, TextIO
 
 import numpy as np
 
-from edge_client.bundle import bundle_path, check_bundle
+from edge_client.bundle import bundle_path, check_bundle, read_manifest
 from edge_client.data import DataSource, open_source
 from edge_client.engine import StockEngine, load_engine
+from edge_client.memory import choose_memory
 from wire.data_config import Split
 from wire.engine import Array
 from wire.errors import DataError, RunFileError, StorageError
@@ -20,7 +21,7 @@ from wire.feed import Batch, Feed
 from wire.graph import PartySlice
 from wire.observer import observer_for
 from wire.process import PartySetup, for_prediction, run_party
-from wire.runfile import Run, load_run
+from wire.runfile import ClientConfig, Run, load_run
 
 __all__ = ["run_client", "run_predict"]
 
@@ -42,7 +43,7 @@ def run_client(
     run = load_run(run_file).with_broker(broker)
     lane = _lane(run, party)
     mine = run.graph().slice_for(party)
-    engines = _load_engines(run, mine, run.clients[lane].threads, Path(bundle or run.bundles), engine or run.clients[lane].engine)
+    engines = _load_engines(run, mine, run.clients[lane], Path(bundle or run.bundles), engine=engine)
     feed = _open_feed(run, mine, engines, lane, ("train", *run.evaluate.splits))
     setup = PartySetup(
         engines=engines, feed=feed, result={"samples": feed.samples("train")}, on_over=lambda: {"modules_forbidden": _forbidden()}
@@ -67,7 +68,7 @@ def run_predict(
     lane = _lane(whole, party)
     run = for_prediction(whole, party)
     mine = run.graph().slice_for(party)
-    engines = _load_engines(run, mine, whole.clients[lane].threads, Path(bundle or whole.bundles))
+    engines = _load_engines(run, mine, whole.clients[lane], Path(bundle or whole.bundles), engine="stock")
     source = _open_feed(whole, mine, engines, lane, (split,)).source(split)
     with _opened(out) as file:
         setup = PartySetup(
@@ -95,13 +96,24 @@ def _lane(run: Run, party: str) -> int:
 # ------------------------------------------------------------ bundles
 
 
-def _load_engines(run: Run, mine: PartySlice, threads: int | None, folder: Path, kind: str = "stock") -> dict[str, StockEngine]:
+def _load_engines(run: Run, mine: PartySlice, client: ClientConfig, folder: Path, *, engine: str | None = None) -> dict[str, StockEngine]:
+    paths = {slot.segment: bundle_path(folder, slot.segment) for slot in mine.slots}
+    memory = client.memory
+    if memory == "auto":
+        memory = choose_memory([read_manifest(path) for path in paths.values()], batch=run.batch_size, in_flight=run.in_flight)
     engines: dict[str, StockEngine] = {}
     for slot in mine.slots:
-        path = bundle_path(folder, slot.segment)
-        engine = load_engine(path, engine=kind, threads=threads, clip_norm=run.clip_norm)
-        check_bundle(run, slot.segment, engine.manifest, path, has_loss=slot.is_sink)
-        engines[slot.segment] = engine
+        path = paths[slot.segment]
+        found = load_engine(
+            path,
+            engine=engine or client.engine,
+            threads=client.threads,
+            clip_norm=run.clip_norm,
+            memory=memory,
+            accumulate=run.accumulate,
+        )
+        check_bundle(run, slot.segment, found.manifest, path, has_loss=slot.is_sink)
+        engines[slot.segment] = found
     return engines
 
 

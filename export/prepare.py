@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,25 @@ def build_model(run: Run) -> nn.Module:
     """The whole network with its initial weights: the same for every party, and for the unsplit twin. Raises RunFileError, GraphError."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        return load_model(run.model.build, run.model.args, run.base)
+        model = load_model(run.model.build, run.model.args, run.base)
+    _freeze(model, run.model.freeze)
+    return model
+
+
+def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [name for name in parameters if any(fnmatch.fnmatchcase(each, pattern) for each in _prefixes(name))]
+        if not found:
+            raise GraphError(f"model.freeze: no submodule or parameter is called `{pattern}`; parameters are {', '.join(parameters)}")
+        for name in found:
+            parameters[name].requires_grad_(False)
+
+
+def _prefixes(name: str) -> list[str]:
+    """A parameter's name and those of the submodules that it is in."""
+    parts = name.split(".")
+    return [".".join(parts[: at + 1]) for at in range(len(parts))]
 
 
 def build_segments(run: Run) -> dict[str, RunSegment]:
@@ -63,7 +82,7 @@ def input_shape(run: Run) -> tuple[int, ...]:
 
 
 def _check_trained(pieces: Sequence[Piece], names: Sequence[str]) -> None:
-    if not any(True for _ in pieces[-1].module.parameters()):
+    if not any(value.requires_grad for value in pieces[-1].module.parameters()):
         raise GraphError(f"segment `{names[-1]}` behind the last cut has no weights to train; cut earlier")
 
 

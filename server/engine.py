@@ -40,7 +40,7 @@ class TorchEngine:
 
     ``inputs`` and ``outputs`` describe the segment as a bundle's manifest would: with a ``loss``, the last input is ``target`` and the
     first output ``loss``. ``clip_norm``: the norm to which the segment's gradient is clipped. Random numbers (dropout) are a function of
-    (``seed``, ``segment``, step).
+    (``seed``, ``segment``, step). ``accumulate``: parameters are updated by every so many backwards, with the mean of their gradients.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class TorchEngine:
         optimizer: Optimizer,
         loss: LossKind | None = None,
         clip_norm: float | None = None,
+        accumulate: int = 1,
         seed: int = 0,
         segment: str = "segment",
     ) -> None:
@@ -64,6 +65,9 @@ class TorchEngine:
         self._parameters = {name: _leaf(value, value.requires_grad) for name, value in module.named_parameters()}
         self._buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
         self._optimizer = OptimizerState(optimizer, self._trained())
+        self._accumulate = accumulate
+        self._sums = {name: torch.zeros_like(value) for name, value in self._trained().items()} if accumulate > 1 else {}
+        self._summed = 0
         self._in_flight: dict[int, _InFlight] = {}
         self._forwards = 0
 
@@ -102,9 +106,11 @@ class TorchEngine:
         if not all(_is_finite(grad) for grad in found):
             self.discard(step)
             raise FloatingPointError("a gradient is not finite")
-        self._clip(gradients)
         del self._in_flight[step]
-        self._update(dict(zip(trained, gradients, strict=True)), self._base_lr if lr is None else lr)
+        named = dict(zip(trained, gradients, strict=True))
+        if self._accumulated(named):
+            self._clip(list(named.values()))
+            self._update(named, self._base_lr if lr is None else lr)
         rest = iter(backwards)
         return tuple(next(rest).numpy() if tensor.requires_grad else None for tensor in kept.inputs)
 
@@ -140,6 +146,20 @@ class TorchEngine:
             [output for output, _ in pairs], wanted, [grad for _, grad in pairs], allow_unused=True
         )
         return [torch.zeros_like(tensor) if grad is None else grad for tensor, grad in zip(wanted, found, strict=True)]
+
+    def _accumulated(self, gradients: dict[str, Tensor]) -> bool:
+        """Whether it is time for an update: then ``gradients`` are the means since the last."""
+        if self._accumulate == 1:
+            return True
+        self._summed += 1
+        due = self._summed == self._accumulate
+        for name, total in self._sums.items():
+            total += gradients[name]
+            if due:
+                gradients[name] = total / self._accumulate
+                total.zero_()
+        self._summed = 0 if due else self._summed
+        return due
 
     def _clip(self, gradients: list[Tensor]) -> None:
         if self._clip_norm is not None and gradients:
@@ -177,7 +197,7 @@ class TorchEngine:
         """See ``Engine.state``. Raises RuntimeError with steps in flight."""
         if self._in_flight:
             raise RuntimeError(f"steps {sorted(self._in_flight)} are in flight; a state is taken between steps")
-        return {name: array.numpy().copy() for name, array in self._tensors().items()} | self._optimizer.state()
+        return {name: array.numpy().copy() for name, array in self._tensors().items()} | self._optimizer.state() | self._sums_state()
 
     def load_state(self, state: Mapping[str, Array]) -> None:
         """See ``Engine.load_state``."""
@@ -187,15 +207,21 @@ class TorchEngine:
             for name, tensor in self._tensors().items():
                 tensor.copy_(torch.from_numpy(np.array(state[name])))
         self._optimizer.load(state)
+        if self._sums:
+            self._summed = int(state["a.count"])
+
+    def _sums_state(self) -> dict[str, Array]:
+        return {"a.count": np.array(self._summed, np.int64)} if self._sums else {}
 
     def _tensors(self) -> dict[str, Tensor]:
         parameters = {f"p.{name}": value.detach() for name, value in self._parameters.items()}
-        return parameters | {f"b.{name}": value for name, value in self._buffers.items()}
+        sums = {f"a.{name}": value for name, value in self._sums.items()}
+        return parameters | {f"b.{name}": value for name, value in self._buffers.items()} | sums
 
     def _check_state(self, state: Mapping[str, Array]) -> None:
         segment = self._seed[1]
         mine = {name: tuple(value.shape) for name, value in self._tensors().items()}
-        mine |= {name: value.shape for name, value in self._optimizer.state().items()}
+        mine |= {name: value.shape for name, value in (self._optimizer.state() | self._sums_state()).items()}
         for name in sorted(set(mine) ^ set(state)):
             fault = "missing from" if name in mine else "surplus in"
             raise CheckpointError(f"`{name}` is {fault} the state of segment {segment}; it is of another network")

@@ -85,6 +85,7 @@ def _engines(run: Run, mine: PartySlice, segments: Mapping[str, SegmentSource]) 
             optimizer=run.optimizer,
             loss=run.loss if slot.is_sink else None,
             clip_norm=run.clip_norm,
+            accumulate=run.accumulate,
             seed=run.seed,
             segment=slot.segment,
         )

@@ -36,12 +36,33 @@ class TwinResult:
     state: Mapping[str, Tensor] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Part:
-    """Modules that learn together, the parameters of each segment among them, and their optimizer."""
+    """Modules that learn together, the parameters of each segment among them, and their optimizer.
+
+    ``accumulate``: gradients of so many steps make an update, by their mean. ``summed``: steps since the last one.
+    """
 
     parameters: Sequence[Sequence[nn.Parameter]]
     optimizer: torch.optim.Optimizer
+    accumulate: int
+    summed: int = 0
+
+    def step(self, lr: float, clip_norm: float | None) -> None:
+        """After each backward."""
+        self.summed += 1
+        if self.summed < self.accumulate:
+            return
+        for group in self.parameters:
+            for value in group:
+                if value.grad is not None:
+                    value.grad /= self.accumulate
+            if clip_norm is not None and group:
+                torch.nn.utils.clip_grad_norm_(group, clip_norm)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.summed = 0
 
 
 class _Lane:
@@ -102,7 +123,7 @@ def _lanes(run: Run) -> list[_Lane]:
 
 def _part(run: Run, groups: Sequence[Sequence[nn.Parameter]]) -> _Part:
     everything: list[Tensor] = [value for group in groups for value in group]
-    return _Part(groups, torch_optimizer(run.optimizer, everything or [torch.zeros(1)]))
+    return _Part(groups, torch_optimizer(run.optimizer, everything or [torch.zeros(1)]), run.accumulate)
 
 
 def _train(run: Run, lanes: Sequence[_Lane], feeds: Mapping[int, Feed], command: Command) -> list[float]:
@@ -112,17 +133,11 @@ def _train(run: Run, lanes: Sequence[_Lane], feeds: Mapping[int, Feed], command:
     for lane, step, global_step in steps.steps(steps.lanes):
         batch = feeds[lane].train(step)
         network = lanes[lane]
-        for part in network.parts:
-            part.optimizer.zero_grad()
-            part.optimizer.param_groups[0]["lr"] = run.optimizer.lr * run.lr_schedule.factor(global_step, total)
         loss = loss_of(run.loss, network(_tensors(batch), training=True), _target(batch))
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(float(loss.detach()))
         for part in network.parts:
-            for group in part.parameters:
-                if run.clip_norm is not None and group:
-                    torch.nn.utils.clip_grad_norm_(group, run.clip_norm)
-            part.optimizer.step()
+            part.step(run.optimizer.lr * run.lr_schedule.factor(global_step, total), run.clip_norm)
     return losses
 
 

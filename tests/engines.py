@@ -99,6 +99,7 @@ def _conv() -> nn.Module:
 CASES: dict[str, Case] = {
     "dense": Case(_dense(3), ((4,),), (True,), ((3,),)),
     "conv": Case(_conv, ((1, 6, 6),), (False,), ((3,),)),
+    "plain": Case(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), ((4,),), (True,), ((3,),)),
     "forked": Case(_Forked, ((4,), (3,)), (True, False), ((5,), (2,))),
     "cross_entropy": Case(_dense(3), ((4,),), (True,), ((),), "cross_entropy"),
     "bce": Case(_dense(1), ((4,),), (True,), ((),), "bce"),
@@ -170,7 +171,7 @@ class EngineContract(ABC):
     tolerance = 1e-4  # 0: bit for bit
 
     @abstractmethod
-    def open(self, case: str, optimizer: str, clip_norm: float | None = None) -> Engine:
+    def open(self, case: str, optimizer: str, clip_norm: float | None = None, accumulate: int = 1) -> Engine:
         """A new engine with the case's initial weights."""
 
     # ------------------------------------------------------------ comparing
@@ -275,6 +276,27 @@ class EngineContract(ABC):
             )
             for name, value in reference.parameters().items():
                 np.testing.assert_allclose(engine.parameters()[name], value, rtol=1e-4, atol=1e-6, err_msg=f"{name} after step {step}")
+
+    @pytest.mark.parametrize("clip_norm", [None, 0.5])
+    def test_accumulated_gradients_are_those_of_one_large_batch(self, clip_norm: float | None) -> None:
+        case = CASES["plain"]
+        small, large = self.open("plain", "sgd nesterov", clip_norm, accumulate=3), self.open("plain", "sgd nesterov", clip_norm)
+        for update in range(3):
+            steps = [3 * update + at for at in range(3)]
+            inputs, grads = [case.inputs(step, 4) for step in steps], [case.grads(step, 4) for step in steps]
+            for at, step in enumerate(steps):
+                before = small.parameters()
+                small.forward(step, *inputs[at])
+                small.backward(step, *grads[at])
+                if at == 1:  # a checkpoint in the middle carries the sums
+                    state, small = small.state(), self.open("plain", "sgd nesterov", clip_norm, accumulate=3)
+                    small.load_state(load_state(dump_state(state), where="here"))
+                if at < 2:
+                    identical(small.parameters(), before)
+            large.forward(update, *(np.concatenate(each) for each in zip(*inputs, strict=True)))
+            large.backward(update, *(np.concatenate(each) / np.float32(3) for each in zip(*grads, strict=True)))
+            for name, value in large.parameters().items():
+                np.testing.assert_allclose(small.parameters()[name], value, rtol=1e-4, atol=1e-6, err_msg=f"{name} after {update}")
 
     def test_the_gradient_of_an_output_that_nobody_read_is_zero(self) -> None:
         case = CASES["forked"]

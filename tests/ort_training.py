@@ -76,9 +76,13 @@ class EngineProcess:
         )
         self._numbers = itertools.count()
 
-    def open(self, bundle: Path, engine: str = "ort-training", clip_norm: float | None = None) -> RemoteEngine:
+    def open(self, bundle: Path, engine: str = "ort-training", clip_norm: float | None = None, accumulate: int = 1) -> RemoteEngine:
         """As ``load_engine``, on one thread."""
-        return RemoteEngine(self, next(self._numbers), {"bundle": str(bundle), "engine": engine, "threads": 1, "clip_norm": clip_norm})
+        return RemoteEngine(
+            self,
+            next(self._numbers),
+            {"bundle": str(bundle), "engine": engine, "threads": 1, "clip_norm": clip_norm, "accumulate": accumulate},
+        )
 
     def call(self, call: str, number: int, arrays: Mapping[str, Array], **more: Any) -> tuple[dict[str, Any], dict[str, Array]]:
         """The answer; a fault of the other side is raised here."""

@@ -50,12 +50,14 @@ class ModelConfig:
 
     ``build`` is a bundled model's name or ``path.py:callable``, the path being relative to the run file. ``cut`` names submodules; the
     cut is taken after each. ``args`` go to the builder. ``input_shape`` is one sample's shape; bundled models know theirs.
-    ``segments`` names the pieces; ``placement`` puts a piece on ``clients`` (one replica each) or on ``server``.
+    ``segments`` names the pieces; ``placement`` puts a piece on ``clients`` (one replica each) or on ``server``. ``freeze``: submodules and
+    parameters that stay as they are, with ``*`` for any part of a name; a device computes no gradient that only they would need.
     """
 
     build: str
     cut: tuple[str, ...]
     args: dict[str, Any] = field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
     input_shape: tuple[int, ...] | None = None
     segments: tuple[str, ...] | None = None
     placement: dict[str, Literal["clients", "server"]] = field(default_factory=dict)
@@ -118,13 +120,15 @@ class ClientConfig:
     """A party that holds raw data. ``data`` overrides single keys of the run's ``[data]``; ``threads``: left out, one a core.
 
     ``engine``: what its segments train with; "auto" is stock onnxruntime, "ort-training" onnxruntime-training 1.19.2
-    (docs/guide-ort-training.md).
+    (docs/guide-ort-training.md). ``memory``: "fast" keeps between forward and backward what both need, "low" computes it again;
+    "auto" takes "fast" where it fits.
     """
 
     name: str
     data: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
     engine: Literal["auto", "stock", "ort-training"] = "auto"
+    memory: Literal["auto", "fast", "low"] = "auto"
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
@@ -154,6 +158,7 @@ class Run:
     1 means no stale weights. ``checkpoint_every``: global steps between checkpoints. ``clip_norm``: each segment's gradient is clipped to
     this norm. ``resend_after_s``: how long an answer may take before we repeat. ``topic_key``: secret from which topic
     names are made; by default the run's name. ``ids_key``: secret with which sample ids are hashed, where the server holds the labels.
+    ``accumulate``: each segment's weights are updated by every so many of its steps, with the mean of their gradients.
     """
 
     name: str
@@ -166,6 +171,7 @@ class Run:
     seed: int = 0
     loss: Literal["cross_entropy", "bce", "mse"] = "cross_entropy"
     in_flight: int = 1
+    accumulate: int = 1
     checkpoint_every: int = 100
     weights_leave: bool = False
     schedule: Literal["relay", "independent"] = "relay"
@@ -183,7 +189,7 @@ class Run:
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
-        for key, low in (("epochs", 1), ("batch_size", 1), ("in_flight", 1), ("checkpoint_every", 1), ("seed", 0)):
+        for key, low in (("epochs", 1), ("batch_size", 1), ("in_flight", 1), ("accumulate", 1), ("checkpoint_every", 1), ("seed", 0)):
             if getattr(self, key) < low:
                 raise ValueError(f"`{key}` is {getattr(self, key)}; it must be {low} or more")
         if not 1 <= len(self.clients) <= LIMITS.parties:

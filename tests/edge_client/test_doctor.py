@@ -25,8 +25,8 @@ from edge_client.bundle import read_bundle
 from edge_client.doctor.child import run_probe
 from edge_client.doctor.device import DeviceDoctor, Surroundings
 from edge_client.doctor.finding import Finding, lines_of
-from edge_client.doctor.memory import needed_bytes
 from edge_client.doctor.probe import MATMUL
+from edge_client.memory import needed_bytes, rooms
 from export import SGD, Adam, export_segment
 from tests.brokers import mosquitto, mosquitto_password, mosquitto_tls
 from tests.links import mqtt_link
@@ -375,7 +375,6 @@ LIMITS: dict[str, tuple[dict[str, str | int], int, str]] = {
 
 @pytest.mark.parametrize("what", LIMITS)
 def test_memory_is_what_the_tightest_limit_leaves(what: str, tmp_path: Path) -> None:
-    from edge_client.doctor.memory import rooms
 
     files, free_mb, where = LIMITS[what]
     tightest = min(rooms(_computer(tmp_path, files)), key=lambda room: room.free_bytes)

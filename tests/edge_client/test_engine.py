@@ -41,13 +41,13 @@ class TestStockEngine(EngineContract):
     def _bundles(self, bundle: Bundle) -> None:
         self.bundle = bundle
 
-    def open(self, case: str, optimizer: str, clip_norm: float | None = None) -> Engine:
-        return load_engine(self.bundle(case, optimizer), threads=1, clip_norm=clip_norm)
+    def open(self, case: str, optimizer: str, clip_norm: float | None = None, accumulate: int = 1) -> Engine:
+        return load_engine(self.bundle(case, optimizer), threads=1, clip_norm=clip_norm, accumulate=accumulate)
 
 
 class TestStockEngineWithLittleMemory(TestStockEngine):
-    def open(self, case: str, optimizer: str, clip_norm: float | None = None) -> Engine:
-        return load_engine(self.bundle(case, optimizer), threads=1, clip_norm=clip_norm, memory="low")
+    def open(self, case: str, optimizer: str, clip_norm: float | None = None, accumulate: int = 1) -> Engine:
+        return load_engine(self.bundle(case, optimizer), threads=1, clip_norm=clip_norm, memory="low", accumulate=accumulate)
 
 
 FORWARDS: dict[str, tuple[Callable[[Array, Array], tuple[Array, ...]], str]] = {

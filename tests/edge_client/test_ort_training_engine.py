@@ -56,8 +56,8 @@ class TestOrtTrainingEngine(EngineContract):
     def _where(self, bundle: Bundle, process: EngineProcess) -> None:
         self.bundle, self.process = bundle, process
 
-    def open(self, case: str, optimizer: str, clip_norm: float | None = None) -> Engine:
-        return self.process.open(self.bundle(case, optimizer), clip_norm=clip_norm)
+    def open(self, case: str, optimizer: str, clip_norm: float | None = None, accumulate: int = 1) -> Engine:
+        return self.process.open(self.bundle(case, optimizer), clip_norm=clip_norm, accumulate=accumulate)
 
 
 # ------------------------------------------------------------ beside the stock engine

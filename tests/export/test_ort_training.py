@@ -22,9 +22,9 @@ from export.ort_training import build_artifacts
 from export.segment import build_candidate
 from tests.ort_training import environment
 from wire.errors import ExportError
-from wire.manifest import BundleManifest, load_manifest, ort_training_name
+from wire.manifest import GRAPHS, BundleManifest, load_manifest, ort_training_name
 
-STOCK = {"forward.onnx", "backward.onnx", "optimizer.onnx", "infer.onnx", "parameters.safetensors"}
+STOCK = {*(f"{name}.onnx" for name in GRAPHS), "parameters.safetensors"}
 ARTIFACTS = {"training_model.onnx", "optimizer_model.onnx", "checkpoint"}
 
 

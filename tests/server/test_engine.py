@@ -42,7 +42,7 @@ def _open(
 class TestTorchEngine(EngineContract):
     tolerance = 0.0
 
-    def open(self, case: str, optimizer: str, clip_norm: float | None = None) -> TorchEngine:
+    def open(self, case: str, optimizer: str, clip_norm: float | None = None, accumulate: int = 1) -> TorchEngine:
         made, names = CASES[case], (f"x{at}" for at in itertools.count())
         inputs = tuple(
             TensorSpec(name=next(names), dtype="float32", shape=("batch", *shape), gradient=asked)
@@ -52,7 +52,15 @@ class TestTorchEngine(EngineContract):
         if made.loss is not None:
             inputs += (TensorSpec(name="target", dtype="int64" if made.loss == "cross_entropy" else "float32", shape=("batch",)),)
             outputs = (TensorSpec(name="loss", dtype="float32", shape=()),)
-        return TorchEngine(made.net(), inputs=inputs, outputs=outputs, optimizer=OPTIMIZERS[optimizer], loss=made.loss, clip_norm=clip_norm)
+        return TorchEngine(
+            made.net(),
+            inputs=inputs,
+            outputs=outputs,
+            optimizer=OPTIMIZERS[optimizer],
+            loss=made.loss,
+            clip_norm=clip_norm,
+            accumulate=accumulate,
+        )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
