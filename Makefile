@@ -42,9 +42,19 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# onnxruntime-training shares its import name with onnxruntime, and ended with Python 3.12.
+ORT_TRAINING_PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 2>/dev/null) $(PYTHON))
+.venv-ort-training/.installed: ort-training.txt
+	$(ORT_TRAINING_PYTHON) -m venv .venv-ort-training
+	.venv-ort-training/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r ort-training.txt
+	@touch $@
+
+bench-engine: $(STAMP) .venv-ort-training/.installed
+	$(BIN)/python -m benchmarks.engine --ort-training-python .venv-ort-training/bin/python
+
 # A benchmark is a script; its results are a page of docs/benchmarks/.
 bench-%: benchmarks/%.py $(STAMP)
 	$(BIN)/python -m benchmarks.$*
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build cutlayer.egg-info
+	rm -rf .venv .venv-ort-training .mypy_cache .ruff_cache .pytest_cache .hypothesis build cutlayer.egg-info

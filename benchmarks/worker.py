@@ -1,8 +1,9 @@
 """One contender of the engine benchmark, in a process of its own: trains one segment whenever it is told to, and says what memory it took.
 
-    python -m benchmarks.worker ENGINE FOLDER SEGMENT BATCH THREADS
+    python -m benchmarks.worker ENGINE BUNDLE SEGMENT BATCH THREADS
 
-Reads counts of steps on stdin, a line each, and answers with the seconds of each step; at the end of its input, with its memory.
+ENGINE is torch, stock-fast, stock-low or onnx-ad. Reads counts of steps on stdin, a line each, and answers with the seconds of each step;
+at the end of its input, with its memory. A step is forward, backward and update, from arrays in memory to updated weights.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from wire.process import peak_rss_bytes
 
 Step = Callable[[int], None]
+LR = 1e-6  # random gradients for thousands of steps: the weights must stay where they are
 
 
 def resident_bytes() -> int:
@@ -26,17 +29,17 @@ def resident_bytes() -> int:
     return next(int(row.split()[1]) * 1024 for row in rows if row.startswith("VmRSS:"))
 
 
-def stock(folder: Path, batch: int, threads: int, memory: str) -> tuple[Step, int]:
+def stock(folder: Path, batch: int, threads: int, memory: Any) -> tuple[Step, int]:
     from edge_client.engine import load_engine
 
     imported = resident_bytes()
     engine = load_engine(folder, threads=threads, memory=memory)
-    inputs = [_draw(spec.shape, batch) for spec in engine.inputs]
-    grads = [_draw(spec.shape, batch) for spec in engine.outputs]
+    inputs = [draw(spec.shape, batch) for spec in engine.inputs]
+    grads = [draw(spec.shape, batch) for spec in engine.outputs]
 
     def step(at: int) -> None:
         engine.forward(at, *inputs)
-        engine.backward(at, *grads)
+        engine.backward(at, *grads, lr=LR)
 
     return step, imported
 
@@ -49,10 +52,10 @@ def eager(segment: str, batch: int, threads: int) -> tuple[Step, int]:
     torch.set_num_threads(threads)
     imported = resident_bytes()
     module = SEGMENTS[segment].build().train()
-    optimizer = torch.optim.SGD(module.parameters(), lr=1e-6, momentum=0.9)
-    x = torch.from_numpy(_draw(("batch", *SEGMENTS[segment].shape), batch))
+    optimizer = torch.optim.SGD(module.parameters(), lr=LR)
+    x = torch.from_numpy(draw(("batch", *SEGMENTS[segment].shape), batch))
     with torch.no_grad():
-        grad = torch.from_numpy(_draw(("batch", *module(x).shape[1:]), batch))
+        grad = torch.from_numpy(draw(("batch", *module(x).shape[1:]), batch))
 
     def step(at: int) -> None:
         optimizer.zero_grad()
@@ -62,16 +65,54 @@ def eager(segment: str, batch: int, threads: int) -> tuple[Step, int]:
     return step, imported
 
 
-def _draw(shape: tuple[int | str, ...], batch: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def graph_autodiff(folder: Path, batch: int, threads: int) -> tuple[Step, int]:
+    """The bundle's own forward, differentiated by onnx-ad; the bundle's own optimizer."""
+    import onnx
+    import onnxruntime as ort
+    from onnx_ad import reverse
+
+    from edge_client.bundle import read_bundle
+
+    imported = resident_bytes()
+    bundle = read_bundle(folder)
+    trained = [f"p.{spec.name}" for spec in bundle.manifest.parameters if spec.gradient]
+    outputs = [f"out.{spec.name}" for spec in bundle.manifest.outputs]
+    model = reverse(onnx.load_from_string(bundle.graph("forward_low")), inputs=trained, outputs=outputs, prefix="adj_", layout="onnx")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    backward = ort.InferenceSession(model.SerializeToString(), options)
+    optimizer = ort.InferenceSession(bundle.graph("optimizer"), options)
+    state = {f"{kind}.{name}": array for name, array in bundle.tensors.items() for kind in "pb"}
+    feed = {f"in.{spec.name}": draw(spec.shape, batch) for spec in bundle.manifest.inputs}
+    feed |= {f"adj_out.{spec.name}": draw(spec.shape, batch)[..., None] for spec in bundle.manifest.outputs}
+    names, updated = [each.name for each in backward.get_inputs()], [each.name for each in optimizer.get_outputs()]
+    wanted = [*outputs, *(f"adj_{name}" for name in trained)]
+
+    def step(at: int) -> None:
+        found = backward.run(wanted, {name: (feed | state)[name] for name in names})
+        gradients = {f"g{name}": grad.reshape(state[name].shape) for name, grad in zip(trained, found[len(outputs) :], strict=True)}
+        given = gradients | {"lr": np.array(LR, np.float32)}
+        new = optimizer.run(updated, {each.name: given.get(each.name, state.get(each.name)) for each in optimizer.get_inputs()})
+        state.update({name.removesuffix(".new"): array for name, array in zip(updated, new, strict=True)})
+
+    return step, imported
+
+
+def draw(shape: tuple[int | str, ...], batch: int) -> Any:
     sizes = [batch if dim == "batch" else int(dim) for dim in shape]
     return np.random.default_rng(0).standard_normal(sizes, dtype=np.float32) * np.float32(0.1)
 
 
-def main(engine: str, folder: str, segment: str, batch: str, threads: str) -> None:
+def opened(engine: str, folder: Path, segment: str, batch: int, threads: int) -> tuple[Step, int]:
     if engine == "torch":
-        step, imported = eager(segment, int(batch), int(threads))
-    else:
-        step, imported = stock(Path(folder), int(batch), int(threads), engine.partition("-")[2] or "fast")
+        return eager(segment, batch, threads)
+    if engine == "onnx-ad":
+        return graph_autodiff(folder, batch, threads)
+    return stock(folder, batch, threads, engine.removeprefix("stock-"))
+
+
+def main(engine: str, folder: str, segment: str, batch: str, threads: str) -> None:
+    step, imported = opened(engine, Path(folder), segment, int(batch), int(threads))
     done = 0
     for line in sys.stdin:
         seconds = []

@@ -1,7 +1,6 @@
 """The engine that trains a bundle on stock onnxruntime: ordinary ONNX graphs for forward, backward, optimizer and inference.
 
-Parameters live as OrtValues over numpy memory; an update writes the next version into spare memory and swaps. Residuals stay in
-onnxruntime's own memory between forward and backward.
+Parameters, optimizer state and residuals stay in onnxruntime's own memory from one run to the next; numpy arrays are views of it.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from edge_client.bundle import Bundle, read_bundle
-from edge_client.gradients import Accumulated, clip, not_finite
-from edge_client.tensors import Tensor, TensorSet, Versions, tensor
+from edge_client.gradients import Accumulated, Tensors, clip, not_finite
 from wire.engine import Array
 from wire.errors import BundleError, CheckpointError, UsageError
 from wire.manifest import BATCH, BundleManifest, MemoryMode, TensorSpec
@@ -59,11 +57,10 @@ class _InFlight:
     """What a forward leaves for its backward: what the backward reads of what the forward saw, and the residuals that it made."""
 
     number: int
-    seen: dict[str, ort.OrtValue]
-    residuals: dict[str, ort.OrtValue]
+    feed: Tensors
     batch: int
-    parameters: TensorSet
-    buffers: TensorSet
+    parameters: Tensors
+    buffers: Tensors
 
 
 class StockEngine:
@@ -71,7 +68,8 @@ class StockEngine:
 
     A backward is one run of the graph ``step``, which differentiates and updates. Where a gradient is needed by itself (clipping,
     accumulation), or other parameters have to be updated than the forward saw (several steps in flight), it is ``backward`` and then
-    ``optimizer``.
+    ``optimizer``. Parameters, buffers and optimizer state are never written to: an update is a new set, in the memory that onnxruntime
+    wrote it to, and a step in flight goes on holding the set that its forward has seen.
     """
 
     _one_graph_a_step = True
@@ -95,21 +93,17 @@ class StockEngine:
         for name in ("forward", *(("backward", "optimizer") if self._halves else ("step",))):
             self._graph(name)
         trained = [spec.name for spec in manifest.parameters if spec.gradient]
-        named = {f"p.{spec.name}": bundle.tensors[spec.name] for spec in manifest.parameters}
-        self._frozen = {key: tensor(np.array(value)) for key, value in named.items() if key[2:] not in trained}
-        self._parameters = Versions({key: value for key, value in named.items() if key[2:] in trained})
-        self._buffers = Versions({f"b.{spec.name}": bundle.tensors[spec.name] for spec in manifest.buffers})
-        self._slots = Versions(_zero_state(manifest, trained, bundle.tensors))
-        self._gradients: TensorSet = {}  # places for them, once they are needed
+        named = {f"p.{spec.name}": np.array(bundle.tensors[spec.name]) for spec in manifest.parameters}
+        self._frozen = {key: value for key, value in named.items() if key[2:] not in trained}
+        self._parameters = {key: value for key, value in named.items() if key[2:] in trained}
+        self._buffers: Tensors = {f"b.{spec.name}": np.array(bundle.tensors[spec.name]) for spec in manifest.buffers}
+        self._slots = _zero_state(manifest, trained, bundle.tensors)
         self._accumulated = Accumulated({name: bundle.tensors[name] for name in trained}, every=accumulate)
         self._in_flight: dict[int, _InFlight] = {}
         self._forwards = 0
+        self._fault: str | None = None
         del bundle  # the initial tensors are copied; nothing else of them is needed
         self._bundle = Bundle(folder=self._bundle.folder, manifest=manifest, tensors={})
-
-    def _open_step(self, bundle: Bundle) -> tuple[Graph, Graph]:
-        """Forward and backward."""
-        return Graph(bundle, "forward", self._options), Graph(bundle, "backward", self._options)
 
     @property
     def manifest(self) -> BundleManifest:
@@ -130,51 +124,42 @@ class StockEngine:
         if step in self._in_flight:
             raise ValueError(f"step {step} is in flight already")
         seen, batch = self._checked_inputs(inputs)
-        parameters, buffers = self._parameters.hold(), self._buffers.hold()
-        feed = seen | _values(parameters) | _values(buffers) | _values(self._frozen)
-        outputs = {f"out.{spec.name}": _empty(spec, batch) for spec in self.outputs}
-        new = self._buffers.spare()
-        given = outputs | {f"{key}.new": one for key, one in new.items()}
-        residuals = self._graph("forward").run(feed, given)
-        if new:
-            self._buffers.advance(new)
-        self._forwards += 1
+        feed = seen | self._parameters | self._buffers | self._frozen
+        found = self._graph("forward").run(feed)
+        outputs = tuple(found.pop(f"out.{spec.name}") for spec in self.outputs)
         reads = self._graph("backward" if self._halves else "step").reads
-        kept = {key: value for key, value in feed.items() if key in reads}
-        self._in_flight[step] = _InFlight(self._forwards, kept, residuals, batch, parameters, buffers)
-        return tuple(one.array for one in outputs.values())
+        kept = {key: value for key, value in (feed | found).items() if key in reads}
+        self._forwards += 1
+        self._in_flight[step] = _InFlight(self._forwards, kept, batch, self._parameters, self._buffers)
+        if self._buffers:
+            self._buffers = _renewed(self._buffers, found)
+        return outputs
 
     def backward(self, step: int, *grads: Array | None, lr: float | None = None) -> tuple[Array | None, ...]:
         """See ``Engine.backward``. Raises KeyError for a step that is not in flight, ValueError where a gradient does not fit."""
         kept = self._in_flight[step]
-        feed = kept.seen | kept.residuals
+        feed = dict(kept.feed)
         if self.manifest.loss is None:
             feed |= self._checked_gradients(grads, kept.batch)
-        wanted = {f"gin.{spec.name}": _empty(spec, kept.batch) for spec in self.inputs if spec.gradient}
-        rate = tensor(np.array(self.manifest.optimizer.lr if lr is None else lr, np.float32)).value
-        halves = self._halves or kept.parameters is not self._parameters.current
-        fault = self._differentiate(feed, wanted, rate) if halves else self._take_step(feed, wanted, rate)
-        if fault is not None:
+        rate = np.array(self.manifest.optimizer.lr if lr is None else lr, np.float32)
+        halves = self._halves or kept.parameters is not self._parameters
+        found = self._differentiate(feed, rate) if halves else self._take_step(feed, rate)
+        if found is None:
             self.discard(step)
-            raise FloatingPointError(f"the gradient of `{fault}` is not finite")
-        self._release(step)
-        return tuple(wanted[f"gin.{spec.name}"].array if spec.gradient else None for spec in self.inputs)
+            raise FloatingPointError(f"the gradient of `{self._fault}` is not finite")
+        del self._in_flight[step]
+        return tuple(found[f"gin.{spec.name}"] if spec.gradient else None for spec in self.inputs)
 
     def discard(self, step: int) -> None:
         """See ``Engine.discard``."""
-        kept = self._in_flight.get(step)
-        if kept is None:
-            return
-        if kept.number == self._forwards and kept.buffers:
-            self._buffers.advance(kept.buffers)
-        self._release(step)
+        kept = self._in_flight.pop(step, None)
+        if kept is not None and kept.number == self._forwards:
+            self._buffers = kept.buffers
 
     def infer(self, *inputs: Array) -> tuple[Array, ...]:
         """See ``Engine.infer``; a segment with a loss takes no target here."""
-        feed = {f"in.{spec.name}": tensor(array).value for spec, array in zip(self.inputs, inputs, strict=False)}
-        feed |= _values(self._parameters.current) | _values(self._buffers.current) | _values(self._frozen)
-        found = self._graph("infer").run(feed, {})
-        return tuple(np.array(value.numpy()) for value in found.values())
+        feed = {f"in.{spec.name}": array for spec, array in zip(self.inputs, inputs, strict=False)}
+        return tuple(self._graph("infer").run(feed | self._parameters | self._buffers | self._frozen).values())
 
     def _graph(self, name: str) -> Graph:
         """A graph of the bundle; its session is made when it is first asked for."""
@@ -186,105 +171,87 @@ class StockEngine:
         """In the memory mode's form."""
         return Graph(self._bundle, name + (self._low if name in ("forward", "backward", "step") else ""), self._options)
 
-    def _take_step(self, feed: dict[str, ort.OrtValue], wanted: TensorSet, rate: ort.OrtValue) -> str | None:
-        """Differentiate and update in one; the name of what is not finite, with nothing updated."""
-        parameters, slots = self._parameters.spare(), self._slots.spare()
-        new = {f"{key}.new": one for key, one in (parameters | slots).items()}
-        feed = feed | {"lr": rate} | _values(self._parameters.current) | _values(self._slots.current)
-        self._graph("step").run(feed, wanted | new)
-        fault = not_finite(wanted | {key: one for key, one in new.items() if key.startswith("p.")})
-        if fault is None:
-            self._parameters.advance(parameters)
-            self._slots.advance(slots)
-        else:
-            self._parameters.give_back(parameters)
-            self._slots.give_back(slots)
-        return fault
+    def _take_step(self, feed: Tensors, rate: Array) -> Tensors | None:
+        """Differentiate and update in one; None, with nothing updated, where ``_fault`` names what is not finite."""
+        found = self._graph("step").run(feed | {"lr": rate} | self._parameters | self._slots)
+        self._fault = not_finite(found, ("gin.", "p."))
+        if self._fault is None:
+            self._parameters, self._slots = _renewed(self._parameters, found), _renewed(self._slots, found)
+        return found if self._fault is None else None
 
-    def _differentiate(self, feed: dict[str, ort.OrtValue], wanted: TensorSet, rate: ort.OrtValue) -> str | None:
-        """Differentiate, and update where it is time to; the name of what is not finite, with nothing updated."""
-        if not self._gradients:
-            self._gradients = {f"g{key}": tensor(np.empty_like(one.array)) for key, one in self._parameters.current.items()}
-        self._graph("backward").run(feed, wanted | self._gradients)
-        fault = not_finite(wanted | self._gradients)
-        if fault is None and self._accumulated.add(self._gradients):
-            clip(self._gradients, self._clip_norm)
-            self._update(rate)
-        return fault
-
-    def _update(self, rate: ort.OrtValue) -> None:
-        feed = {"lr": rate} | _values(self._parameters.current) | _values(self._slots.current) | _values(self._gradients)
-        parameters, slots = self._parameters.spare(), self._slots.spare()
-        self._graph("optimizer").run(feed, {f"{key}.new": one for key, one in (parameters | slots).items()})
-        self._parameters.advance(parameters)
-        self._slots.advance(slots)
-
-    def _release(self, step: int) -> None:
-        kept = self._in_flight.pop(step)
-        self._parameters.release(kept.parameters)
-        self._buffers.release(kept.buffers)
+    def _differentiate(self, feed: Tensors, rate: Array) -> Tensors | None:
+        """Differentiate, and update where it is time to; None, with nothing updated, where ``_fault`` names what is not finite."""
+        found = self._graph("backward").run(feed)
+        self._fault = not_finite(found, ("gin.", "gp."))
+        if self._fault is not None:
+            return None
+        gradients = {key: value for key, value in found.items() if key.startswith("gp.")}
+        if self._accumulated.add(gradients):
+            clip(gradients, self._clip_norm)
+            new = self._graph("optimizer").run(gradients | {"lr": rate} | self._parameters | self._slots)
+            self._parameters, self._slots = _renewed(self._parameters, new), _renewed(self._slots, new)
+        return found
 
     # ------------------------------------------------------------ state
 
     def parameters(self) -> dict[str, Array]:
         """See ``Engine.parameters``."""
-        found = self._parameters.copies() | self._buffers.copies() | {key: np.array(one.array) for key, one in self._frozen.items()}
-        return {key[2:]: value for key, value in found.items()}
+        return {key[2:]: np.array(value) for key, value in (self._parameters | self._buffers | self._frozen).items()}
 
     def state(self) -> dict[str, Array]:
         """See ``Engine.state``. Raises RuntimeError with steps in flight."""
         if self._in_flight:
             raise RuntimeError(f"steps {sorted(self._in_flight)} are in flight; a state is taken between steps")
-        frozen = {key: np.array(one.array) for key, one in self._frozen.items()}
-        return self._parameters.copies() | frozen | self._buffers.copies() | self._slots.copies() | self._accumulated.state()
+        return {key: np.array(value) for key, value in self._tensors().items()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
         """See ``Engine.load_state``."""
-        mine = self._parameters.current | self._frozen | self._buffers.current | self._slots.current | self._accumulated.tensors
+        mine = self._tensors()
         for name in sorted(set(mine) ^ set(state)):
             fault = "missing from" if name in mine else "surplus in"
             raise CheckpointError(f"`{name}` is {fault} the state of segment {self.manifest.segment}; it is of another network")
         for name, one in mine.items():
-            if one.array.shape != state[name].shape or one.array.dtype != state[name].dtype:
+            if one.shape != state[name].shape or one.dtype != state[name].dtype:
                 raise CheckpointError(
-                    f"`{name}` of segment {self.manifest.segment} is {one.array.dtype} {list(one.array.shape)}, "
+                    f"`{name}` of segment {self.manifest.segment} is {one.dtype} {list(one.shape)}, "
                     f"the state has {state[name].dtype} {list(state[name].shape)}; it is of another network"
                 )
-        for step in list(self._in_flight):
-            self._release(step)
-        for versions in (self._parameters, self._buffers, self._slots):
-            versions.load(state)
-        for name, one in (self._frozen | self._accumulated.tensors).items():
-            one.array[...] = state[name]
+        self._in_flight.clear()
+        groups = (self._parameters, self._buffers, self._slots, self._frozen, self._accumulated.sums)
+        fresh = [{name: np.array(state[name]) for name in group} for group in groups]
+        self._parameters, self._buffers, self._slots, self._frozen, self._accumulated.sums = fresh
+
+    def _tensors(self) -> Tensors:
+        return self._parameters | self._frozen | self._buffers | self._slots | self._accumulated.sums
 
     # ------------------------------------------------------------ checks
 
-    def _checked_inputs(self, inputs: tuple[Array, ...]) -> tuple[dict[str, ort.OrtValue], int]:
+    def _checked_inputs(self, inputs: tuple[Array, ...]) -> tuple[Tensors, int]:
         if len(inputs) != len(self.inputs):
             raise ValueError(f"segment {self.manifest.segment} takes {len(self.inputs)} inputs, got {len(inputs)}")
         batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 0
         for spec, array in zip(self.inputs, inputs, strict=True):
             _check(spec, array, batch)
-        return {f"in.{spec.name}": tensor(array).value for spec, array in zip(self.inputs, inputs, strict=True)}, batch
+        return {f"in.{spec.name}": array for spec, array in zip(self.inputs, inputs, strict=True)}, batch
 
-    def _checked_gradients(self, grads: tuple[Array | None, ...], batch: int) -> dict[str, ort.OrtValue]:
+    def _checked_gradients(self, grads: tuple[Array | None, ...], batch: int) -> Tensors:
         if len(grads) != len(self.outputs):
             raise ValueError(f"segment {self.manifest.segment} has {len(self.outputs)} outputs, got {len(grads)} gradients")
-        found: dict[str, ort.OrtValue] = {}
+        found: Tensors = {}
         for spec, grad in zip(self.outputs, grads, strict=True):
             array = np.zeros(_shape(spec, batch), spec.dtype) if grad is None else grad
             _check(spec, array, batch)
-            found[f"g.{spec.name}"] = tensor(array).value
+            found[f"g.{spec.name}"] = array
         return found
 
 
 class Graph:
-    """One session. ``run`` writes into the tensors that are given and returns the other outputs, in onnxruntime's memory."""
+    """One session."""
 
     def __init__(self, bundle: Bundle, name: str, options: ort.SessionOptions) -> None:
         entry = bundle.manifest.graphs[name]
         self.reads = frozenset(entry.inputs)
-        self._inputs, self._outputs = entry.inputs, entry.outputs
+        self._inputs, self._outputs = entry.inputs, list(entry.outputs)
         self._session: ort.InferenceSession | None = None
         if not entry.outputs:
             return  # a segment without parameters has nothing to update
@@ -294,20 +261,18 @@ class Graph:
             reason, path = str(exc).splitlines()[0][:300], bundle.folder / entry.file
             raise BundleError(f"onnxruntime {ort.__version__} cannot run {path}: {reason}; update onnxruntime") from exc
 
-    def run(self, feed: Mapping[str, ort.OrtValue], given: TensorSet) -> dict[str, ort.OrtValue]:
+    def run(self, feed: Mapping[str, Array]) -> Tensors:
+        """All outputs by name. Neither inputs nor outputs are copied: an array that is returned is onnxruntime's own memory."""
         if self._session is None:
             return {}
-        binding = self._session.io_binding()
-        for name in self._inputs:
-            binding.bind_ortvalue_input(name, feed[name])
-        for name in self._outputs:
-            if name in given:
-                binding.bind_ortvalue_output(name, given[name].value)
-            else:
-                binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
-        found = dict(zip(self._outputs, binding.get_outputs(), strict=True))
-        return {name: value for name, value in found.items() if name not in given}
+        found = self._session.run(self._outputs, {name: feed[name] for name in self._inputs})
+        # A tensor without dimensions comes as a number.
+        return {name: each if isinstance(each, np.ndarray) else np.asarray(each) for name, each in zip(self._outputs, found, strict=True)}
+
+
+def _renewed(tensors: Tensors, found: Tensors) -> Tensors:
+    """What a graph has made anew of each."""
+    return {name: found.get(f"{name}.new", value) for name, value in tensors.items()}
 
 
 @functools.cache
@@ -333,23 +298,15 @@ def _session_options(threads: int | None, *, one_arena: bool) -> ort.SessionOpti
     return options
 
 
-def _zero_state(manifest: BundleManifest, trained: Iterable[str], tensors: Mapping[str, Array]) -> dict[str, Array]:
-    state: dict[str, Array] = {f"s.{slot}.{name}": np.zeros_like(tensors[name]) for slot in manifest.slots for name in trained}
+def _zero_state(manifest: BundleManifest, trained: Iterable[str], tensors: Mapping[str, Array]) -> Tensors:
+    state: Tensors = {f"s.{slot}.{name}": np.zeros_like(tensors[name]) for slot in manifest.slots for name in trained}
     if manifest.counts_steps:
         state["s.step"] = np.zeros((), np.int64)
     return state
 
 
-def _values(tensors: Mapping[str, Tensor]) -> dict[str, ort.OrtValue]:
-    return {name: one.value for name, one in tensors.items()}
-
-
 def _shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
     return tuple(batch if dim == BATCH else int(dim) for dim in spec.shape)
-
-
-def _empty(spec: TensorSpec, batch: int) -> Tensor:
-    return tensor(np.empty(_shape(spec, batch), spec.dtype))
 
 
 def _check(spec: TensorSpec, array: Array, batch: int) -> None:

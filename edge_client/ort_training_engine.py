@@ -15,7 +15,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edge_client.bundle import Bundle
 from edge_client.engine import Graph, StockEngine
-from edge_client.tensors import TensorSet, tensor
+from edge_client.gradients import Tensors
+from wire.engine import Array
 from wire.errors import BundleError, UsageError
 from wire.manifest import ORT_TRAINING, BundleManifest, ort_training_name
 
@@ -60,17 +61,18 @@ class _Gradients(Graph):
         super().__init__(bundle, ORT_TRAINING, options)
         mine = self.reads
         self.reads = frozenset(name for name in _names(bundle.manifest) if ort_training_name(name) in mine)
-        self._reset = tensor(np.array([True]))
+        parameters = [spec for spec in bundle.manifest.parameters if spec.gradient]
+        self._gradients = {f"gp.{spec.name}": tuple(int(dim) for dim in spec.shape) for spec in parameters}
+        self._inputs_asked = [f"gin.{spec.name}" for spec in bundle.manifest.inputs if spec.gradient]
 
-    def run(self, feed: Mapping[str, ort.OrtValue], given: TensorSet) -> dict[str, ort.OrtValue]:
-        named = {ort_training_name(name): value for name, value in feed.items()}
+    def run(self, feed: Mapping[str, Array]) -> Tensors:
+        named = {ort_training_name(name): array for name, array in feed.items()}
         # Its BatchNorm writes running statistics of its own definition (the biased variance) over those that it is given.
-        copies = {name: tensor(np.array(value.numpy())) for name, value in feed.items() if name.startswith("b.")}
-        named |= {ort_training_name(name): one.value for name, one in copies.items()}
-        named |= {ort_training_name(name): one.value for name, one in given.items() if name.startswith("gp.")}
-        named["lazy_reset_grad"] = self._reset.value
-        super().run(named, {ort_training_name(name): one for name, one in given.items() if name.startswith("gin.")})
-        return {}
+        named |= {ort_training_name(name): np.array(array) for name, array in feed.items() if name.startswith("b.")}
+        gradients = {name: np.empty(shape, np.float32) for name, shape in self._gradients.items()}  # inputs that it writes to
+        named |= {ort_training_name(name): array for name, array in gradients.items()}
+        found = super().run({**named, "lazy_reset_grad": np.array([True])})
+        return {name: found[ort_training_name(name)] for name in self._inputs_asked} | gradients
 
 
 def _names(manifest: BundleManifest) -> list[str]:
