@@ -16,6 +16,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from export.lowering.context import GraphWriter, lowers
 from export.ops import Affine, Op, Ref
 from wire.errors import ExportError
@@ -23,6 +25,9 @@ from wire.errors import ExportError
 __all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
 
 _JOINED_CHANNELS = 8
+_FLIPPED_CHANNELS, _FLIPPED_TAPS = 16, 9
+_BANDED_WIDTH = 32  # of images whose depthwise gradients are banded products
+_LAST = np.iinfo(np.int64).max
 _WIDEST_WHOLE = 3  # kernels wider than that take their taps a row at a time
 
 
@@ -83,6 +88,7 @@ class _Geometry:
     ) -> None:
         self.graph, self.groups = graph, groups
         self.grad, self.source, self.weight = graph.name(grad), graph.name(source), graph.name(weight)
+        self.batched = grad
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.inside, self.outside = _spatial(graph, source), _spatial(graph, grad)
         self.kernel = _spatial(graph, weight)
@@ -104,16 +110,30 @@ class _Geometry:
             "pads": self.padding * 2,
             "output_padding": lacking,
         }
-        if self._pointwise:
-            found = self.graph.emit("Conv", self.grad, self.graph.transpose(self.weight, [1, 0, *self.axes]))
-        else:
-            found = self.graph.emit("ConvTranspose", self.grad, self.weight, **attributes)
-        return str(found)
+        if self._worth_flipping:
+            return self._flipped()
+        return str(self.graph.emit("ConvTranspose", self.grad, self.weight, **attributes))
 
     @property
-    def _pointwise(self) -> bool:
-        """A kernel of one tap on every position: a product of matrices either way."""
-        return self.groups == 1 and {*self.kernel, *self.stride} == {1} and not any(self.padding)
+    def _worth_flipping(self) -> bool:
+        """onnxruntime's Conv shares its work among threads, its ConvTranspose adds the taps up on one. With few channels or many taps the
+        latter is faster all the same."""
+        wide = min(self.rows, self.columns) >= _FLIPPED_CHANNELS or math.prod(self.kernel) == 1
+        small = math.prod(self.kernel) <= _FLIPPED_TAPS
+        inside = all(pad <= dilation * (size - 1) for pad, dilation, size in zip(self.padding, self.dilation, self.kernel, strict=True))
+        depthwise = self.columns == 1 and self.rows == self.groups
+        return ((self.groups == 1 and wide) or depthwise) and set(self.stride) == {1} and small and inside
+
+    def _flipped(self) -> str:
+        """A convolution of the gradient with the kernel turned around, input and output channels exchanged (of a group: one and one)."""
+        graph, spatial = self.graph, len(self.kernel)
+        weight = self.weight
+        if math.prod(self.kernel) > 1:
+            weight = graph.slice(weight, self.axes, [-1] * spatial, [-_LAST] * spatial, [-1] * spatial)
+        pads = [dilation * (size - 1) - pad for pad, dilation, size in zip(self.padding, self.dilation, self.kernel, strict=True)]
+        attributes: dict[str, Any] = {"dilations": self.dilation, "pads": pads * 2, "group": self.groups}
+        turned = weight if self.groups > 1 else graph.transpose(weight, [1, 0, *self.axes])
+        return str(graph.emit("Conv", self.grad, turned, **attributes))
 
     def convolved(self, name: str) -> str:
         attributes: dict[str, Any] = {"strides": self.stride, "dilations": self.dilation, "group": self.groups, "pads": self.padding * 2}
@@ -179,7 +199,14 @@ class _Geometry:
         grad = str(graph.emit("Reshape", self.grad, graph.constant([0, self.rows, -1])))
         flat = str(graph.emit("Reshape", tap, graph.constant([0, 0, -1])) if len(self.kernel) > 1 else tap)
         # onnxruntime makes one node of the two: the transposed matrix is never written.
-        return graph.reduce("ReduceSum", str(graph.emit("MatMul", grad, graph.transpose(flat, [0, 2, 1]))), [0], keep=False)
+        return self._over_samples(str(graph.emit("MatMul", grad, graph.transpose(flat, [0, 2, 1]))))
+
+    def _over_samples(self, name: str) -> str:
+        """The sum of [batch, rows, ...] over the batch, as a product with ones: a reduction over the first axis slows down with threads."""
+        graph = self.graph
+        ones = graph.emit("Expand", graph.scalar(1.0), graph.dims([1, graph.shape(self.batched)[0]]))
+        flat = graph.emit("Reshape", name, graph.constant([0, -1]))
+        return str(graph.emit("Reshape", graph.emit("MatMul", ones, flat), graph.constant([self.rows, -1])))
 
     def _by_sample(self) -> str:
         return self._put_together([self._summed_product(tap) for tap in self._taps(self.source)])
@@ -212,7 +239,33 @@ class _Geometry:
         return self._put_together(products)
 
     def _depthwise(self) -> str:
+        if len(self.kernel) == 2 and self.outside[1] <= _BANDED_WIDTH:
+            return self._banded()
         graph = self.graph
         over = [0, *self.axes]
         products = [str(graph.emit("Mul", self.grad, tap)) for tap in self._taps(self.source)]
         return self._put_together([graph.reduce("ReduceSum", product, over, keep=False) for product in products])
+
+    def _banded(self) -> str:
+        """For each kernel row, products of whole image rows: G^T @ X is [out width, in width], and a tap's gradient the sum of a diagonal.
+
+        Most of that matrix is not wanted, but a product of matrices is so much faster than the taps one by one that rows of up to 32 pay.
+        """
+        graph, width, taps = self.graph, self.outside[1], self.kernel[1]
+        padded = self._channel_major(self._padded(self.source))
+        across = self.inside[1] + 2 * self.padding[1]
+        flat = graph.emit("Reshape", self._channel_major(self.grad), graph.constant([self.rows, -1, width]))
+        grad = graph.transpose(flat, [0, 2, 1])
+        diagonals = np.zeros((width, across, taps), np.float32)
+        for at, tap in itertools.product(range(width), range(taps)):
+            diagonals[at, at * self.stride[1] + tap * self.dilation[1], tap] = 1
+        chosen = graph.constant(diagonals.reshape(-1, taps))
+        found = []
+        for row in range(self.kernel[0]):
+            start = row * self.dilation[0]
+            rows = graph.slice(padded, [2], [start], [start + (self.outside[0] - 1) * self.stride[0] + 1], [self.stride[0]])
+            flat = graph.emit("Reshape", rows, graph.constant([self.rows, -1, across]))
+            product = graph.emit("Reshape", graph.emit("MatMul", grad, flat), graph.constant([self.rows, -1]))
+            found.append(str(graph.emit("MatMul", product, chosen)))
+        together = str(graph.emit("Concat", *found, axis=1)) if len(found) > 1 else found[0]
+        return graph.reshape(together, [self.rows, 1, *self.kernel])
