@@ -233,3 +233,20 @@ def test_transposed_convolutions(tmp_path: Path, train_both: TrainBoth) -> None:
     draw = torch.randn(20, 3, 4, 5)
     export_segment(module, (draw[:2],), tmp_path / "b", optimizer=SGD(lr=0.1), input_gradients=[True])
     train_both(module, tmp_path / "b", {"x": draw}, SGD(lr=0.1))
+
+
+def test_frozen_layers_prune_the_backward_graph(tmp_path: Path) -> None:
+    """Nothing is computed or kept for a gradient that nobody wants."""
+
+    def sizes(frozen: tuple[int, ...]) -> tuple[int, int]:
+        torch.manual_seed(0)
+        module = nn.Sequential(*(nn.Conv2d(2, 2, 3, padding=1) if at % 2 == 0 else nn.ReLU() for at in range(8)))
+        for at in frozen:
+            module[at].requires_grad_(False)
+        manifest = export_segment(module, (torch.randn(2, 2, 6, 6),), tmp_path / f"b{len(frozen)}", optimizer=SGD(lr=0.1))
+        nodes = len(onnx.load(tmp_path / f"b{len(frozen)}" / "step.onnx").graph.node)
+        return nodes, len(manifest.residuals)
+
+    whole, last_only, bias_only = sizes(()), sizes((0, 2, 4)), sizes((0,))
+    assert last_only[0] < whole[0] / 2
+    assert last_only[1] < bias_only[1] <= whole[1]
