@@ -20,22 +20,26 @@ from edge_client.tensors import Tensor, TensorSet, Versions, tensor
 from wire.engine import Array
 from wire.errors import BundleError, CheckpointError, UsageError
 from wire.manifest import BATCH, BundleManifest, TensorSpec
+from wire.rng import keep_mask
 
 __all__ = ["StockEngine", "load_engine"]
 
 _ENGINES = ("auto", "stock")
 
 
-def load_engine(bundle: str | Path, *, engine: str = "auto", threads: int | None = None, clip_norm: float | None = None) -> StockEngine:
+def load_engine(
+    bundle: str | Path, *, engine: str = "auto", threads: int | None = None, clip_norm: float | None = None, seed: int = 0
+) -> StockEngine:
     """Open a device bundle for training and inference.
 
     ``engine``: "stock" is stock onnxruntime; "auto" takes the best that is installed. ``threads`` None: one a core. ``clip_norm``: the
-    norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. Raises BundleError for a bundle that is
-    damaged, newer, or holds a graph that this onnxruntime cannot run; UsageError for an engine that does not exist.
+    norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. ``seed``: the run's; dropout masks are a
+    function of it, of the segment's name and of the step. Raises BundleError for a bundle that is damaged, newer, or holds a graph that
+    this onnxruntime cannot run; UsageError for an engine that does not exist.
     """
     if engine not in _ENGINES:
         raise UsageError(f"`engine` is {engine!r}; it must be one of {', '.join(_ENGINES)}")
-    return StockEngine(read_bundle(bundle), threads=threads, clip_norm=clip_norm)
+    return StockEngine(read_bundle(bundle), threads=threads, clip_norm=clip_norm, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class _InFlight:
 class StockEngine:
     """Implements ``wire.engine.Engine``. Not thread-safe."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, clip_norm: float | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, clip_norm: float | None = None, seed: int = 0) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
         self._options = _session_options(threads)
@@ -62,6 +66,7 @@ class StockEngine:
         self._optimizer = _Graph(bundle, "optimizer", self._options)
         self._infer: _Graph | None = None
         self._clip_norm = clip_norm
+        self._seed = seed
         trained = [spec.name for spec in manifest.parameters if spec.gradient]
         named = {f"p.{spec.name}": bundle.tensors[spec.name] for spec in manifest.parameters}
         self._frozen = {key: tensor(np.array(value)) for key, value in named.items() if key[2:] not in trained}
@@ -94,7 +99,7 @@ class StockEngine:
             raise ValueError(f"step {step} is in flight already")
         seen, batch = self._checked_inputs(inputs)
         parameters, buffers = self._parameters.hold(), self._buffers.hold()
-        feed = seen | _values(parameters) | _values(buffers) | _values(self._frozen)
+        feed = seen | _values(parameters) | _values(buffers) | _values(self._frozen) | self._masks(step, batch)
         outputs = {f"out.{spec.name}": _empty(spec, batch) for spec in self.outputs}
         new = self._buffers.spare()
         given = outputs | {f"{key}.new": one for key, one in new.items()}
@@ -140,6 +145,14 @@ class StockEngine:
         feed |= _values(self._parameters.current) | _values(self._buffers.current) | _values(self._frozen)
         found = self._infer.run(feed, {})
         return tuple(np.array(value.numpy()) for value in found.values())
+
+    def _masks(self, step: int, batch: int) -> dict[str, ort.OrtValue]:
+        """Dropout masks of a step, a byte an element; those that its backward reads stay with it."""
+        segment = self.manifest.segment
+        return {
+            spec.name: tensor(keep_mask(self._seed, segment, step, spec.number, spec.shape_at(batch), spec.keep)).value
+            for spec in self.manifest.masks
+        }
 
     def _update(self, lr: float) -> None:
         rate = tensor(np.array(lr, np.float32))

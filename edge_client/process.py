@@ -97,7 +97,7 @@ def _load_engines(run: Run, mine: PartySlice, threads: int | None, folder: Path)
     engines: dict[str, StockEngine] = {}
     for slot in mine.slots:
         path = folder / slot.segment if (folder / slot.segment).is_dir() else folder
-        engine = load_engine(path, threads=threads, clip_norm=run.clip_norm)
+        engine = load_engine(path, threads=threads, clip_norm=run.clip_norm, seed=run.seed)
         _check_bundle(run, slot.segment, engine, path, has_loss=slot.is_sink)
         engines[slot.segment] = engine
     return engines

@@ -13,6 +13,7 @@ import onnx
 from onnx import helper
 
 from export.lowering.context import IR_VERSION, OPSET, GraphWriter, lower, onnx_dtype
+from export.masks import with_scaled_masks
 from export.ops import Affine, Op, Ref, Trace, TraceInput, Value
 from export.rewrites import rewrite
 from wire.errors import ExportError
@@ -38,11 +39,15 @@ _CHEAP = (
     "empty_like",
     "fill",
     "full",
+    "ones",
     "ones_like",
+    "zeros",
     "zeros_like",
     "scalar_tensor",
     "arange",
     "constant",
+    "mask",
+    "scaled_mask",
 )
 _CHANCE = ("bernoulli", "native_dropout", "rand", "normal", "uniform", "multinomial", "rrelu", "exponential")
 
@@ -69,7 +74,7 @@ class TrainingGraphs:
 def build_training(trace: Trace) -> TrainingGraphs:
     """Split the joint graph. Raises ExportError for an operation that has no ONNX form."""
     _refuse_chance(trace.ops)
-    ops = rewrite(trace.ops, trace.outputs.values())
+    ops = rewrite(with_scaled_masks(trace), trace.outputs.values())
     values = _values(trace, ops)
     first = {name: ref for name, ref in trace.outputs.items() if name.startswith(("out.", "b."))}
     second = {name: ref for name, ref in trace.outputs.items() if name.startswith(("gin.", "gp."))}
@@ -97,7 +102,7 @@ def _refuse_chance(ops: Iterable[Op]) -> None:
     for op in ops:
         if op.kind.startswith(_CHANCE):
             raise ExportError(
-                f"{op.where} draws random numbers (dropout, noise), which a device's graph cannot; take it out, or move it behind the cut"
+                f"{op.where} draws random numbers, which a device's graph cannot, but for dropout; take it out, or move it behind the cut"
             )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from export.culprit import find_culprit
 from export.graphs import BuiltGraph, TrainingGraphs
 from export.losses import Loss, loss_of
+from export.masks import Injected
 from export.ops import Trace
 from export.sessions import Array, GraphSession
 from wire.errors import ExportError
@@ -117,9 +118,12 @@ class _Gate:
             inputs[name].requires_grad_()
         for name, buffer in self.module.named_buffers():
             buffer.copy_(torch.from_numpy(self.state[f"b.{name}"]))
-        outputs = self._torch_forward(inputs)
+        masks = self._masks(batch)
+        with Injected(masks):
+            outputs = self._torch_forward(inputs)
         tangents = [torch.ones(())] if candidate.loss else [self._normal(out.shape) for out in outputs]
         feed = {f"in.{name}": value.detach().numpy() for name, value in inputs.items()} | self.state
+        feed |= {name: mask.numpy() for name, mask in masks.items()}
         made = self.forward.run(feed)
         self._compare(made, _named("out.", candidate.outputs, outputs))
         self._compare(made, {f"b.{name}.new": value for name, value in self.module.named_buffers()}, _RELATIVE_BUFFERS)
@@ -196,6 +200,16 @@ class _Gate:
                 drawn[name] = torch.rand(shape, generator=self.random)
             else:
                 drawn[name] = self._normal(shape).to(example.dtype)
+        return drawn
+
+    def _masks(self, batch: int) -> dict[str, Tensor]:
+        """Dropout masks for one forward: both sides get the same."""
+        trace = self.candidate.trace
+        shapes = {found.name: found.value.shape for found in trace.inputs.values()}
+        drawn = {}
+        for name, keep in trace.masks.items():
+            shape = [dim if isinstance(dim, int) else dim.at(batch) for dim in shapes[name]]
+            drawn[name] = (torch.rand(shape, generator=self.random) < keep).to(torch.uint8)
         return drawn
 
     def _normal(self, shape: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from export.fit import BATCHES, fit
 from export.losses import Loss, loss_formula
+from export.masks import masks_as_inputs
 from export.ops import Trace
 from wire.errors import ExportError
 
@@ -87,7 +89,8 @@ def trace_training(
     """The joint graph of one training step.
 
     ``examples``: one tensor an input, batch first, by name (``target`` last, where there is a ``loss``). ``trained``, ``input_gradients``:
-    names of parameters and inputs. Outputs of the trace: ``out.*``, ``b.*.new``, ``gin.*``, ``gp.*``. Raises ExportError.
+    names of parameters and inputs. Outputs of the trace: ``out.*``, ``b.*.new``, ``gin.*``, ``gp.*``. Dropout masks are inputs ``m.*``.
+    Raises ExportError.
     """
     module.train()
 
@@ -202,7 +205,8 @@ def _trace(module: nn.Module, joint: Callable[..., Any], values_at: Callable[[in
         with _naming(module, modules):
             graph, names = _make(joint, values)
         graphs.append(graph)
-    return fit(graphs, tuple(values), names, modules)
+    masks = masks_as_inputs(graphs, modules)
+    return replace(fit(graphs, (*values, *masks), names, modules), masks=masks)
 
 
 def _make(joint: Callable[..., Any], values: dict[str, Tensor]) -> tuple[fx.GraphModule, tuple[str, ...]]:
