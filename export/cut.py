@@ -8,6 +8,7 @@ more named tensor. Parameters keep their names: the segments' state dicts togeth
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ __all__ = ["Piece", "cut"]
 
 _SHOWN_NAMES = 24
 _RESERVED = ("target", "loss")
+_SEVERAL_RESULTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def cut(model: nn.Module, at: str | Sequence[str], example_inputs: Sequence[Tens
         _check_name(model, name)
     tracer, graph = _traced(model)
     ends = _ends(tracer, graph, names)
-    stages = _stages(graph, ends)
+    stages = _stages(model, graph, ends)
     pieces = _build(model, graph, stages, len(names) + 1)
     _check_shared(pieces, names)
     return _with_examples(pieces, tuple(example_inputs))
@@ -115,16 +117,29 @@ def _modules_of(node: fx.Node) -> list[str]:
     return [*(str(entry[0]) for entry in stack.values()), *([str(node.target)] if node.op == "call_module" else [])]
 
 
-def _stages(graph: fx.Graph, ends: Sequence[int]) -> dict[fx.Node, int]:
-    """Which segment each operation runs in. A constant goes to where it is first read."""
+def _stages(model: nn.Module, graph: fx.Graph, ends: Sequence[int]) -> dict[fx.Node, int]:
+    """Which segment each operation runs in. A constant goes to where it is first read, a part of several results to where they are made."""
     stages = {node: sum(at > end for end in ends) for at, node in enumerate(graph.nodes)}
     last = len(ends)
     for node in graph.nodes:
         if node.op == "get_attr":
             stages[node] = min((stages[user] for user in node.users), default=last)
+        elif _is_result(model, node):
+            stages[node] = stages[node.args[0]]
     if all(node.op in ("output", "placeholder") for node in graph.nodes if stages[node] == last):
         raise GraphError("nothing is left behind the last cut; cut earlier")
     return stages
+
+
+def _is_result(model: nn.Module, node: fx.Node) -> bool:
+    """Whether the node takes one of the results of a layer that gives several (an LSTM its sequence, its states, and one of these)."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return False
+    source = node.args[0]
+    if source.op == "call_module":
+        return isinstance(model.get_submodule(str(source.target)), _SEVERAL_RESULTS)
+    within = source.args[0] if source.target is operator.getitem else None
+    return isinstance(within, fx.Node) and within.op == "call_module" and isinstance(model.get_submodule(str(within.target)), nn.LSTM)
 
 
 # ------------------------------------------------------------ building

@@ -16,6 +16,7 @@ from export.lowering.context import IR_VERSION, OPSET, GraphWriter, lower, onnx_
 from export.masks import with_scaled_masks
 from export.ops import Affine, Op, Ref, Trace, TraceInput, Value
 from export.rewrites import rewrite
+from export.subgraphs import reads, rename
 from wire.errors import ExportError
 
 __all__ = ["BuiltGraph", "TrainingGraphs", "build_inference", "build_training", "finish"]
@@ -85,7 +86,7 @@ def build_training(trace: Trace) -> TrainingGraphs:
     wanted = _ancestors(ops, second.values())
     backward.lower(op for op in ops if op.name in wanted and op.name not in mine)
     finished = backward.finish("backward", second)
-    used = {node_input for node in finished.model.graph.node for node_input in node.input} | set(finished.outputs)
+    used = {each for node in finished.model.graph.node for each in reads(node)} | set(finished.outputs)
     residuals = {name: ref for name, ref in backward.residuals.items() if name in used}
     return TrainingGraphs(forward.finish("forward", first | residuals), finished, {name: values[ref] for name, ref in residuals.items()})
 
@@ -185,7 +186,7 @@ def finish(
     nodes = [*writer.nodes]
     nodes += [helper.make_node("Identity", [value], [output]) for output, value in outputs.items()]
     nodes, names = _renamed(_alive(nodes, set(outputs)), set(outputs))
-    read = {each for node in nodes for each in node.input}
+    read = {each for node in nodes for each in reads(node)}
     inputs = [each for each in known if each in read]
     graph = helper.make_graph(
         nodes,
@@ -204,7 +205,7 @@ def _alive(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeP
     kept = []
     for node in reversed(nodes):
         if any(each in wanted for each in node.output):
-            wanted |= set(node.input)
+            wanted |= reads(node)
             kept.append(node)
     return kept[::-1]
 
@@ -220,9 +221,7 @@ def _renamed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> tuple[list[o
         else:
             kept.append(node)
     for node in kept:
-        for row in (node.input, node.output):
-            for at, each in enumerate(row):
-                row[at] = names.get(each, each)
+        rename(node, names)
     return kept, names
 
 

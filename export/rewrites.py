@@ -13,13 +13,14 @@ from export.ops import Op, Ref, Value
 
 __all__ = ["rewrite"]
 
+_PARTS = ("select", "slice", "expand", "view", "squeeze", "unsqueeze")
 _VIEWS = ("view", "unsqueeze", "squeeze", "alias")
 _POOL, _POOL_BACKWARD = "max_pool2d_with_indices.default", "max_pool2d_with_indices_backward.default"
 
 
 def rewrite(ops: Sequence[Op], outputs: Iterable[Ref]) -> tuple[Op, ...]:
     """``outputs``: what the graphs give, which no rewrite takes away."""
-    found = [_without_unread(op) for op in ops]
+    found = _zeros_of_zeros([_without_unread(op) for op in ops])
     return tuple(_mask_before_unpooling(found, set(outputs)))
 
 
@@ -34,6 +35,20 @@ def _without_unread(op: Op) -> Op:
     elif op.target == "native_batch_norm_backward.default" and args[7]:
         args = (*args[:3], None, None, *args[5:])
     return replace(op, args=args)
+
+
+def _zeros_of_zeros(ops: Sequence[Op]) -> list[Op]:
+    """A part of zeros (the first state of one of several recurrent layers) is zeros: it is made, and not kept."""
+    zeros: set[str] = set()
+    found = []
+    for op in ops:
+        source = op.args[0] if op.args else None
+        if op.kind in _PARTS and isinstance(source, Ref) and source.name in zeros and op.results[0] is not None:
+            op = replace(op, target="zeros.default", args=(op.results[0].shape,))
+        if op.target == "zeros.default":
+            zeros.add(op.name)
+        found.append(op)
+    return found
 
 
 def _mask_before_unpooling(ops: Sequence[Op], outputs: set[Ref]) -> list[Op]:

@@ -22,6 +22,7 @@ from export.fit import BATCHES, fit
 from export.losses import Loss, loss_formula
 from export.masks import masks_as_inputs
 from export.ops import Trace
+from export.recurrent import WholeLayers, check_recurrent
 from wire.errors import ExportError
 
 __all__ = ["parameters_reached", "trace_inference", "trace_training"]
@@ -198,6 +199,7 @@ def _resized(value: Tensor, batch: int) -> Tensor:
 
 
 def _trace(module: nn.Module, joint: Callable[..., Any], values_at: Callable[[int], dict[str, Tensor]]) -> Trace:
+    check_recurrent(module)
     graphs: list[fx.GraphModule] = []
     modules: dict[str, str] = {}
     for batch in BATCHES:
@@ -222,7 +224,7 @@ def _make(joint: Callable[..., Any], values: dict[str, Tensor]) -> tuple[fx.Grap
     table: Any = get_decompositions(_DECOMPOSED)
     try:
         # Attention in its plain form: the fused ones have no ONNX form for their gradients.
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), WholeLayers():
             graph = make_fx(functionalize(flat), decomposition_table=table, tracing_mode="fake")(*values.values())
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as exc:
         reason = str(exc).strip().splitlines()[0][:300] if str(exc).strip() else type(exc).__name__
