@@ -8,6 +8,7 @@ more named tensor. Parameters keep their names: the segments' state dicts togeth
 from __future__ import annotations
 
 import difflib
+import functools
 import operator
 import re
 from collections import Counter
@@ -59,7 +60,7 @@ def cut(model: nn.Module, at: str | Sequence[str], example_inputs: Sequence[Tens
 
 
 class _Tracer(fx.Tracer):
-    """Counts how often each submodule is called."""
+    """Counts how often each submodule is called. A ``TransformerEncoder`` is opened, so that it can be cut between its layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +68,21 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         self.calls[self.path_of_module(m)] += 1
+        if isinstance(m, nn.TransformerEncoder):
+            if len(args) > 2 or kwargs.get("src_key_padding_mask") is not None:
+                return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+            forward = functools.partial(_through_layers, m)
         return super().call_module(m, forward, args, kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.TransformerEncoder)
+
+
+def _through_layers(encoder: nn.TransformerEncoder, src: Any, mask: Any = None, is_causal: bool | None = None, **_: None) -> Any:
+    """What an encoder computes without padding. Its own forward looks at shapes, which tracing does not know."""
+    for layer in encoder.layers:
+        src = layer(src, src_mask=mask, is_causal=bool(is_causal) and mask is not None)
+    return src if encoder.norm is None else encoder.norm(src)
 
 
 def _traced(model: nn.Module) -> tuple[_Tracer, fx.Graph]:

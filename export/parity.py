@@ -217,7 +217,7 @@ class _Gate:
 
     def _compare(self, made: Mapping[str, Array], wanted: Mapping[str, Tensor], relative: float = _RELATIVE) -> None:
         arrays = {name: value.detach().numpy() for name, value in wanted.items()}
-        scale = max((float(np.abs(value).max()) for value in arrays.values() if value.size), default=0.0)
+        scale = max((float(np.abs(value[np.isfinite(value)]).max(initial=0.0)) for value in arrays.values()), default=0.0)
         for name, value in arrays.items():
             error = _error(made[name], value, scale, relative)
             if not error <= 1:
@@ -235,9 +235,14 @@ def _text(what: str, culprit: str | None) -> str:
 
 
 def _error(found: Array, wanted: Array, scale: float, relative: float = _RELATIVE) -> float:
-    """The largest difference as a multiple of what is allowed; NaN and wrong shapes are too much."""
+    """The largest difference as a multiple of what is allowed; NaN and wrong shapes are too much. Infinity (of a mask) must be infinity."""
     if found.shape != wanted.shape:
         return float("inf")
+    endless = np.isinf(wanted)
+    if endless.any():
+        if not np.array_equal(found[endless], wanted[endless]):
+            return float("inf")
+        found, wanted = found[~endless], wanted[~endless]
     if not wanted.size:
         return 0.0
     allowed = relative * float(np.abs(wanted).max()) + _OF_KIND * scale + 1e-7
