@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from export.modes import asks_for_mode, held, traced_in_both
 from wire.errors import GraphError
 
 __all__ = ["Piece", "cut"]
@@ -48,10 +49,11 @@ def cut(model: nn.Module, at: str | Sequence[str], example_inputs: Sequence[Tens
     names = (at,) if isinstance(at, str) else tuple(at)
     for name in names:
         _check_name(model, name)
-    tracer, graph = _traced(model)
+    tracer, graph, modules = traced_in_both(model, functools.partial(_traced, model))
     ends = _ends(tracer, graph, names)
     stages = _stages(model, graph, ends)
-    pieces = _build(model, graph, stages, len(names) + 1)
+    with held(model, modules):
+        pieces = _build(model, graph, stages, len(names) + 1)
     _check_shared(pieces, names)
     return _with_examples(pieces, tuple(example_inputs))
 
@@ -62,8 +64,9 @@ def cut(model: nn.Module, at: str | Sequence[str], example_inputs: Sequence[Tens
 class _Tracer(fx.Tracer):
     """Counts how often each submodule is called. A ``TransformerEncoder`` is opened, so that it can be cut between its layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, closed: bool) -> None:
         super().__init__()
+        self._closed = closed
         self.calls: Counter[str] = Counter()
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -75,6 +78,8 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self._closed and asks_for_mode(m):
+            return True
         return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.TransformerEncoder)
 
 
@@ -85,8 +90,8 @@ def _through_layers(encoder: nn.TransformerEncoder, src: Any, mask: Any = None, 
     return src if encoder.norm is None else encoder.norm(src)
 
 
-def _traced(model: nn.Module) -> tuple[_Tracer, fx.Graph]:
-    tracer = _Tracer()
+def _traced(model: nn.Module, closed: bool) -> tuple[_Tracer, fx.Graph]:
+    tracer = _Tracer(closed=closed)
     try:
         return tracer, tracer.trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError) as exc:

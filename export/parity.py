@@ -160,6 +160,9 @@ class _Gate:
                     f"the {self.candidate.optimizer.kind} optimizer's `{key}` is not what torch.optim makes; please report it"
                 )
         self.state |= {name.removesuffix(".new"): value for name, value in updated.items()}
+        with torch.no_grad():  # the next update is compared from one beginning: rounding does not add up
+            for name, value in self.trained.items():
+                value.copy_(torch.from_numpy(self.state[f"p.{name}"]))
 
     def infer(self, batch: int) -> None:
         """Compares the inference graph with the module in evaluation. Raises ExportError."""
