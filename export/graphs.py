@@ -74,7 +74,7 @@ class TrainingGraphs:
 
 def build_training(trace: Trace) -> TrainingGraphs:
     """Split the joint graph. Raises ExportError for an operation that has no ONNX form."""
-    _refuse_chance(trace.ops)
+    _refuse_chance(trace.ops, "draws random numbers, which a device's graph cannot, but for dropout")
     ops = rewrite(with_scaled_masks(trace), trace.outputs.values())
     values = _values(trace, ops)
     first = {name: ref for name, ref in trace.outputs.items() if name.startswith(("out.", "b."))}
@@ -95,16 +95,15 @@ def build_inference(trace: Trace) -> BuiltGraph:
     """The whole trace as one graph. Raises ExportError."""
     part = _Part(trace, _values(trace, trace.ops))
     needed = _ancestors(trace.ops, trace.outputs.values())
+    _refuse_chance((op for op in trace.ops if op.name in needed), "draws random numbers in evaluation, where a device draws none")
     part.lower(op for op in trace.ops if op.name in needed)
     return part.finish("infer", trace.outputs)
 
 
-def _refuse_chance(ops: Iterable[Op]) -> None:
+def _refuse_chance(ops: Iterable[Op], fault: str) -> None:
     for op in ops:
         if op.kind.startswith(_CHANCE):
-            raise ExportError(
-                f"{op.where} draws random numbers, which a device's graph cannot, but for dropout; take it out, or move it behind the cut"
-            )
+            raise ExportError(f"{op.where} {fault}; take it out, or move it behind the cut")
 
 
 def _values(trace: Trace, ops: Iterable[Op]) -> dict[Ref, Value]:

@@ -129,7 +129,7 @@ def trace_training(
         found = _outputs_at(module, tuple(given.values()), batch, outputs)
         return given | _state(module) | {f"g.{name}": torch.zeros_like(value) for name, value in zip(outputs, found, strict=True)}
 
-    return _trace(module, joint, values_at)
+    return _trace(module, joint, values_at, training=True)
 
 
 def trace_inference(module: nn.Module, examples: Mapping[str, Tensor], outputs: Sequence[str]) -> Trace:
@@ -146,7 +146,7 @@ def trace_inference(module: nn.Module, examples: Mapping[str, Tensor], outputs: 
     def values_at(batch: int) -> dict[str, Tensor]:
         return {f"in.{name}": _resized(value, batch) for name, value in examples.items()} | _state(module)
 
-    return _trace(module, forward, values_at)
+    return _trace(module, forward, values_at, training=False)
 
 
 def parameters_reached(module: nn.Module, examples: Mapping[str, Tensor], *, loss: Loss | None) -> list[str]:
@@ -198,7 +198,7 @@ def _resized(value: Tensor, batch: int) -> Tensor:
 # ------------------------------------------------------------ tracing and fitting
 
 
-def _trace(module: nn.Module, joint: Callable[..., Any], values_at: Callable[[int], dict[str, Tensor]]) -> Trace:
+def _trace(module: nn.Module, joint: Callable[..., Any], values_at: Callable[[int], dict[str, Tensor]], *, training: bool) -> Trace:
     check_recurrent(module)
     graphs: list[fx.GraphModule] = []
     modules: dict[str, str] = {}
@@ -207,7 +207,7 @@ def _trace(module: nn.Module, joint: Callable[..., Any], values_at: Callable[[in
         with _naming(module, modules):
             graph, names = _make(joint, values)
         graphs.append(graph)
-    masks = masks_as_inputs(graphs, modules)
+    masks = masks_as_inputs(graphs, modules) if training else {}
     return replace(fit(graphs, (*values, *masks), names, modules), masks=masks)
 
 

@@ -88,7 +88,7 @@ class TorchEngine:
             if spec.gradient:
                 tensor.requires_grad_()
         before = _copies(self._buffers)
-        outputs = self._run_training(step, tensors)
+        outputs = self._run_training(step, tensors, before)
         self._forwards += 1
         self._in_flight[step] = _InFlight(self._forwards, tensors, outputs, self._parameters, before)
         return tuple(output.detach().numpy() for output in outputs)
@@ -123,16 +123,15 @@ class TorchEngine:
             output = functional_call(self._module, self._parameters | self._buffers, given)
         return tuple(tensor.numpy() for tensor in _tuple(output))
 
-    def _run_training(self, step: int, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _run_training(self, step: int, tensors: tuple[Tensor, ...], before: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Masks cost each operation a few microseconds, so they wait until the segment is seen to draw; that forward is run again."""
         if not self._draws:
-            before = _copies(self._buffers)
             with _drawing(self._draw(step)) as has_drawn:
                 outputs = self._run(tensors, training=True)
                 self._draws = has_drawn()
             if not self._draws:
                 return outputs
-            self._buffers = before
+            self._buffers = _copies(before)
         with _drawing(self._draw(step)), masks_of(*self._seed, step):
             return self._run(tensors, training=True)
 

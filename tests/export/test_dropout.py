@@ -139,3 +139,10 @@ def test_other_chance_is_refused(noise: Callable[[Tensor], Tensor], tmp_path: Pa
     with pytest.raises(ExportError, match="draws random numbers, which a device's graph cannot, but for dropout") as caught:
         export_segment(Between(lambda x, training: noise(x)), (torch.randn(2, 6),), tmp_path / "b", optimizer=OPTIMIZER)
     assert "\n" not in str(caught.value)
+
+
+def test_dropout_in_evaluation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"aten\.bernoulli\.p .*draws random numbers in evaluation, where a device draws none"):
+        export_segment(
+            Between(lambda x, training: functional.dropout(x, 0.5, True)), (torch.randn(2, 6),), tmp_path / "b", optimizer=OPTIMIZER
+        )
