@@ -19,6 +19,7 @@ from edge_client.gradients import Accumulated, Tensors, clip, not_finite
 from wire.engine import Array
 from wire.errors import BundleError, CheckpointError, UsageError
 from wire.manifest import BATCH, BundleManifest, MemoryMode, TensorSpec
+from wire.rng import keep_mask
 
 __all__ = ["Graph", "StockEngine", "load_engine"]
 
@@ -33,13 +34,15 @@ def load_engine(
     clip_norm: float | None = None,
     memory: MemoryMode = "fast",
     accumulate: int = 1,
+    seed: int = 0,
 ) -> StockEngine:
     """Open a device bundle for training and inference.
 
     ``engine``: "stock" is stock onnxruntime, and what "auto" takes; "ort-training" is onnxruntime-training 1.19.2. ``threads`` None: one a
     core. ``clip_norm``: the norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. ``memory``: "low"
     keeps nothing between forward and backward, which computes the forward again. ``accumulate``: parameters are updated by every so many
-    backwards, with the mean of their gradients. Raises BundleError for a bundle that is damaged, newer, lacks the engine's artifacts, or
+    backwards, with the mean of their gradients. ``seed``: the run's; dropout masks are a function of it, of the segment's name and of the
+    step. Raises BundleError for a bundle that is damaged, newer, lacks the engine's artifacts, or
     holds a graph that this onnxruntime cannot run; UsageError for an engine that does not exist or is not installed.
     """
     if engine not in _ENGINES:
@@ -49,7 +52,7 @@ def load_engine(
         from edge_client.ort_training_engine import OrtTrainingEngine
 
         made = OrtTrainingEngine
-    return made(read_bundle(bundle), threads=threads, clip_norm=clip_norm, memory=memory, accumulate=accumulate)
+    return made(read_bundle(bundle), threads=threads, clip_norm=clip_norm, memory=memory, accumulate=accumulate, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class StockEngine:
         clip_norm: float | None = None,
         memory: MemoryMode = "fast",
         accumulate: int = 1,
+        seed: int = 0,
     ) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
@@ -89,6 +93,7 @@ class StockEngine:
         self._low = "_low" if memory == "low" else ""
         self._graphs: dict[str, Graph] = {}
         self._clip_norm = clip_norm
+        self._seed = seed
         self._halves = not self._one_graph_a_step or clip_norm is not None or accumulate > 1
         for name in ("forward", *(("backward", "optimizer") if self._halves else ("step",))):
             self._graph(name)
@@ -124,7 +129,7 @@ class StockEngine:
         if step in self._in_flight:
             raise ValueError(f"step {step} is in flight already")
         seen, batch = self._checked_inputs(inputs)
-        feed = seen | self._parameters | self._buffers | self._frozen
+        feed = seen | self._parameters | self._buffers | self._frozen | self._masks(step, batch)
         found = self._graph("forward").run(feed)
         outputs = tuple(found.pop(f"out.{spec.name}") for spec in self.outputs)
         reads = self._graph("backward" if self._halves else "step").reads
@@ -160,6 +165,13 @@ class StockEngine:
         """See ``Engine.infer``; a segment with a loss takes no target here."""
         feed = {f"in.{spec.name}": array for spec, array in zip(self.inputs, inputs, strict=False)}
         return tuple(self._graph("infer").run(feed | self._parameters | self._buffers | self._frozen).values())
+
+    def _masks(self, step: int, batch: int) -> Tensors:
+        """Dropout masks of a step, a byte an element; those that its backward reads stay with it."""
+        segment = self.manifest.segment
+        return {
+            spec.name: keep_mask(self._seed, segment, step, spec.number, spec.shape_at(batch), spec.keep) for spec in self.manifest.masks
+        }
 
     def _graph(self, name: str) -> Graph:
         """A graph of the bundle; its session is made when it is first asked for."""

@@ -111,6 +111,7 @@ def _load_engines(run: Run, mine: PartySlice, client: ClientConfig, folder: Path
             clip_norm=run.clip_norm,
             memory=memory,
             accumulate=run.accumulate,
+            seed=run.seed,
         )
         check_bundle(run, slot.segment, found.manifest, path, has_loss=slot.is_sink)
         engines[slot.segment] = found

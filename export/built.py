@@ -10,6 +10,7 @@ from onnx import helper
 
 from export.lowering.context import IR_VERSION, OPSET, GraphWriter, onnx_dtype
 from export.ops import Affine, Value
+from export.subgraphs import reads, rename
 
 __all__ = ["BuiltGraph", "finish"]
 
@@ -34,7 +35,7 @@ def finish(
     nodes = [_copied(node) for node in writer.nodes]
     nodes += [helper.make_node("Identity", [value], [output]) for output, value in outputs.items()]
     nodes, names = _renamed(_alive(nodes, set(outputs)), set(outputs))
-    read = {each for node in nodes for each in node.input}
+    read = {each for node in nodes for each in reads(node)}
     inputs = [each for each in known if each in read]
     graph = helper.make_graph(
         nodes,
@@ -53,7 +54,7 @@ def _alive(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeP
     kept = []
     for node in reversed(nodes):
         if any(each in wanted for each in node.output):
-            wanted |= set(node.input)
+            wanted |= reads(node)
             kept.append(node)
     return kept[::-1]
 
@@ -69,9 +70,7 @@ def _renamed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> tuple[list[o
         else:
             kept.append(node)
     for node in kept:
-        for row in (node.input, node.output):
-            for at, each in enumerate(row):
-                row[at] = names.get(each, each)
+        rename(node, names)
     return kept, names
 
 

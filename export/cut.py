@@ -8,6 +8,8 @@ more named tensor. Parameters keep their names: the segments' state dicts togeth
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from export.modes import asks_for_mode, held, traced_in_both
 from wire.errors import GraphError
 
 __all__ = ["Piece", "cut"]
 
 _SHOWN_NAMES = 24
 _RESERVED = ("target", "loss")
+_SEVERAL_RESULTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +49,11 @@ def cut(model: nn.Module, at: str | Sequence[str], example_inputs: Sequence[Tens
     names = (at,) if isinstance(at, str) else tuple(at)
     for name in names:
         _check_name(model, name)
-    tracer, graph = _traced(model)
+    tracer, graph, modules = traced_in_both(model, functools.partial(_traced, model))
     ends = _ends(tracer, graph, names)
-    stages = _stages(graph, ends)
-    pieces = _build(model, graph, stages, len(names) + 1)
+    stages = _stages(model, graph, ends)
+    with held(model, modules):
+        pieces = _build(model, graph, stages, len(names) + 1)
     _check_shared(pieces, names)
     return _with_examples(pieces, tuple(example_inputs))
 
@@ -57,19 +62,36 @@ def cut(model: nn.Module, at: str | Sequence[str], example_inputs: Sequence[Tens
 
 
 class _Tracer(fx.Tracer):
-    """Counts how often each submodule is called."""
+    """Counts how often each submodule is called. A ``TransformerEncoder`` is opened, so that it can be cut between its layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, closed: bool) -> None:
         super().__init__()
+        self._closed = closed
         self.calls: Counter[str] = Counter()
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         self.calls[self.path_of_module(m)] += 1
+        if isinstance(m, nn.TransformerEncoder):
+            if len(args) > 2 or kwargs.get("src_key_padding_mask") is not None:
+                return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+            forward = functools.partial(_through_layers, m)
         return super().call_module(m, forward, args, kwargs)
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self._closed and asks_for_mode(m):
+            return True
+        return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.TransformerEncoder)
 
-def _traced(model: nn.Module) -> tuple[_Tracer, fx.Graph]:
-    tracer = _Tracer()
+
+def _through_layers(encoder: nn.TransformerEncoder, src: Any, mask: Any = None, is_causal: bool | None = None, **_: None) -> Any:
+    """What an encoder computes without padding. Its own forward looks at shapes, which tracing does not know."""
+    for layer in encoder.layers:
+        src = layer(src, src_mask=mask, is_causal=bool(is_causal) and mask is not None)
+    return src if encoder.norm is None else encoder.norm(src)
+
+
+def _traced(model: nn.Module, closed: bool) -> tuple[_Tracer, fx.Graph]:
+    tracer = _Tracer(closed=closed)
     try:
         return tracer, tracer.trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError) as exc:
@@ -115,16 +137,29 @@ def _modules_of(node: fx.Node) -> list[str]:
     return [*(str(entry[0]) for entry in stack.values()), *([str(node.target)] if node.op == "call_module" else [])]
 
 
-def _stages(graph: fx.Graph, ends: Sequence[int]) -> dict[fx.Node, int]:
-    """Which segment each operation runs in. A constant goes to where it is first read."""
+def _stages(model: nn.Module, graph: fx.Graph, ends: Sequence[int]) -> dict[fx.Node, int]:
+    """Which segment each operation runs in. A constant goes to where it is first read, a part of several results to where they are made."""
     stages = {node: sum(at > end for end in ends) for at, node in enumerate(graph.nodes)}
     last = len(ends)
     for node in graph.nodes:
         if node.op == "get_attr":
             stages[node] = min((stages[user] for user in node.users), default=last)
+        elif _is_result(model, node):
+            stages[node] = stages[node.args[0]]
     if all(node.op in ("output", "placeholder") for node in graph.nodes if stages[node] == last):
         raise GraphError("nothing is left behind the last cut; cut earlier")
     return stages
+
+
+def _is_result(model: nn.Module, node: fx.Node) -> bool:
+    """Whether the node takes one of the results of a layer that gives several (an LSTM its sequence, its states, and one of these)."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return False
+    source = node.args[0]
+    if source.op == "call_module":
+        return isinstance(model.get_submodule(str(source.target)), _SEVERAL_RESULTS)
+    within = source.args[0] if source.target is operator.getitem else None
+    return isinstance(within, fx.Node) and within.op == "call_module" and isinstance(model.get_submodule(str(within.target)), nn.LSTM)
 
 
 # ------------------------------------------------------------ building

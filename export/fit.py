@@ -49,7 +49,7 @@ def fit(graphs: Sequence[fx.GraphModule], keys: Sequence[str], names: Sequence[s
 
 def _op(nodes: Sequence[fx.Node], module: str) -> Op:
     node = nodes[0]
-    op = Op(node.name, str(node.target).removeprefix("aten."), (), {}, _results(nodes), module)
+    op = Op(node.name, str(node.target).removeprefix("aten.").removeprefix("cutlayer."), (), {}, _results(nodes), module)
     if len({other.target for other in nodes}) != 1:
         raise ExportError(f"the segment computes something else at another batch size ({op.where})")
     args = _fitted([other.args for other in nodes], op.where)

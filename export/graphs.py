@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from export.built import BuiltGraph, finish
 from export.lowering.context import GraphWriter, lower
+from export.masks import with_scaled_masks
 from export.ops import Affine, Op, Ref, Trace, TraceInput, Value
 from export.optimizers import Update, write_update
 from export.rewrites import rewrite
+from export.subgraphs import reads
 from wire.errors import ExportError
 from wire.optim import Optimizer
 
@@ -38,11 +40,15 @@ _CHEAP = (
     "empty_like",
     "fill",
     "full",
+    "ones",
     "ones_like",
+    "zeros",
     "zeros_like",
     "scalar_tensor",
     "arange",
     "constant",
+    "mask",
+    "scaled_mask",
 )
 _CHANCE = ("bernoulli", "native_dropout", "rand", "normal", "uniform", "multinomial", "rrelu", "exponential")
 
@@ -66,8 +72,8 @@ class TrainingGraphs:
 
 def build_training(trace: Trace, optimizer: Optimizer, parameters: Mapping[str, Value]) -> TrainingGraphs:
     """Split the joint graph. ``parameters``: the trained ones. Raises ExportError for an operation that has no ONNX form."""
-    _refuse_chance(trace.ops)
-    ops = rewrite(trace.ops, trace.outputs.values())
+    _refuse_chance(trace.ops, "draws random numbers, which a device's graph cannot, but for dropout")
+    ops = rewrite(with_scaled_masks(trace), trace.outputs.values())
     values = _values(trace, ops)
     first = {name: ref for name, ref in trace.outputs.items() if name.startswith(("out.", "b."))}
     second = {name: ref for name, ref in trace.outputs.items() if name.startswith(("gin.", "gp."))}
@@ -95,16 +101,15 @@ def build_inference(trace: Trace) -> BuiltGraph:
     """The whole trace as one graph. Raises ExportError."""
     part = _Part(trace, _values(trace, trace.ops))
     needed = _ancestors(trace.ops, trace.outputs.values())
+    _refuse_chance((op for op in trace.ops if op.name in needed), "draws random numbers in evaluation, where a device draws none")
     part.lower(op for op in trace.ops if op.name in needed)
     return part.finish("infer", trace.outputs)
 
 
-def _refuse_chance(ops: Iterable[Op]) -> None:
+def _refuse_chance(ops: Iterable[Op], fault: str) -> None:
     for op in ops:
         if op.kind.startswith(_CHANCE):
-            raise ExportError(
-                f"{op.where} draws random numbers (dropout, noise), which a device's graph cannot; take it out, or move it behind the cut"
-            )
+            raise ExportError(f"{op.where} {fault}; take it out, or move it behind the cut")
 
 
 def _values(trace: Trace, ops: Iterable[Op]) -> dict[Ref, Value]:
@@ -157,7 +162,7 @@ class _Part:
 
     def residuals_read(self, finished: BuiltGraph) -> dict[str, Ref]:
         """Those that a finished graph reads, or gives on."""
-        used = {each for node in finished.model.graph.node for each in node.input} | set(finished.outputs)
+        used = {each for node in finished.model.graph.node for each in reads(node)} | set(finished.outputs)
         return {name: ref for name, ref in self.residuals.items() if name in used}
 
     def _ask(self, ref: Ref) -> str:

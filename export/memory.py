@@ -12,6 +12,7 @@ from export.built import BuiltGraph
 from export.ops import Value
 from export.parity import Candidate
 from export.sessions import Array, GraphSession, exposed
+from export.subgraphs import reads
 from wire.manifest import MemoryMode, MemoryUse
 
 __all__ = ["memory_of"]
@@ -51,7 +52,7 @@ class _Measured:
         """The most that lives at once: inputs and outputs all the time, what is in between from its node to its last reader."""
         nodes = list(self.graph.model.graph.node)
         roots = _roots(nodes)
-        last = {roots.get(each, each): at for at, node in enumerate(nodes) for each in node.input}
+        last = {roots.get(each, each): at for at, node in enumerate(nodes) for each in reads(node)}
         held = {*self.graph.inputs, *(roots.get(each, each) for each in self.graph.outputs)}
         live = peak = sum(self._bytes(each, batch) for each in held)
         for at, node in enumerate(nodes):

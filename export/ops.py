@@ -89,6 +89,7 @@ class Trace:
     """``inputs`` by the name of the Ref that stands for them; ``outputs`` by their names in the bundle, in order.
 
     ``graph`` is the trace as PyTorch runs it, at the batch size ``batch``, and ``keys`` are the names of its positional inputs.
+    ``masks``: those inputs that are dropout masks, with the probability of keeping an element.
     """
 
     inputs: Mapping[str, TraceInput]
@@ -97,6 +98,7 @@ class Trace:
     graph: fx.GraphModule = field(repr=False)
     keys: tuple[str, ...]
     batch: int
+    masks: Mapping[str, float] = field(default_factory=dict)
 
     def value(self, ref: Ref) -> Value:
         """What is known of an input, or of an operation's result."""

@@ -19,6 +19,7 @@ from export.built import BuiltGraph
 from export.culprit import find_culprit
 from export.graphs import TrainingGraphs
 from export.losses import Loss, loss_of
+from export.masks import Injected
 from export.ops import Trace
 from export.sessions import Array, GraphSession
 from wire.errors import ExportError
@@ -139,9 +140,12 @@ class _Gate:
             inputs[name].requires_grad_()
         for name, buffer in self.module.named_buffers():
             buffer.copy_(torch.from_numpy(self.state[f"b.{name}"]))
-        outputs = self._torch_forward(inputs)
+        masks = self._masks(batch)
+        with Injected(masks):
+            outputs = self._torch_forward(inputs)
         tangents = [torch.ones(())] if candidate.loss else [self._normal(out.shape) for out in outputs]
         feed = {f"in.{name}": value.detach().numpy() for name, value in inputs.items()} | self.state
+        feed |= {name: mask.numpy() for name, mask in masks.items()}
         made = self.forward.run(feed)
         for each in (made, self.forward_low.run(feed)):
             self._compare(each, _named("out.", candidate.outputs, outputs))
@@ -182,6 +186,9 @@ class _Gate:
                 )
         self._check_steps(updated, gradients)
         self.state |= {name.removesuffix(".new"): value for name, value in updated.items()}
+        with torch.no_grad():  # the next update is compared from one beginning: rounding does not add up
+            for name, value in self.trained.items():
+                value.copy_(torch.from_numpy(self.state[f"p.{name}"]))
 
     def _check_steps(self, updated: Mapping[str, Array], gradients: Mapping[str, Array]) -> None:
         """The graphs that differentiate and update in one give what the two do. Where a gradient is all rounding, so is Adam's update."""
@@ -236,12 +243,22 @@ class _Gate:
                 drawn[name] = self._normal(shape).to(example.dtype)
         return drawn
 
+    def _masks(self, batch: int) -> dict[str, Tensor]:
+        """Dropout masks for one forward: both sides get the same."""
+        trace = self.candidate.trace
+        shapes = {found.name: found.value.shape for found in trace.inputs.values()}
+        drawn = {}
+        for name, keep in trace.masks.items():
+            shape = [dim if isinstance(dim, int) else dim.at(batch) for dim in shapes[name]]
+            drawn[name] = (torch.rand(shape, generator=self.random) < keep).to(torch.uint8)
+        return drawn
+
     def _normal(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(tuple(shape), generator=self.random)
 
     def _compare(self, made: Mapping[str, Array], wanted: Mapping[str, Tensor], relative: float = _RELATIVE) -> None:
         arrays = {name: value.detach().numpy() for name, value in wanted.items()}
-        scale = max((float(np.abs(value).max()) for value in arrays.values() if value.size), default=0.0)
+        scale = max((float(np.abs(value[np.isfinite(value)]).max(initial=0.0)) for value in arrays.values()), default=0.0)
         for name, value in arrays.items():
             error = _error(made[name], value, scale, relative)
             if not error <= 1:
@@ -261,9 +278,14 @@ def _text(what: str, culprit: str | None) -> str:
 
 
 def _error(found: Array, wanted: Array, scale: float, relative: float = _RELATIVE) -> float:
-    """The largest difference as a multiple of what is allowed; NaN and wrong shapes are too much."""
+    """The largest difference as a multiple of what is allowed; NaN and wrong shapes are too much. Infinity (of a mask) must be infinity."""
     if found.shape != wanted.shape:
         return float("inf")
+    endless = np.isinf(wanted)
+    if endless.any():
+        if not np.array_equal(found[endless], wanted[endless]):
+            return float("inf")
+        found, wanted = found[~endless], wanted[~endless]
     if not wanted.size:
         return 0.0
     allowed = relative * float(np.abs(wanted).max()) + _OF_KIND * scale + 1e-7

@@ -13,6 +13,7 @@ from export.ops import Op, Ref, Value
 
 __all__ = ["CENTERED", "CENTERED_BACKWARD", "rewrite"]
 
+_PARTS = ("select", "slice", "expand", "view", "squeeze", "unsqueeze")
 _VIEWS = ("view", "unsqueeze", "squeeze", "alias")
 _POOL, _POOL_BACKWARD = "max_pool2d_with_indices.default", "max_pool2d_with_indices_backward.default"
 _NORM, _NORM_BACKWARD = "native_batch_norm.default", "native_batch_norm_backward.default"
@@ -23,7 +24,7 @@ CENTERED_BACKWARD = "batch_norm_backward.centered"
 def rewrite(ops: Sequence[Op], outputs: Iterable[Ref]) -> tuple[Op, ...]:
     """``outputs``: what the graphs give, which no rewrite takes away."""
     kept = set(outputs)
-    found = _masked_by_results([_without_unread(op) for op in ops])
+    found = _zeros_of_zeros(_masked_by_results([_without_unread(op) for op in ops]))
     return tuple(_mask_before_unpooling(_centered_once(found, kept), kept))
 
 
@@ -67,6 +68,20 @@ def _centered_once(ops: Sequence[Op], outputs: set[Ref]) -> list[Op]:
             op = replace(op, target=CENTERED_BACKWARD, args=(op.args[0], centered, *op.args[2:]))
         elif op.name in chosen.values():
             op = replace(op, results=(*op.results, op.results[0]))
+        found.append(op)
+    return found
+
+
+def _zeros_of_zeros(ops: Sequence[Op]) -> list[Op]:
+    """A part of zeros (the first state of one of several recurrent layers) is zeros: it is made, and not kept."""
+    zeros: set[str] = set()
+    found = []
+    for op in ops:
+        source = op.args[0] if op.args else None
+        if op.kind in _PARTS and isinstance(source, Ref) and source.name in zeros and op.results[0] is not None:
+            op = replace(op, target="zeros.default", args=(op.results[0].shape,))
+        if op.target == "zeros.default":
+            zeros.add(op.name)
         found.append(op)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -25,7 +25,7 @@ from export.ort_training import Artifacts, build_artifacts
 from export.parity import Candidate, check_parity
 from export.trace import parameters_reached, trace_inference, trace_training
 from wire.errors import ExportError
-from wire.manifest import FORMAT, ORT_TRAINING, BundleManifest, EngineName, GraphEntry, TensorSpec, dump_manifest
+from wire.manifest import FORMAT, ORT_TRAINING, BundleManifest, EngineName, GraphEntry, MaskSpec, TensorSpec, dump_manifest
 from wire.optim import Optimizer
 
 __all__ = ["build_candidate", "export_segment"]
@@ -242,9 +242,19 @@ def _pack(candidate: Candidate, name: str, artifacts: Artifacts | None) -> tuple
         files=file_entries(files),
         opset=OPSET,
         memory=memory_of(candidate),
+        masks=_masks(candidate.trace, graphs),
         producer={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__},
     )
     return manifest, files
+
+
+def _masks(trace: Trace, graphs: Mapping[str, BuiltGraph | None]) -> tuple[MaskSpec, ...]:
+    """Those that a graph reads."""
+    read = {name for graph in graphs.values() if graph is not None for name in graph.inputs}
+    shapes = {found.name: found.value.shape for found in trace.inputs.values()}
+    return tuple(
+        MaskSpec(name=name, shape=tuple(_dim(dim) for dim in shapes[name]), keep=keep) for name, keep in trace.masks.items() if name in read
+    )
 
 
 def _spec(name: str, value: Value, *, gradient: bool = False) -> TensorSpec:

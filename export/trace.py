@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from export.fit import BATCHES, fit
 from export.losses import Loss, loss_formula
+from export.masks import masks_as_inputs
 from export.ops import Trace
+from export.recurrent import WholeLayers, check_recurrent
 from wire.errors import ExportError
 
 __all__ = ["parameters_reached", "trace_inference", "trace_training"]
@@ -72,7 +75,8 @@ def trace_training(
     """The joint graph of one training step.
 
     ``examples``: one tensor an input, batch first, by name (``target`` last, where there is a ``loss``). ``trained``, ``input_gradients``:
-    names of parameters and inputs. Outputs of the trace: ``out.*``, ``b.*.new``, ``gin.*``, ``gp.*``. Raises ExportError.
+    names of parameters and inputs. Outputs of the trace: ``out.*``, ``b.*.new``, ``gin.*``, ``gp.*``. Dropout masks are inputs ``m.*``.
+    Raises ExportError.
     """
     module.train()
 
@@ -110,7 +114,7 @@ def trace_training(
         found = _outputs_at(module, tuple(given.values()), batch, outputs)
         return given | _state(module) | {f"g.{name}": torch.zeros_like(value) for name, value in zip(outputs, found, strict=True)}
 
-    return _trace(module, joint, values_at)
+    return _trace(module, joint, values_at, training=True)
 
 
 def trace_inference(module: nn.Module, examples: Mapping[str, Tensor], outputs: Sequence[str]) -> Trace:
@@ -127,7 +131,7 @@ def trace_inference(module: nn.Module, examples: Mapping[str, Tensor], outputs: 
     def values_at(batch: int) -> dict[str, Tensor]:
         return {f"in.{name}": _resized(value, batch) for name, value in examples.items()} | _state(module)
 
-    return _trace(module, forward, values_at)
+    return _trace(module, forward, values_at, training=False)
 
 
 def parameters_reached(module: nn.Module, examples: Mapping[str, Tensor], *, loss: Loss | None) -> list[str]:
@@ -179,7 +183,8 @@ def _resized(value: Tensor, batch: int) -> Tensor:
 # ------------------------------------------------------------ tracing and fitting
 
 
-def _trace(module: nn.Module, joint: Callable[..., Any], values_at: Callable[[int], dict[str, Tensor]]) -> Trace:
+def _trace(module: nn.Module, joint: Callable[..., Any], values_at: Callable[[int], dict[str, Tensor]], *, training: bool) -> Trace:
+    check_recurrent(module)
     graphs: list[fx.GraphModule] = []
     modules: dict[str, str] = {}
     for batch in BATCHES:
@@ -187,7 +192,8 @@ def _trace(module: nn.Module, joint: Callable[..., Any], values_at: Callable[[in
         with _naming(module, modules):
             graph, names = _make(joint, values)
         graphs.append(graph)
-    return fit(graphs, tuple(values), names, modules)
+    masks = masks_as_inputs(graphs, modules) if training else {}
+    return replace(fit(graphs, (*values, *masks), names, modules), masks=masks)
 
 
 def _make(joint: Callable[..., Any], values: dict[str, Tensor]) -> tuple[fx.GraphModule, tuple[str, ...]]:
@@ -203,8 +209,10 @@ def _make(joint: Callable[..., Any], values: dict[str, Tensor]) -> tuple[fx.Grap
     table: Any = get_decompositions(_DECOMPOSED)
     try:
         # Attention in its plain form: the fused ones have no ONNX form for their gradients.
-        with sdpa_kernel(SDPBackend.MATH):
-            graph = make_fx(functionalize(flat), decomposition_table=table, tracing_mode="fake")(*values.values())
+        with sdpa_kernel(SDPBackend.MATH), WholeLayers():
+            graph = make_fx(functionalize(flat), decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                *values.values()
+            )
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as exc:
         reason = str(exc).strip().splitlines()[0][:300] if str(exc).strip() else type(exc).__name__
         if "data-dependent" in reason:

@@ -7,7 +7,7 @@ update goes into fresh tensors, so that the graphs of other steps keep the weigh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from server.losses import LossKind, loss_of
+from server.masks import masks_of
 from server.optimizers import OptimizerState
 from wire.engine import Array
 from wire.errors import CheckpointError
@@ -39,8 +40,9 @@ class TorchEngine:
     """Implements ``wire.engine.Engine`` for a ``torch.nn.Module`` on the CPU. Not thread-safe.
 
     ``inputs`` and ``outputs`` describe the segment as a bundle's manifest would: with a ``loss``, the last input is ``target`` and the
-    first output ``loss``. ``clip_norm``: the norm to which the segment's gradient is clipped. Random numbers (dropout) are a function of
-    (``seed``, ``segment``, step). ``accumulate``: parameters are updated by every so many backwards, with the mean of their gradients.
+    first output ``loss``. ``clip_norm``: the norm to which the segment's gradient is clipped. ``accumulate``: parameters are updated by
+    every so many backwards, with the mean of their gradients. Dropout masks are those that a device draws
+    (``wire.rng.keep_mask``); other random numbers are a function of (``seed``, ``segment``, step) too.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class TorchEngine:
         self._summed = 0
         self._in_flight: dict[int, _InFlight] = {}
         self._forwards = 0
+        self._draws = False  # whether a forward was seen to draw random numbers
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -89,9 +92,8 @@ class TorchEngine:
         for spec, tensor in zip(self._inputs, tensors, strict=True):
             if spec.gradient:
                 tensor.requires_grad_()
-        before = {name: value.clone() for name, value in self._buffers.items()}
-        with _drawing(self._draw(step)):
-            outputs = self._run(tensors, training=True)
+        before = _copies(self._buffers)
+        outputs = self._run_training(step, tensors, before)
         self._forwards += 1
         self._in_flight[step] = _InFlight(self._forwards, tensors, outputs, self._parameters, before)
         return tuple(output.detach().numpy() for output in outputs)
@@ -127,6 +129,18 @@ class TorchEngine:
             given = tuple(torch.from_numpy(array) for array in inputs)
             output = functional_call(self._module, self._parameters | self._buffers, given)
         return tuple(tensor.numpy() for tensor in _tuple(output))
+
+    def _run_training(self, step: int, tensors: tuple[Tensor, ...], before: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Masks cost each operation a few microseconds, so they wait until the segment is seen to draw; that forward is run again."""
+        if not self._draws:
+            with _drawing(self._draw(step)) as has_drawn:
+                outputs = self._run(tensors, training=True)
+                self._draws = has_drawn()
+            if not self._draws:
+                return outputs
+            self._buffers = _copies(before)
+        with _drawing(self._draw(step)), masks_of(*self._seed, step):
+            return self._run(tensors, training=True)
 
     def _run(self, tensors: tuple[Tensor, ...], *, training: bool) -> tuple[Tensor, ...]:
         self._module.train(training)
@@ -234,15 +248,23 @@ class TorchEngine:
 
 
 @contextmanager
-def _drawing(seed: int) -> Iterator[None]:
-    """Random numbers of the CPU follow from ``seed`` inside. ``torch.manual_seed`` would prepare every absent GPU too: 0.3 ms."""
+def _drawing(seed: int) -> Iterator[Callable[[], bool]]:
+    """Random numbers of the CPU follow from ``seed`` inside. ``torch.manual_seed`` would prepare every absent GPU too: 0.3 ms.
+
+    Gives a function that tells whether any were drawn.
+    """
     generator = torch.default_generator
     before = generator.get_state()
     generator.manual_seed(seed)
+    seeded = generator.get_state()
     try:
-        yield
+        yield lambda: not torch.equal(seeded, generator.get_state())
     finally:
         generator.set_state(before)
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in tensors.items()}
 
 
 def _leaf(value: Tensor, trained: bool) -> Tensor:

@@ -1,26 +1,32 @@
 """The unsplit twin: the same network, seed and batches in plain PyTorch, in the order in which the run serves its lanes.
 
 With relay, or one client, it is the whole model under one optimizer. With independent clients each lane has client segments of its own.
-It is what a split run is compared with; it takes nothing from the engines that it checks.
+It is what a split run is compared with; it takes nothing from the engines that it checks. Dropout masks are a function of the seed, the
+segment and the step for everybody, so the twin draws the same ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.prepare import build_model, build_segments
 from server.early_stopping import should_stop
 from server.losses import loss_of
+from server.masks import MaskMode
 from server.metrics import MetricSet
 from server.optimizers import torch_optimizer
 from wire.feed import Batch, Feed
 from wire.program import Command, TrainingProgram
+from wire.rng import keep_mask
 from wire.runfile import Run
 from wire.steps import StepRange
 
@@ -88,6 +94,7 @@ def train_unsplit(run: Run, feeds: Mapping[int, Feed], *, progress: Callable[[in
     torch.set_num_threads(run.server.threads or torch.get_num_threads())
     lanes = _lanes(run)
     stopping = run.evaluate
+    drawn = _masks_drawn(run)
     program = TrainingProgram(run.plan(), stop=lambda seen: should_stop(seen, patience=stopping.patience, watch=stopping.watch))
     program.sized({"batches": {str(lane): feed.counts for lane, feed in feeds.items()}})
     metrics = MetricSet(run.evaluate.metrics, loss=run.loss)
@@ -95,7 +102,7 @@ def train_unsplit(run: Run, feeds: Mapping[int, Feed], *, progress: Callable[[in
     while (command := program.next()).op != "end":
         result: dict[str, Any] = {}
         if command.op == "train":
-            losses += _train(run, lanes, feeds, command)
+            losses += _train(run, lanes, feeds, command, drawn)
             progress(len(losses), program.total_steps)
         elif command.op == "evaluate":
             result = _evaluate(lanes, feeds, command, metrics)
@@ -126,14 +133,45 @@ def _part(run: Run, groups: Sequence[Sequence[nn.Parameter]]) -> _Part:
     return _Part(groups, torch_optimizer(run.optimizer, everything or [torch.zeros(1)]), run.accumulate)
 
 
-def _train(run: Run, lanes: Sequence[_Lane], feeds: Mapping[int, Feed], command: Command) -> list[float]:
+def _masks_drawn(run: Run) -> list[tuple[str, int]]:
+    """The segment and number of each dropout mask, in the order in which the whole network draws them."""
+    drawn: list[tuple[str, int]] = []
+    for name, segment in build_segments(run).items():
+        shapes: list[Sequence[int]] = []
+
+        def note(shape: Sequence[int], keep: float, shapes: list[Sequence[int]] = shapes) -> NDArray[np.uint8]:
+            shapes.append(shape)
+            return np.ones(shape, np.uint8)
+
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), MaskMode(note):
+            segment.module.train()(*segment.piece.examples)
+        drawn += [(name, number) for number in range(len(shapes))]
+    return drawn
+
+
+def _masks(run: Run, drawn: Sequence[tuple[str, int]], step: int) -> contextlib.AbstractContextManager[Any]:
+    """While entered, the network's dropout masks are those of this global step."""
+    if not drawn:
+        return contextlib.nullcontext()
+    waiting = iter(drawn)
+
+    def draw(shape: Sequence[int], keep: float) -> NDArray[np.uint8]:
+        segment, number = next(waiting)
+        return keep_mask(run.seed, segment, step, number, shape, keep)
+
+    return MaskMode(draw)
+
+
+def _train(run: Run, lanes: Sequence[_Lane], feeds: Mapping[int, Feed], command: Command, drawn: Sequence[tuple[str, int]]) -> list[float]:
     steps = StepRange.from_plain(command.args["steps"])
     total = int(command.args["total_steps"])
     losses = []
     for lane, step, global_step in steps.steps(steps.lanes):
         batch = feeds[lane].train(step)
         network = lanes[lane]
-        loss = loss_of(run.loss, network(_tensors(batch), training=True), _target(batch))
+        with _masks(run, drawn, global_step):
+            output = network(_tensors(batch), training=True)
+        loss = loss_of(run.loss, output, _target(batch))
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(float(loss.detach()))
         for part in network.parts:

@@ -29,7 +29,10 @@ class Engine(Protocol):
         ...
 
     def forward(self, step: int, *inputs: Array) -> tuple[Array, ...]:
-        """Training forward. Keeps the residuals of ``step`` until ``backward`` or ``discard``; advances buffers (BatchNorm)."""
+        """Training forward. Keeps the residuals of ``step`` until ``backward`` or ``discard``; advances buffers (BatchNorm).
+
+        Dropout masks are a function of the run's seed, the segment and ``step`` (``wire.rng.keep_mask``).
+        """
         ...
 
     def backward(self, step: int, *grads: Array | None, lr: float | None = None) -> tuple[Array | None, ...]:

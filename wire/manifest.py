@@ -19,14 +19,15 @@ Names of graph inputs and outputs are fixed, so an engine needs no table:
     p.{name}        parameter                          p.{name}.new    updated parameter
     b.{name}        buffer                             b.{name}.new    buffer after a training forward
     r.{n}           residual: forward output that backward reads
+    m.{n}           dropout mask of one step, uint8: 1 keeps an element
     g.{output}      gradient of an output              gin.{input}     gradient of an input
     gp.{name}       gradient of a parameter
     s.{slot}.{name} optimizer state of a parameter     s.{slot}.{name}.new
     s.step          optimizer step count, int64 []     s.step.new
     lr              learning rate, float32 []
 
-    forward    in.* p.* b.*              -> out.* b.*.new r.*
-    backward   g.* r.* and, where needed, in.* p.* b.*   -> gin.* gp.*
+    forward    in.* p.* b.* m.*          -> out.* b.*.new r.*
+    backward   g.* r.* and, where needed, in.* p.* b.* m.*   -> gin.* gp.*
     step       as backward, lr s.*       -> gin.* p.*.new s.*.new
     optimizer  lr p.* gp.* s.*           -> p.*.new s.*.new       (trainable parameters only)
     infer      in.* p.* b.*              -> out.*
@@ -40,6 +41,9 @@ passes over graphs that it does not know, so this is still format 1; a change of
 A graph lists only the inputs that it reads. Optimizer slots start as zeros of the parameter's shape; ``s.step`` starts at 0.
 A segment that holds its loss has ``loss`` set: its last input is ``target``, its first output ``loss`` is float32 [] (the mean over
 the batch), and backward takes no ``g.*``: its seed is 1.
+
+Nothing in a graph draws random numbers. Dropout masks are inputs, drawn by the engine for each training forward as
+``wire.rng.keep_mask(seed, segment, step, n, shape, keep)``; its backward gets the same masks. The graph scales what is kept by 1 / keep.
 """
 
 from __future__ import annotations
@@ -64,6 +68,7 @@ __all__ = [
     "EngineName",
     "FileEntry",
     "GraphEntry",
+    "MaskSpec",
     "MemoryMode",
     "MemoryUse",
     "TensorSpec",
@@ -98,8 +103,7 @@ class TensorSpec:
         if len(self.shape) > LIMITS.tensor_dims:
             raise ValueError(f"`{self.name}` has {len(self.shape)} dimensions; the limit is {LIMITS.tensor_dims}")
         for dim in self.shape:
-            if not (isinstance(dim, int) and dim >= 0) and not (isinstance(dim, str) and _BATCH_DIM.fullmatch(dim)):
-                raise ValueError(f"`{self.name}` has the dimension {dim!r}; it must be a whole number or {BATCH!r}")
+            _check_dim(self.name, dim)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of this shape may stand for this tensor (any batch size)."""
@@ -116,6 +120,41 @@ class TensorSpec:
 
 _BATCH_DIM = re.compile(r"(?:([0-9]{1,9})\*)?batch(?:\+(-?[0-9]{1,9}))?")
 _DTYPES = {"float32": 4, "float16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}  # bytes
+
+
+def _check_dim(name: str, dim: int | str) -> None:
+    if not (isinstance(dim, int) and dim >= 0) and not (isinstance(dim, str) and _BATCH_DIM.fullmatch(dim)):
+        raise ValueError(f"`{name}` has the dimension {dim!r}; it must be a whole number or {BATCH!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskSpec:
+    """A dropout mask ``m.{n}``, uint8; its shape is written as a residual's. ``keep`` is the probability of a 1."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    keep: float
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"m\.[0-9]{1,6}", self.name):
+            raise ValueError(f"a mask is called {self.name!r}; it must be m. and a number")
+        if not 0 <= self.keep <= 1:
+            raise ValueError(f"`{self.name}` keeps {self.keep!r}; it must be between 0 and 1")
+        if len(self.shape) > LIMITS.tensor_dims:
+            raise ValueError(f"`{self.name}` has {len(self.shape)} dimensions; the limit is {LIMITS.tensor_dims}")
+        for dim in self.shape:
+            _check_dim(self.name, dim)
+
+    @property
+    def number(self) -> int:
+        return int(self.name[2:])
+
+    def shape_at(self, batch: int) -> tuple[int, ...]:
+        """The shape for a batch of this size. Raises ValueError where there is none."""
+        found = tuple(dim if isinstance(dim, int) else _dim_at(dim, batch) for dim in self.shape)
+        if any(dim < 0 for dim in found):
+            raise ValueError(f"`{self.name}` has no shape for a batch of {batch}")
+        return found
 
 
 def _dim_at(dim: str, batch: int) -> int:
@@ -180,6 +219,7 @@ class BundleManifest:
     files: tuple[FileEntry, ...]
     opset: int
     memory: dict[MemoryMode, MemoryUse]  # with residuals kept (fast), or computed again (low)
+    masks: tuple[MaskSpec, ...] = ()
     producer: dict[str, str] = field(default_factory=dict)  # versions, for people
 
     def __post_init__(self) -> None:

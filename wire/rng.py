@@ -5,17 +5,19 @@ on nothing that was drawn before. The bit generator is Philox-4x64 (Salmon et al
 keyed by BLAKE2b-128 over an unambiguous encoding of (seed, scope).
 
 numpy keeps the *raw* stream of a bit generator for ever, but may change how ``Generator`` makes distributions of it. So what parties
-must agree on (``permutation``) is made of raw words here; ``generator`` is for what one party draws for itself.
+must agree on (``permutation``, ``keep_mask``) is made of raw words here; ``generator`` is for what one party draws for itself.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["generator", "permutation"]
+__all__ = ["generator", "keep_mask", "permutation"]
 
 
 def generator(seed: int, *scope: str | int) -> np.random.Generator:
@@ -35,6 +37,19 @@ def permutation(seed: int, segment: str, lane: int, epoch: int, n: int) -> NDArr
     words = _philox(seed, ("permutation", segment, lane, epoch)).random_raw(n)
     # Sorting random words shuffles without bias; a stable sort settles the (2^-64 rare) ties the same way everywhere.
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+
+
+def keep_mask(seed: int, segment: str, step: int, number: int, shape: Sequence[int], keep: float) -> NDArray[np.uint8]:
+    """What dropout leaves in one training forward: uint8 of ``shape``, 1 with probability ``keep`` and 0 otherwise.
+
+    ``step`` is the run's global step. ``number`` counts the masks of the segment's forward, from 0, in the order in which PyTorch draws
+    them. The device, the server and the unsplit twin draw by this rule alike. Each element takes 16 bits, so its probability is ``keep``
+    to within 2^-17.
+    """
+    count = math.prod(shape)
+    words = _philox(seed, ("dropout", segment, step, number)).random_raw(-(-count // 4))
+    quarters = words.astype("<u8", copy=False).view("<u2")[:count]
+    return (quarters < round(keep * 65536)).view(np.uint8).reshape(shape)
 
 
 def _philox(seed: int, scope: tuple[str | int, ...]) -> np.random.Philox:

@@ -1,6 +1,19 @@
 """What each ATen operation becomes in ONNX: a family of operations a file, in the form that onnxruntime runs fastest."""
 
-from export.lowering import activations, convolution, elementwise, indexing, normalization, pooling, reductions, row_normalization, shapes
+from export.lowering import (
+    activations,
+    convolution,
+    elementwise,
+    indexing,
+    masks,
+    normalization,
+    pooling,
+    recurrent,
+    reductions,
+    row_normalization,
+    shapes,
+    strided,
+)
 from export.lowering.context import LOWERINGS, OPSET, GraphWriter, lower
 
 __all__ = [
@@ -12,9 +25,12 @@ __all__ = [
     "elementwise",
     "indexing",
     "lower",
+    "masks",
     "normalization",
     "pooling",
+    "recurrent",
     "reductions",
     "row_normalization",
     "shapes",
+    "strided",
 ]

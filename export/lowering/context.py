@@ -72,7 +72,8 @@ def lower(graph: GraphWriter, op: Op) -> None:
 class GraphWriter:
     """Nodes and constants of a graph in the making. ``names`` maps what is known to ONNX values; ``values`` has shapes and dtypes."""
 
-    def __init__(self, values: Mapping[Ref, Value], batch_from: str | None) -> None:
+    def __init__(self, values: Mapping[Ref, Value], batch_from: str | None, prefix: str = "") -> None:
+        self._prefix = prefix
         self.names: dict[Ref, str] = {}
         self.made: dict[tuple[str, int], str] = {}  # by ATen operation and result, as first made: for the parity gate
         self.values = values
@@ -90,16 +91,21 @@ class GraphWriter:
         key = (kind, inputs, outputs, tuple(sorted((name, repr(value)) for name, value in attributes.items())))
         if outputs == 1 and key in self._shared:
             return self._shared[key]
-        names = [self._fresh() for _ in range(outputs)]
+        names = [self.fresh() for _ in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         if outputs == 1:
             self._shared[key] = names[0]
             return names[0]
         return tuple(names)
 
-    def _fresh(self) -> str:
+    def fresh(self) -> str:
+        """A name that no other value has."""
         self._count += 1
-        return f"v{self._count}"
+        return f"{self._prefix}v{self._count}"
+
+    def body(self) -> GraphWriter:
+        """A writer for a graph inside a node of this one. Its values have names of their own; it has no constants of its own."""
+        return GraphWriter({}, None, prefix=f"{self.fresh()}.")
 
     def constant(self, array: NDArray[Any] | Sequence[int]) -> str:
         """An initializer; equal ones are stored once. A sequence of whole numbers becomes int64."""

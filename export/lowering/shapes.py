@@ -85,6 +85,12 @@ def _pad(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [graph.emit("Pad", graph.name(source), graph.constant(before + after), graph.operand(value, _result(op).dtype))]
 
 
+@lowers("tril.default", "triu.default")
+def _triangle(graph: GraphWriter, op: Op) -> Sequence[str]:
+    diagonal = op.args[1] if len(op.args) > 1 else 0
+    return [graph.emit("Trilu", graph.name(op.args[0]), graph.constant(np.asarray(diagonal, np.int64)), upper=int(op.kind == "triu"))]
+
+
 _LAST = np.iinfo(np.int64).max
 
 

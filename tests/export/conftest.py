@@ -6,6 +6,7 @@ It shares nothing with the parity gate but the manifest: it reads the folder as 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from server.masks import MaskMode
 from wire.manifest import BundleManifest, load_manifest
 from wire.optim import SGD, AdamW, Optimizer
+from wire.rng import keep_mask
 
 Array = NDArray[Any]
 LOSSES = {
@@ -74,10 +77,10 @@ class OnnxSide:
         found = self.sessions[graph].run(list(entry.outputs), {name: feed[name] for name in entry.inputs})
         return dict(zip(entry.outputs, found, strict=True))
 
-    def forward(self, inputs: Sequence[Array]) -> dict[str, Array]:
+    def forward(self, inputs: Sequence[Array], masks: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Outputs, new buffers and residuals; the residuals are as the manifest says."""
         feed = {f"in.{spec.name}": value for spec, value in zip(self.manifest.inputs, inputs, strict=True)}
-        self.feed = feed | self.state
+        self.feed = feed | self.state | dict(masks or {})
         found = self.run("forward", self.feed)
         self.feed |= found
         self.state |= {name.removesuffix(".new"): value for name, value in found.items() if name.startswith("b.")}
@@ -114,11 +117,14 @@ def _train_both(
         assert all(len(value) == batch for value in inputs.values()), "draw more"
         for spec in manifest.inputs:
             inputs[spec.name].requires_grad_(spec.gradient)
-        outputs = outputs_of(theirs, inputs, manifest.loss)
+        masks = Masks(start)
+        with MaskMode(masks.draw):
+            outputs = outputs_of(theirs, inputs, manifest.loss)
+        masks.check(manifest, batch)
         grads = [torch.randn(out.shape, generator=random) for out in outputs]
         theirs.zero_grad()
         torch.autograd.backward([out for out in outputs if out.requires_grad], None if manifest.loss else _of(grads, outputs))
-        made = ours.forward([value.detach().numpy() for value in inputs.values()])
+        made = ours.forward([value.detach().numpy() for value in inputs.values()], masks.drawn)
         for spec, out in zip(manifest.outputs, outputs, strict=True):
             # A loss close to 0 is ln(1 + tiny): a float32 has what it has of the 1.
             close(made[f"out.{spec.name}"], out, f"out.{spec.name} at batch {batch}", tolerance, float(manifest.loss is not None))
@@ -139,6 +145,26 @@ def _train_both(
         for name, value in (*theirs.named_parameters(), *theirs.named_buffers()):
             close(ours.state[("p." if isinstance(value, nn.Parameter) else "b.") + name], value, f"{name} after a step", tolerance)
     infer_both(theirs, ours, {name: value[:3] for name, value in draw.items()}, tolerance)
+
+
+class Masks:
+    """What PyTorch's dropout is given in one forward, for the graphs to be given too."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._numbers = step, itertools.count()
+        self.drawn: dict[str, Array] = {}
+        self.keeps: dict[str, float] = {}
+
+    def draw(self, shape: Sequence[int], keep: float) -> NDArray[np.uint8]:
+        number = next(self._numbers)
+        self.keeps[f"m.{number}"] = keep
+        found = self.drawn[f"m.{number}"] = keep_mask(1, "test", self._step, number, shape, keep)
+        return found
+
+    def check(self, manifest: BundleManifest, batch: int) -> None:
+        for spec in manifest.masks:
+            assert self.drawn[spec.name].shape == spec.shape_at(batch), spec
+            assert self.keeps[spec.name] == spec.keep, spec
 
 
 def infer_both(theirs: nn.Module, ours: OnnxSide, inputs: Mapping[str, Tensor], tolerance: float) -> None:
@@ -170,6 +196,9 @@ def close(found: Array, wanted: Tensor, what: str, tolerance: float, scale: floa
     array = wanted.detach().numpy()
     assert found.shape == array.shape, f"{what}: {found.shape}, wanted {array.shape}"
     assert found.dtype == array.dtype, f"{what}: {found.dtype}, wanted {array.dtype}"
+    endless = np.isinf(array)
+    np.testing.assert_array_equal(found[endless], array[endless], err_msg=what)
+    found, array = found[~endless], array[~endless]
     allowed = tolerance * float(np.abs(array).max(initial=0.0)) + tolerance * 0.1 * scale + 1e-6 * tolerance
     error = float(np.abs(found.astype(np.float64) - array.astype(np.float64)).max(initial=0.0))
     assert error <= allowed, f"{what}: off by {error:.3g}, allowed {allowed:.3g}"

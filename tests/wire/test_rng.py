@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.rng import generator, permutation
+from wire.rng import generator, keep_mask, permutation
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,12 @@ def test_golden_words(seed: int, scope: tuple[str | int, ...], words: list[int])
 def test_golden_permutations() -> None:
     assert permutation(0, "bottom", 0, 0, 10).tolist() == [5, 6, 1, 8, 7, 0, 9, 2, 3, 4]
     assert permutation(3, "bottom", 1, 4, 8).tolist() == [5, 4, 7, 2, 6, 1, 0, 3]
+
+
+def test_golden_masks() -> None:
+    """These are drawn on devices and on servers; a change of them would part the two."""
+    assert keep_mask(0, "bottom", 0, 0, (2, 8), 0.75).tolist() == [[1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]]
+    assert keep_mask(7, "bottom", 12, 3, (5,), 0.5).tolist() == [1, 0, 1, 1, 1]
 
 
 def test_the_same_scope_gives_the_same_stream_whatever_was_drawn_before() -> None:
@@ -67,3 +73,26 @@ def test_permutations_are_not_biased() -> None:
     """Each of 4 numbers comes first in about a quarter of 2,000 epochs (5 standard deviations)."""
     firsts = np.bincount([int(permutation(0, "s", 0, epoch, 4)[0]) for epoch in range(2000)], minlength=4)
     assert np.abs(firsts - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.3, 0.9, 1.0])
+def test_masks_keep_as_many_as_they_should(keep: float) -> None:
+    """Of 100,000 elements, within 5 standard deviations; and of each dimension alike."""
+    mask = keep_mask(3, "s", 5, 0, (100, 1000), keep)
+    assert mask.dtype == np.uint8
+    assert set(np.unique(mask)) <= {0, 1}
+    for axes in ((0, 1), 0, 1):
+        size = mask.size if axes == (0, 1) else mask.shape[axes]
+        assert np.abs(mask.mean(axis=axes) - keep).max() <= 5 * np.sqrt(keep * (1 - keep) / size) + 3 / size
+
+
+def test_every_argument_changes_the_mask() -> None:
+    calls = [(0, "a", 0, 0), (1, "a", 0, 0), (0, "b", 0, 0), (0, "a", 1, 0), (0, "a", 0, 1)]
+    assert len({keep_mask(*call, (64,), 0.5).tobytes() for call in calls}) == len(calls)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (7,), (2, 3, 5)])
+def test_masks_have_any_shape_and_begin_alike(shape: tuple[int, ...]) -> None:
+    mask = keep_mask(3, "s", 5, 0, shape, 0.5)
+    assert mask.shape == shape
+    assert mask.ravel().tolist() == keep_mask(3, "s", 5, 0, (64,), 0.5)[: mask.size].tolist()
