@@ -117,9 +117,9 @@ def test_the_manifest_lists_what_is_read_under_the_number_of_the_draw(tmp_path: 
     read = {name: [each for each in graph.inputs if each.startswith("m.")] for name, graph in manifest.graphs.items()}
     both, backward = ["m.1", "m.2"], ["m.1"]
     assert read == {
-        **{"forward": both, "backward": backward, "step": backward, "optimizer": [], "infer": []},
+        "forward": both, "backward": backward, "step": backward, "optimizer": [], "infer": [],
         # The forward that is computed again in the backward needs no mask of what no gradient flows through.
-        **{"forward_low": both, "backward_low": backward, "step_low": backward},
+        "forward_low": both, "backward_low": backward, "step_low": backward,
     }
     for entry in manifest.graphs.values():
         kinds = {node.op_type for node in onnx.load(tmp_path / "b" / entry.file).graph.node}
