@@ -26,6 +26,8 @@ __all__ = ["Piece", "cut"]
 
 _SHOWN_NAMES = 24
 _RESERVED = ("target", "loss")
+# Make tensors of sizes, which tracing does not know: `torch.zeros(1, x.shape[0], 64)` for the first state of an LSTM.
+_FACTORIES = (torch.zeros, torch.ones, torch.full, torch.empty, torch.arange, torch.rand, torch.randn)
 _SEVERAL_RESULTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 
@@ -65,7 +67,8 @@ class _Tracer(fx.Tracer):
     """Counts how often each submodule is called. A ``TransformerEncoder`` is opened, so that it can be cut between its layers."""
 
     def __init__(self, *, closed: bool) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=_FACTORIES)
+        self._autowrap_search.append(torch)  # where the functions are looked for: a forward calls them as torch.zeros
         self._closed = closed
         self.calls: Counter[str] = Counter()
 
@@ -93,12 +96,15 @@ def _through_layers(encoder: nn.TransformerEncoder, src: Any, mask: Any = None, 
 def _traced(model: nn.Module, closed: bool) -> tuple[_Tracer, fx.Graph]:
     tracer = _Tracer(closed=closed)
     try:
-        return tracer, tracer.trace(model)
+        graph = tracer.trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError) as exc:
         reason = str(exc).strip().splitlines()[0][:200] if str(exc).strip() else type(exc).__name__
         raise GraphError(
             f"the model cannot be traced ({reason}); its forward must not branch on tensor values: put that part into a module of its own"
         ) from exc
+    for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # or each trace from then on would look for a global called `torch.zeros`
+    return tracer, graph
 
 
 def _check_name(model: nn.Module, name: str) -> None:

@@ -7,6 +7,7 @@ Precondition of each: its inputs are in ``graph.names``. Postcondition: the valu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,9 @@ def onnx_dtype(dtype: torch.dtype) -> int:
 
 def lower(graph: GraphWriter, op: Op) -> None:
     """Write ``op`` into the graph. Raises ExportError naming an operation that has no lowering."""
+    if op.target not in LOWERINGS and op.kind.endswith("_"):
+        # In place on what depends on no input, or within a recurrent cell in evaluation: what reads it later reads this result.
+        op = replace(op, target=op.target.replace("_.", ".", 1))
     lowering = LOWERINGS.get(op.target)
     if lowering is None:
         raise ExportError(f"{op.where} has no ONNX form for training; replace it, or move it behind the cut")

@@ -144,9 +144,8 @@ def _where(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [graph.emit("Where", graph.name(op.args[0]), graph.operand(op.args[1], _dtype(op)), graph.operand(op.args[2], _dtype(op)))]
 
 
-@lowers("masked_fill.Scalar", "masked_fill.Tensor", "masked_fill_.Scalar")
+@lowers("masked_fill.Scalar", "masked_fill.Tensor")
 def _masked_fill(graph: GraphWriter, op: Op) -> Sequence[str]:
-    """In place only on a tensor that depends on no input; what reads it later reads this."""
     source, mask, number = op.args
     return [graph.emit("Where", graph.name(mask), graph.operand(number, _dtype(op)), graph.operand(source, _dtype(op)))]
 

