@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.ops import Affine, Op, Ratio, Ref, Value
+from export.refusals import instead
 from wire.errors import ExportError
 
 __all__ = ["LOWERINGS", "OPSET", "GraphWriter", "Lowering", "lower", "lowers", "onnx_dtype"]
@@ -61,7 +62,7 @@ def lower(graph: GraphWriter, op: Op) -> None:
     """Write ``op`` into the graph. Raises ExportError naming an operation that has no lowering."""
     lowering = LOWERINGS.get(op.target)
     if lowering is None:
-        raise ExportError(f"{op.where} has no ONNX form for training; replace it, or move it behind the cut")
+        raise ExportError(f"{op.where} has no ONNX form for training: {instead(op.kind)}")
     for index, name in enumerate(lowering(graph, op)):
         if name is not None:
             graph.names[Ref(op.name, index)] = name
