@@ -19,8 +19,6 @@ _RANKS = "use topk, amax or mean"
 # By ATen's name without overload, or the beginning of it.
 INSTEAD: dict[str, str] = {
     "max_unpool": "use Upsample or ConvTranspose2d",
-    "fractional_max_pool": "use MaxPool2d or AdaptiveMaxPool2d",
-    "rrelu": "use LeakyReLU or PReLU",
     "grid_sampler": "it samples at computed places; use Upsample, or move it behind the cut",
     "affine_grid": "it samples at computed places; use Upsample, or move it behind the cut",
     "_fft": _COMPLEX,
@@ -77,6 +75,14 @@ _UNTRACEABLE = {
 }
 
 
+# Layers that draw random numbers in a way of their own.
+_LAYERS: dict[type[nn.Module], str] = {
+    nn.RReLU: "use LeakyReLU or PReLU",
+    nn.FractionalMaxPool2d: "use MaxPool2d or AdaptiveMaxPool2d",
+    nn.FractionalMaxPool3d: "use MaxPool3d or AdaptiveMaxPool3d",
+}
+
+
 def instead(kind: str) -> str:
     """What to do about an operation that has no ONNX form; ``kind`` is ATen's name without overload."""
     return next((text for name, text in INSTEAD.items() if kind.startswith(name)), _OTHERWISE)
@@ -88,9 +94,11 @@ def untraceable(reason: str) -> str:
 
 
 def check_modules(module: nn.Module) -> None:
-    """Raises ExportError for a submodule that cannot even be copied or called without its own weights."""
+    """Raises ExportError for a submodule that no operation of a trace tells apart, or that cannot be copied or called on other weights."""
     for name, each in module.named_modules():
         where = f"module `{name}`" if name else "the segment"
+        if type(each) in _LAYERS:
+            raise ExportError(f"{where} is a {type(each).__name__}, which a device cannot train; {_LAYERS[type(each)]}")
         if isinstance(each, torch.jit.ScriptModule):
             raise ExportError(f"{where} is TorchScript, which cannot be taken apart; use the torch.nn.Module that it was made from")
         if type(each).__name__ == "_SpectralNorm":

@@ -3,14 +3,17 @@ is made from it."""
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["CASES", "Case", "Wrapped"]
+__all__ = ["CASES", "REFUSALS", "Case", "Refusal", "Wrapped"]
 
 Function = Callable[[Tensor], Tensor]
 
@@ -316,6 +319,8 @@ FUNCTIONS: Mapping[str, Function] = {
     "standard deviation": lambda x: x.std(dim=2),
     "standard deviation and mean": lambda x: torch.cat(torch.std_mean(x, dim=(1, 2), keepdim=True), dim=1),
     "logsumexp": lambda x: torch.logsumexp(x, dim=2),
+    "sort, topk": lambda x: torch.cat([x.sort(dim=2).values, x.topk(2, dim=1).values], dim=1),
+    "argmax as a number": lambda x: x * x.argmax(dim=2, keepdim=True),
     "cumsum": lambda x: x.cumsum(dim=2) + x.cumsum(dim=1),
     "slice": lambda x: x[:, 1:3, ::2],
     "slice from the end": lambda x: x[:, :-1, -3:],
@@ -374,6 +379,8 @@ FUNCTIONS: Mapping[str, Function] = {
     "einsum of batches": lambda x: torch.einsum("bij,bkj->bik", x, x),
     "einsum with a trace": lambda x: torch.einsum("bij,bij->bi", x, x * 2),
     "einsum with a constant": lambda x: torch.einsum("bij,jk->bki", x, torch.linspace(-1, 1, 18).reshape(6, 3)),
+    "kron": lambda x: torch.kron(x, torch.ones(1, 1, 2)),
+    "cross product": lambda x: torch.linalg.cross(x[..., :3], x[..., 3:]),
     "outer product": lambda x: x.unsqueeze(3) * x.unsqueeze(2),
     "attention": lambda x: torch.softmax(x @ x.transpose(1, 2) / 6**0.5, dim=-1) @ x,
     "scaled_dot_product_attention": lambda x: functional.scaled_dot_product_attention(x, x * 2, x),
@@ -383,6 +390,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "cosine similarity": lambda x: functional.cosine_similarity(x[:, :2], x[:, 2:], dim=2),
     "pairwise distance": lambda x: functional.pairwise_distance(x[:, :2], x[:, 2:]),
     "distances of all pairs": lambda x: (x.unsqueeze(1) - x.unsqueeze(2)).square().sum(-1),
+    "cdist": lambda x: torch.cdist(x, x[:, :2]),
     "one constant": lambda x: x + torch.linspace(0, 1, 6),
     "zeros of the batch": lambda x: torch.cat([x.new_zeros(x.size(0), 1, 6), torch.zeros(x.size(0), 1, 6), torch.zeros_like(x), x], 1),
     "scaled by the batch size": lambda x: x / x.shape[0],
@@ -414,6 +422,7 @@ def _inverse(x: Tensor) -> Tensor:
 
 _DRAWN = torch.Generator().manual_seed(2)
 EMBEDDINGS: Mapping[str, tuple[nn.Module, Tensor]] = {
+    "EmbeddingBag": (nn.EmbeddingBag(7, 3), torch.randint(0, 7, (20, 5), generator=_DRAWN)),
     "plain": (Looked(nn.Embedding(7, 3)), torch.randint(0, 7, (20, 5), generator=_DRAWN)),
     "padding_idx": (Looked(nn.Embedding(7, 3, padding_idx=0)), torch.randint(0, 7, (20, 5), generator=_DRAWN)),
     "one index a sample": (nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 2)), torch.randint(0, 7, (20,), generator=_DRAWN)),
@@ -465,6 +474,126 @@ def _cases() -> Iterator[Case]:
     yield from (Case(family="Operation", name=name, module=Wrapped(function, 6), sample=(4, 6)) for name, function in FUNCTIONS.items())
 
 
+# ------------------------------------------------------------ what is refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """``said`` is in the error: what to use instead."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    sample: tuple[int, ...] | Tensor
+    said: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad
+
+
+def _unpooled(x: Tensor) -> Tensor:
+    return functional.max_unpool2d(*functional.max_pool2d(x, 2, return_indices=True), 2)
+
+
+def _masked(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[x > 0] = 0
+    return x
+
+
+def _old_weight_norm() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.utils.weight_norm(nn.Linear(6, 4))
+
+
+def _scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted: nn.Module = torch.jit.script(nn.Linear(6, 4))
+    return scripted
+
+
+def _ctc(x: Tensor) -> Tensor:
+    lengths = torch.full((x.shape[0],), 4)
+    return functional.ctc_loss(x.transpose(0, 1).log_softmax(2), torch.ones(x.shape[0], 2, dtype=torch.long), lengths, lengths // 2) + x
+
+
+_REFUSED_LAYERS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "RReLU": (nn.RReLU, (4, 6), "use LeakyReLU or PReLU"),
+    "FractionalMaxPool2d": (lambda: nn.FractionalMaxPool2d(2, output_size=3), (2, 6, 6), "use MaxPool2d or AdaptiveMaxPool2d"),
+    "spectral_norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)), (6,), "use weight_norm of the same package"),
+    "weight_norm of torch.nn.utils": (_old_weight_norm, (6,), "use torch.nn.utils.parametrizations.weight_norm"),
+    "orthogonal": (lambda: nn.utils.parametrizations.orthogonal(nn.Linear(6, 6)), (6,), "matrix decompositions do not run on a device"),
+    "TorchScript": (_scripted, (6,), "use the torch.nn.Module that it was made from"),
+    "BatchNorm with momentum=None": (lambda: nn.BatchNorm1d(4, momentum=None), (4, 6), "BatchNorm with momentum=None"),
+}
+_REFUSED_FUNCTIONS: Mapping[str, tuple[Function, tuple[int, ...], str]] = {
+    "MaxUnpool": (_unpooled, (2, 6, 6), "use Upsample or ConvTranspose2d"),
+    "indices of a pooling": (lambda x: functional.max_pool2d(x, 2, return_indices=True)[1] + x.mean(), (2, 6, 6), "indices of a pooling"),
+    "grid_sample": (
+        lambda x: functional.grid_sample(x, torch.zeros(x.shape[0], 3, 3, 2), align_corners=True),
+        (2, 6, 6),
+        "it samples at computed places; use Upsample",
+    ),
+    "Fourier transforms": (lambda x: torch.fft.rfft(x).abs(), (4, 6), "use a Conv1d with the wanted filters"),
+    "complex numbers": (
+        lambda x: torch.view_as_complex(x.reshape(x.shape[0], -1, 2)).real,
+        (4, 6),
+        "complex numbers do not run on a device",
+    ),
+    "autograd.Function": (_Sign.apply, (4, 6), "write its gradient with detach"),
+    "checkpoint": (lambda x: checkpoint(torch.tanh, x, use_reentrant=False), (4, 6), "call the function itself"),
+    "x[x > 0]": (lambda x: x[x > 0].sum() + x, (4, 6), "use torch.where, or multiply by a mask"),
+    "x[x > 0] = 0": (_masked, (4, 6), "use torch.where"),
+    "unique": (lambda x: x * torch.unique(x).numel(), (4, 6), "use torch.where, or multiply by a mask"),
+    ".item()": (lambda x: x * x.sum().item(), (4, 6), "keep it a tensor"),
+    ".numpy()": (lambda x: x * float(x.detach().numpy().mean()), (4, 6), "stay with torch"),
+    "a branch on a tensor": (lambda x: x if x.sum() > 0 else -x, (4, 6), "its forward depends on values"),
+    "median": (lambda x: x.median(dim=2).values, (4, 6), "use topk, amax or mean"),
+    "prod": (lambda x: x.prod(dim=2), (4, 6), "use exp of the sum of logarithms"),
+    "cumprod": (lambda x: x.cumprod(dim=2), (4, 6), "use exp of the cumsum of logarithms"),
+    "cummax": (lambda x: x.cummax(dim=2).values, (4, 6), "use amax or MaxPool1d"),
+    "inverse of a matrix": (lambda x: torch.linalg.inv(x @ x.transpose(1, 2) + torch.eye(4)), (4, 6), "move it behind the cut"),
+    "CTC loss": (_ctc, (4, 6), "compute this loss on the server"),
+    "fake quantisation": (
+        lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127),
+        (4, 6),
+        "quantise the trained model instead",
+    ),
+    "floor division": (lambda x: x // 2 + x, (4, 6), "PyTorch cannot differentiate the segment"),
+    "one sample for all": (lambda x: x[0] + x, (4, 6), "a segment must treat all samples alike"),
+    "a roll of the batch": (lambda x: x.roll(1, 0), (4, 6), "a segment must treat all samples alike"),
+    "a part of the batch": (lambda x: x[1:], (4, 6), "its first dimension must be the batch"),
+    "a loop over the batch": (lambda x: torch.stack([row * 2 for row in x]), (4, 6), "it must not depend on the batch size"),
+}
+_REFUSED_EMBEDDINGS: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
+    "Embedding with max_norm": (lambda: nn.Embedding(5, 3, max_norm=1.0), "leave max_norm of the Embedding at None"),
+    "Embedding with scale_grad_by_freq": (lambda: nn.Embedding(5, 3, scale_grad_by_freq=True), "leave scale_grad_by_freq at False"),
+    "Embedding with sparse": (lambda: nn.Embedding(5, 3, sparse=True), "leave sparse of the Embedding at False"),
+    "EmbeddingBag of the largest": (lambda: nn.EmbeddingBag(5, 3, mode="max"), "use Embedding, then a sum or mean over dimension 1"),
+}
+
+
+def _refusals() -> Iterator[Refusal]:
+    for name, (build, sample, said) in _REFUSED_LAYERS.items():
+        yield Refusal(name=name, build=build, sample=sample, said=said)
+    for name, (function, sample, said) in _REFUSED_FUNCTIONS.items():
+        yield Refusal(name=name, build=functools.partial(Wrapped, function, sample[-1]), sample=sample, said=said)
+    for name, (build, said) in _REFUSED_EMBEDDINGS.items():
+        yield Refusal(name=name, build=build, sample=torch.randint(0, 5, (20, 4), generator=_DRAWN), said=said)
+
+
 with torch.random.fork_rng(devices=[]):
     torch.manual_seed(0)
     CASES = tuple(_cases())
+    REFUSALS = tuple(_refusals())

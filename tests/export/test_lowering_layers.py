@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from export import SGD, export_segment
-from tests.export.cases import CASES, Case
+from tests.export.cases import CASES, REFUSALS, Case, Refusal
+from wire.errors import ExportError
 
 OPTIMIZER = SGD(lr=0.05, momentum=0.9)
 
@@ -55,3 +56,13 @@ def test_batch_statistics_beside_a_large_mean(trained_alike: TrainedAlike) -> No
     """A column of years: the mean of squares less the square of the mean would be all rounding."""
     draw = torch.randn(30, 3, generator=torch.Generator().manual_seed(2)) * 5 + 2000
     trained_alike(Case(family="", name="", module=nn.BatchNorm1d(3), sample=draw, batches=(8, 8, 8), tolerance=2e-3))
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=str)
+def test_what_is_refused_says_what_to_use_instead(refusal: Refusal, tmp_path: Path) -> None:
+    draw = refusal.sample if isinstance(refusal.sample, torch.Tensor) else torch.randn(2, *refusal.sample)
+    with pytest.raises(ExportError) as caught:
+        export_segment(refusal.build(), (draw[:2],), tmp_path / "bundle", optimizer=OPTIMIZER)
+    assert refusal.said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
