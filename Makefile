@@ -9,11 +9,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test check format coverage-page clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
-	@echo "targets: install demo test check format clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
+	@echo "targets: install demo test check format coverage-page clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
 
 install: $(STAMP)
 
@@ -37,6 +37,10 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/coverage.md, from what the tests train.
+coverage-page: $(STAMP)
+	$(BIN)/python -m docs.make_coverage
 
 # A benchmark is a script; its results are a page of docs/benchmarks/.
 bench-%: benchmarks/%.py $(STAMP)
