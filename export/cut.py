@@ -104,15 +104,13 @@ def _modules_of(node: fx.Node) -> list[str]:
 
 
 def _stages(model: TracedModel, ends: Sequence[int]) -> dict[fx.Node, int]:
-    """Which segment each operation runs in. A constant goes to where it is first read, a part of a tuple to where the tuple is made."""
+    """Which segment each operation runs in. A part of a tuple goes to where the tuple is made."""
     graph = model.graph
     stages = {node: sum(at > end for end in ends) for at, node in enumerate(graph.nodes)}
     last = len(ends)
     for node in graph.nodes:
         if node.target is operator.getitem and node.args[0] in model.tuples:
             stages[node] = stages[node.args[0]]
-        if node.op == "get_attr":
-            stages[node] = min((stages[user] for user in node.users), default=last)
     if all(node.op in ("output", "placeholder") for node in graph.nodes if stages[node] == last):
         raise GraphError("nothing is left behind the last cut; cut earlier")
     return stages
@@ -123,24 +121,40 @@ def _stages(model: TracedModel, ends: Sequence[int]) -> dict[fx.Node, int]:
 
 def _build(model: nn.Module, found: TracedModel, stages: Mapping[fx.Node, int], count: int) -> list[Piece]:
     pieces, graph = [], found.graph
+    fixed = _fixed(graph)
+
+    def anywhere(node: fx.Node) -> bool:
+        return node in fixed or found.size(node)
+
     arriving = [node for node in graph.nodes if node.op == "placeholder"]
     output = next(node for node in graph.nodes if node.op == "output")
     for stage in range(count):
-        mine = [node for node in graph.nodes if stages[node] == stage and node.op not in ("placeholder", "output") and not found.size(node)]
-        leaving = [] if stage == count - 1 else _crossing(found, stages, stage)
+        mine = [node for node in graph.nodes if stages[node] == stage and node.op not in ("placeholder", "output") and not anywhere(node)]
+        leaving = [] if stage == count - 1 else _crossing(graph, stages, stage, anywhere)
         pieces.append(_piece(model, found.numbers, mine, arriving, leaving, output if stage == count - 1 else None))
         arriving = leaving
     return pieces
 
 
-def _crossing(model: TracedModel, stages: Mapping[fx.Node, int], stage: int) -> list[fx.Node]:
-    """What is made up to ``stage`` and read after it. Batch sizes do not cross: each segment reads its own."""
+def _fixed(graph: fx.Graph) -> set[fx.Node]:
+    """Weights, buffers, constants, and what is computed from them alone: each segment that reads it computes it."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        writes = str(node.target).endswith("_") or node.target is operator.setitem
+        computed = node.op in ("call_function", "call_method") and not writes and node.all_input_nodes
+        if node.op == "get_attr" or (computed and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _crossing(graph: fx.Graph, stages: Mapping[fx.Node, int], stage: int, anywhere: Callable[[fx.Node], bool]) -> list[fx.Node]:
+    """What is made up to ``stage`` and read after it. What any segment can make itself does not cross, like the batch size."""
     found = []
-    for node in model.graph.nodes:
-        if node.op in ("output", "get_attr") or model.size(node):
+    for node in graph.nodes:
+        if node.op == "output" or anywhere(node):
             continue
         made = 0 if node.op == "placeholder" else stages[node]
-        if made <= stage and any(stages[user] > stage and not model.size(user) for user in node.users):
+        if made <= stage and any(stages[user] > stage and not anywhere(user) for user in node.users):
             if node.op == "placeholder":
                 raise GraphError(f"the raw input `{node.target}` is read behind the cut and would have to cross it; cut later")
             found.append(node)
@@ -162,6 +176,8 @@ def _piece(
     def copied(old: fx.Node) -> fx.Node:
         if old not in copies and old in numbers:
             copies[old] = _number(graph, next(iter(copies.values())), numbers[old])
+        elif old not in copies:  # computed from weights and constants alone
+            copies[old] = graph.node_copy(old, copied)
         return copies[old]
 
     for node in nodes:
@@ -170,8 +186,9 @@ def _piece(
         graph.output(tuple(copies[node] for node in leaving) if len(leaving) > 1 else copies[leaving[0]])
         outputs = tuple(names[node] for node in leaving)
     else:
-        graph.output(fx.node.map_arg(output.args[0], copied))
-        results = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
+        found: Any = output.args[0]
+        results = tuple(found.values()) if isinstance(found, dict) else found if isinstance(found, (tuple, list)) else (found,)
+        graph.output(fx.node.map_arg(results if isinstance(found, dict) else found, copied))
         outputs = ("y",) if len(results) == 1 else tuple(f"y{at}" for at in range(len(results)))
     graph.lint()
     return Piece(_module(model, graph), tuple(names[node] for node in arriving), outputs, ())

@@ -145,6 +145,8 @@ class _Shape(tuple[Any, ...]):
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # what is computed from a buffer is computed in the graph, and the buffer stays state
+
     def __init__(self, examples: Sequence[Tensor], opened: Sequence[str]) -> None:
         super().__init__()
         self._opened = opened
@@ -187,6 +189,8 @@ class _Tracer(fx.Tracer):
 
     def _proxy_placeholder(self, name: str, concrete_args: Any, sig: Any, fn_for_analysis: Any) -> Any:
         """Arguments for which there is no example keep their defaults."""
+        if name.startswith("*"):
+            return {} if name.startswith("**") else ()
         self._inputs += 1
         if self._inputs > len(self._examples) and name in sig.parameters and sig.parameters[name].default is not sig.empty:
             return sig.parameters[name].default

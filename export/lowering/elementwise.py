@@ -83,12 +83,25 @@ def _binary(graph: GraphWriter, op: Op) -> Sequence[str]:
     left, right = op.args[:2]
     if op.kwargs.get("alpha", 1) != 1 or len(op.args) > 2:
         right_name = graph.emit("Mul", graph.operand(right, _dtype(op)), graph.scalar(op.kwargs.get("alpha", op.args[-1]), _dtype(op)))
-    elif op.target == "pow.Tensor_Scalar" and right == 2:
-        name = graph.operand(left, _dtype(op))
-        return [graph.emit("Mul", name, name)]
+    elif op.target == "pow.Tensor_Scalar" and right in _POWERS:
+        return [_power(graph, graph.operand(left, _dtype(op)), right)]
     else:
         right_name = graph.operand(right, _dtype(op))
     return [graph.emit(_BINARY[op.target], graph.operand(left, _dtype(op)), right_name)]
+
+
+_POWERS = (1, 2, 0.5, -0.5, -1)
+
+
+def _power(graph: GraphWriter, name: str, exponent: float) -> str:
+    """These without Pow, which takes a logarithm of each element."""
+    if exponent == 1:
+        return name
+    if exponent == 2:
+        return str(graph.emit("Mul", name, name))
+    if abs(exponent) == 0.5:
+        name = graph.emit("Sqrt", name)
+    return name if exponent == 0.5 else str(graph.emit("Reciprocal", name))
 
 
 @lowers("div.Tensor_mode")
