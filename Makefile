@@ -9,11 +9,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak check format clean
+.PHONY: help install demo test soak check format coverage-page clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
-	@echo "targets: install demo test soak check format clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
+	@echo "targets: install demo test soak check format coverage-page clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
 
 install: $(STAMP)
 
@@ -51,6 +51,10 @@ ORT_TRAINING_PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 2>/d
 
 bench-engine: $(STAMP) .venv-ort-training/.installed
 	$(BIN)/python -m benchmarks.engine --ort-training-python .venv-ort-training/bin/python
+
+# docs/coverage.md, from what the tests train.
+coverage-page: $(STAMP)
+	$(BIN)/python -m docs.make_coverage
 
 # A benchmark is a script; its results are a page of docs/benchmarks/.
 bench-%: benchmarks/%.py $(STAMP)

@@ -48,7 +48,10 @@ def assemble(run_file: str | Path, *, out: str | Path) -> None:
 
 
 def assembled_state(run: Run, lane: int) -> dict[str, Tensor]:
-    """The state dict of the whole network as one lane's clients and the server left it. Raises CheckpointError."""
+    """The state dict of the whole network as one lane's clients and the server left it. Raises CheckpointError.
+
+    What no segment holds, a layer that never runs, is as it was built.
+    """
     server = run.state_of(run.server.name)
     held: dict[str, Mapping[str, Array]] = dict(newest_checkpoint(server))
     for name in run.model.names:
@@ -57,7 +60,7 @@ def assembled_state(run: Run, lane: int) -> dict[str, Tensor]:
             if not path.is_file():
                 raise CheckpointError(f"{path} is not there: the server was not given the weights of `{name}`; train the run again")
             held[name] = load_state(path.read_bytes(), where=str(path))
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = dict(build_model(run).state_dict())
     for name, segment in build_segments(run).items():
         mine = {key[2:]: torch.from_numpy(np.array(value)) for key, value in held[name].items() if key.startswith(("p.", "b."))}
         wanted = set(segment.module.state_dict())

@@ -1,34 +1,33 @@
 """Cuts a model after named submodules into segments.
 
-The model is traced symbolically (``torch.fx``), with PyTorch's own layers as leaves. Everything that runs up to the last operation of a
-named submodule is one segment; every tensor that is made before a cut and read after it crosses, so a skip connection over a cut is one
-more named tensor. Parameters keep their names: the segments' state dicts together are the model's.
+The model is traced symbolically (``export.symbolic``). Everything that runs up to the last operation of a named submodule is one
+segment; every tensor that is made before a cut and read after it crosses, so a skip connection over a cut is one more named tensor.
+Parameters keep their names: the segments' state dicts together are the model's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import operator
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from export.modes import asks_for_mode, held, traced_in_both
+from export.modes import held, traced_in_both
+from export.ops import Affine
+from export.symbolic import TracedModel, traced
 from wire.errors import GraphError
 
 __all__ = ["Piece", "cut"]
 
 _SHOWN_NAMES = 24
 _RESERVED = ("target", "loss")
-# Make tensors of sizes, which tracing does not know: `torch.zeros(1, x.shape[0], 64)` for the first state of an LSTM.
-_FACTORIES = (torch.zeros, torch.ones, torch.full, torch.empty, torch.arange, torch.rand, torch.randn)
-_SEVERAL_RESULTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,60 +50,21 @@ def cut(model: nn.Module, at: str | Sequence[str], example_inputs: Sequence[Tens
     names = (at,) if isinstance(at, str) else tuple(at)
     for name in names:
         _check_name(model, name)
-    tracer, graph, modules = traced_in_both(model, functools.partial(_traced, model))
-    ends = _ends(tracer, graph, names)
-    stages = _stages(model, graph, ends)
-    with held(model, modules):
-        pieces = _build(model, graph, stages, len(names) + 1)
+    with contextlib.ExitStack() as stack:
+
+        def trace(closed: bool) -> tuple[TracedModel, fx.Graph]:
+            seen = stack.enter_context(traced(model, example_inputs, names, closed=closed))
+            return seen, seen.graph
+
+        found, _, modules = traced_in_both(model, trace)
+        stack.enter_context(held(model, modules))
+        stages = _stages(found, _ends(found, names))
+        pieces = _build(model, found, stages, len(names) + 1)
     _check_shared(pieces, names)
     return _with_examples(pieces, tuple(example_inputs))
 
 
-# ------------------------------------------------------------ tracing
-
-
-class _Tracer(fx.Tracer):
-    """Counts how often each submodule is called. A ``TransformerEncoder`` is opened, so that it can be cut between its layers."""
-
-    def __init__(self, *, closed: bool) -> None:
-        super().__init__(autowrap_functions=_FACTORIES)
-        self._autowrap_search.append(torch)  # where the functions are looked for: a forward calls them as torch.zeros
-        self._closed = closed
-        self.calls: Counter[str] = Counter()
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        self.calls[self.path_of_module(m)] += 1
-        if isinstance(m, nn.TransformerEncoder):
-            if len(args) > 2 or kwargs.get("src_key_padding_mask") is not None:
-                return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
-            forward = functools.partial(_through_layers, m)
-        return super().call_module(m, forward, args, kwargs)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if self._closed and asks_for_mode(m):
-            return True
-        return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.TransformerEncoder)
-
-
-def _through_layers(encoder: nn.TransformerEncoder, src: Any, mask: Any = None, is_causal: bool | None = None, **_: None) -> Any:
-    """What an encoder computes without padding. Its own forward looks at shapes, which tracing does not know."""
-    for layer in encoder.layers:
-        src = layer(src, src_mask=mask, is_causal=bool(is_causal) and mask is not None)
-    return src if encoder.norm is None else encoder.norm(src)
-
-
-def _traced(model: nn.Module, closed: bool) -> tuple[_Tracer, fx.Graph]:
-    tracer = _Tracer(closed=closed)
-    try:
-        graph = tracer.trace(model)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError) as exc:
-        reason = str(exc).strip().splitlines()[0][:200] if str(exc).strip() else type(exc).__name__
-        raise GraphError(
-            f"the model cannot be traced ({reason}); its forward must not branch on tensor values: put that part into a module of its own"
-        ) from exc
-    for node in graph.nodes:
-        node.meta.pop("is_wrapped", None)  # or each trace from then on would look for a global called `torch.zeros`
-    return tracer, graph
+# ------------------------------------------------------------ where the cuts are
 
 
 def _check_name(model: nn.Module, name: str) -> None:
@@ -121,15 +81,15 @@ def _check_name(model: nn.Module, name: str) -> None:
     )
 
 
-def _ends(tracer: _Tracer, graph: fx.Graph, names: Sequence[str]) -> list[int]:
+def _ends(model: TracedModel, names: Sequence[str]) -> list[int]:
     """For each name, the position of its last operation."""
     found = []
     for name in names:
-        calls = tracer.calls[name]
+        calls = model.calls.get(name, 0)
         if calls != 1:
             often = "never runs" if calls == 0 else f"runs {calls} times, with the same weights"
             raise GraphError(f"cannot cut after `{name}`: it {often}; name a submodule that runs once")
-        positions = [at for at, node in enumerate(graph.nodes) if name in _modules_of(node)]
+        positions = [at for at, node in enumerate(model.graph.nodes) if name in _modules_of(node)]
         if not positions:
             raise GraphError(f"cannot cut after `{name}`: nothing is computed in it; name the submodule before it")
         found.append(positions[-1])
@@ -143,54 +103,58 @@ def _modules_of(node: fx.Node) -> list[str]:
     return [*(str(entry[0]) for entry in stack.values()), *([str(node.target)] if node.op == "call_module" else [])]
 
 
-def _stages(model: nn.Module, graph: fx.Graph, ends: Sequence[int]) -> dict[fx.Node, int]:
-    """Which segment each operation runs in. A constant goes to where it is first read, a part of several results to where they are made."""
+def _stages(model: TracedModel, ends: Sequence[int]) -> dict[fx.Node, int]:
+    """Which segment each operation runs in. A part of a tuple goes to where the tuple is made."""
+    graph = model.graph
     stages = {node: sum(at > end for end in ends) for at, node in enumerate(graph.nodes)}
     last = len(ends)
     for node in graph.nodes:
-        if node.op == "get_attr":
-            stages[node] = min((stages[user] for user in node.users), default=last)
-        elif _is_result(model, node):
+        if node.target is operator.getitem and node.args[0] in model.tuples:
             stages[node] = stages[node.args[0]]
     if all(node.op in ("output", "placeholder") for node in graph.nodes if stages[node] == last):
         raise GraphError("nothing is left behind the last cut; cut earlier")
     return stages
 
 
-def _is_result(model: nn.Module, node: fx.Node) -> bool:
-    """Whether the node takes one of the results of a layer that gives several (an LSTM its sequence, its states, and one of these)."""
-    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
-        return False
-    source = node.args[0]
-    if source.op == "call_module":
-        return isinstance(model.get_submodule(str(source.target)), _SEVERAL_RESULTS)
-    within = source.args[0] if source.target is operator.getitem else None
-    return isinstance(within, fx.Node) and within.op == "call_module" and isinstance(model.get_submodule(str(within.target)), nn.LSTM)
-
-
 # ------------------------------------------------------------ building
 
 
-def _build(model: nn.Module, graph: fx.Graph, stages: Mapping[fx.Node, int], count: int) -> list[Piece]:
-    pieces = []
+def _build(model: nn.Module, found: TracedModel, stages: Mapping[fx.Node, int], count: int) -> list[Piece]:
+    pieces, graph = [], found.graph
+    fixed = _fixed(graph)
+
+    def anywhere(node: fx.Node) -> bool:
+        return node in fixed or found.size(node)
+
     arriving = [node for node in graph.nodes if node.op == "placeholder"]
     output = next(node for node in graph.nodes if node.op == "output")
     for stage in range(count):
-        mine = [node for node in graph.nodes if stages[node] == stage and node.op not in ("placeholder", "output")]
-        leaving = [] if stage == count - 1 else _crossing(graph, stages, stage)
-        pieces.append(_piece(model, mine, arriving, leaving, output if stage == count - 1 else None))
+        mine = [node for node in graph.nodes if stages[node] == stage and node.op not in ("placeholder", "output") and not anywhere(node)]
+        leaving = [] if stage == count - 1 else _crossing(graph, stages, stage, anywhere)
+        pieces.append(_piece(model, found.numbers, mine, arriving, leaving, output if stage == count - 1 else None))
         arriving = leaving
     return pieces
 
 
-def _crossing(graph: fx.Graph, stages: Mapping[fx.Node, int], stage: int) -> list[fx.Node]:
-    """What is made up to ``stage`` and read after it."""
+def _fixed(graph: fx.Graph) -> set[fx.Node]:
+    """Weights, buffers, constants, and what is computed from them alone: each segment that reads it computes it."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        writes = str(node.target).endswith("_") or node.target is operator.setitem
+        computed = node.op in ("call_function", "call_method") and not writes and node.all_input_nodes
+        if node.op == "get_attr" or (computed and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _crossing(graph: fx.Graph, stages: Mapping[fx.Node, int], stage: int, anywhere: Callable[[fx.Node], bool]) -> list[fx.Node]:
+    """What is made up to ``stage`` and read after it. What any segment can make itself does not cross, like the batch size."""
     found = []
     for node in graph.nodes:
-        if node.op in ("output", "get_attr"):
+        if node.op == "output" or anywhere(node):
             continue
         made = 0 if node.op == "placeholder" else stages[node]
-        if made <= stage and any(stages[user] > stage for user in node.users):
+        if made <= stage and any(stages[user] > stage and not anywhere(user) for user in node.users):
             if node.op == "placeholder":
                 raise GraphError(f"the raw input `{node.target}` is read behind the cut and would have to cross it; cut later")
             found.append(node)
@@ -198,22 +162,86 @@ def _crossing(graph: fx.Graph, stages: Mapping[fx.Node, int], stage: int) -> lis
 
 
 def _piece(
-    model: nn.Module, nodes: Sequence[fx.Node], arriving: Sequence[fx.Node], leaving: Sequence[fx.Node], output: fx.Node | None
+    model: nn.Module,
+    numbers: Mapping[fx.Node, Affine],
+    nodes: Sequence[fx.Node],
+    arriving: Sequence[fx.Node],
+    leaving: Sequence[fx.Node],
+    output: fx.Node | None,
 ) -> Piece:
     graph = fx.Graph()
     names = {node: _identifier(node.name) for node in (*arriving, *leaving)}
     copies: dict[fx.Node, fx.Node] = {node: graph.placeholder(names[node]) for node in arriving}
+
+    def copied(old: fx.Node) -> fx.Node:
+        if old not in copies and old in numbers:
+            copies[old] = _number(graph, next(iter(copies.values())), numbers[old])
+        elif old not in copies:  # computed from weights and constants alone
+            copies[old] = graph.node_copy(old, copied)
+        return copies[old]
+
     for node in nodes:
-        copies[node] = graph.node_copy(node, lambda old: copies[old])
+        copies[node] = graph.node_copy(node, copied)
     if output is None:
         graph.output(tuple(copies[node] for node in leaving) if len(leaving) > 1 else copies[leaving[0]])
         outputs = tuple(names[node] for node in leaving)
     else:
-        graph.output(fx.node.map_arg(output.args[0], lambda old: copies[old]))
-        results = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
+        found: Any = output.args[0]
+        results = tuple(found.values()) if isinstance(found, dict) else found if isinstance(found, (tuple, list)) else (found,)
+        graph.output(fx.node.map_arg(results if isinstance(found, dict) else found, copied))
         outputs = ("y",) if len(results) == 1 else tuple(f"y{at}" for at in range(len(results)))
     graph.lint()
-    return Piece(fx.GraphModule(model, graph), tuple(names[node] for node in arriving), outputs, ())
+    return Piece(_module(model, graph), tuple(names[node] for node in arriving), outputs, ())
+
+
+def _number(graph: fx.Graph, tensor: fx.Node, number: Affine) -> fx.Node:
+    """The number from the batch size of a tensor that arrives."""
+    found = graph.call_method("size", (tensor, 0))
+    found = found if number.slope == 1 else graph.call_function(operator.mul, (found, number.slope))
+    return found if number.offset == 0 else graph.call_function(operator.add, (found, number.offset))
+
+
+class _Constant(nn.Module):
+    """A tensor that is no state: ``GraphModule`` would make a buffer of it."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+def _held(model: nn.Module, graph: fx.Graph) -> dict[str, nn.Module]:
+    """Modules of the segment's own, by name: constants."""
+    state = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))}
+    found: dict[str, nn.Module] = {}
+    for node in list(graph.nodes):
+        made: nn.Module | None = None
+        if node.op == "get_attr" and node.target not in state and isinstance(value := _attribute(model, node.target), Tensor):
+            made = _Constant(value.detach())
+        if made is not None:
+            node.op, node.target = "call_module", f"_held{len(found)}"
+            found[node.target] = made
+    return found
+
+
+def _attribute(model: nn.Module, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), model)
+
+
+def _module(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """The segment, with the model's own modules, parameters and buffers under their names."""
+    held = _held(model, graph)
+    reached = [node.target for node in graph.nodes if node.op in ("get_attr", "call_module") and node.target not in held]
+    found = fx.GraphModule({**held, **{path: _attribute(model, path) for path in reached}}, graph)
+    found.training = model.training
+    kept = model.state_dict(keep_vars=True)
+    for name, _ in found.named_buffers():
+        if name not in kept:
+            path, _, key = name.rpartition(".")
+            found.get_submodule(path)._non_persistent_buffers_set.add(key)
+    return found
 
 
 def _identifier(name: str) -> str:

@@ -10,8 +10,10 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
+from export.known import with_known_indices
 from export.ops import Affine, Op, Ratio, Ref, Trace, TraceInput, Value
 from wire.errors import ExportError
 
@@ -44,7 +46,7 @@ def fit(graphs: Sequence[fx.GraphModule], keys: Sequence[str], names: Sequence[s
             ops.append(Op(node.name, "constant", (constant,), {}, (_value(nodes),), modules.get(node.name, "")))
         elif node.target is not operator.getitem:
             ops.append(_op(nodes, modules.get(node.name, "") or _differentiated(node, ops)))
-    return Trace(inputs=inputs, ops=tuple(ops), outputs=outputs, graph=graphs[0], keys=tuple(keys), batch=BATCHES[0])
+    return Trace(inputs=inputs, ops=with_known_indices(ops), outputs=outputs, graph=graphs[0], keys=tuple(keys), batch=BATCHES[0])
 
 
 def _op(nodes: Sequence[fx.Node], module: str) -> Op:
@@ -80,16 +82,16 @@ def _value(nodes: Sequence[fx.Node]) -> Value:
 
 
 def _results(nodes: Sequence[fx.Node]) -> tuple[Value | None, ...]:
-    metas = [node.meta.get("val") for node in nodes]
+    metas, where = [node.meta.get("val") for node in nodes], f"aten.{nodes[0].target}".replace("aten.aten.", "aten.")
     if isinstance(metas[0], Tensor):
-        return (_meta_value(metas),)
+        return (_meta_value(metas, where),)
     if isinstance(metas[0], (tuple, list)):
-        return tuple(_meta_value(each) if isinstance(each[0], Tensor) else None for each in zip(*metas, strict=True))
+        return tuple(_meta_value(each, where) if isinstance(each[0], Tensor) else None for each in zip(*metas, strict=True))
     return (None,)
 
 
-def _meta_value(metas: Sequence[Any]) -> Value:
-    dims = [_number([meta.shape[at] for meta in metas], "a shape") for at in range(metas[0].dim())]
+def _meta_value(metas: Sequence[Any], where: str) -> Value:
+    dims = [_number([meta.shape[at] for meta in metas], where) for at in range(metas[0].dim())]
     return Value(tuple(dims), metas[0].dtype)
 
 
@@ -106,6 +108,8 @@ def _fitted(values: Sequence[Any], where: str) -> Any:
 
 def _number(values: Sequence[Any], where: str) -> Any:
     """The number as a function of the batch size."""
+    if any(isinstance(value, (torch.SymInt, torch.SymFloat)) for value in values):
+        raise ExportError(f"{where}: a size depends on values; use torch.where, or multiply by a mask")
     if len(set(values)) == 1:
         return values[0]
     found = _affine(values) if all(isinstance(value, int) for value in values) else _ratio(values)

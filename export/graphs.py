@@ -168,6 +168,10 @@ class _Part:
     def _ask(self, ref: Ref) -> str:
         if ref.name in self._inputs:
             return self._inputs[ref.name].name
+        if ref.name not in self._before:
+            raise ExportError(
+                f"result {ref.index} of aten.{ref.name} is read, which has no ONNX form (the indices of a pooling); leave it unread"
+            )
         op = self._before[ref.name]
         if op.target.partition(".")[0] in _CHEAP:
             lower(self.writer, op)

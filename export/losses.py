@@ -10,12 +10,14 @@ from torch.nn import functional
 
 __all__ = ["Loss", "loss_formula", "loss_of"]
 
+_IGNORED = -100  # PyTorch's own: such a target counts for nothing
+
 Loss = Literal["cross_entropy", "bce", "mse"]
 
 
 def loss_of(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
-    """PyTorch's loss, float32 []: ``cross_entropy`` of logits [N, C, ...] and int64 [N, ...]; ``bce`` (with logits) and ``mse`` of one
-    shape, or of [N, 1] and [N]."""
+    """PyTorch's loss, float32 []: ``cross_entropy`` of logits [N, C, ...] and int64 [N, ...], with -100 where there is no label; ``bce``
+    (with logits) and ``mse`` of one shape, or of [N, 1] and [N]."""
     if loss == "cross_entropy":
         return functional.cross_entropy(output, target)
     output, target = _alike(output, target)
@@ -27,7 +29,7 @@ def loss_formula(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
     if loss == "cross_entropy":
         classes = torch.arange(output.shape[1]).reshape(-1, *[1] * (output.dim() - 2))
         chosen = (target.unsqueeze(1) == classes).to(output.dtype)
-        return -(torch.log_softmax(output, 1) * chosen).sum() / target.numel()
+        return -(torch.log_softmax(output, 1) * chosen).sum() / (target != _IGNORED).sum()
     output, target = _alike(output, target)
     if loss == "mse":
         error = output - target

@@ -17,7 +17,7 @@ from wire.errors import GraphError
 
 __all__ = ["ByMode", "asks_for_mode", "held", "traced_in_both"]
 
-T = TypeVar("T", bound=fx.Tracer)
+T = TypeVar("T")
 
 
 class ByMode(nn.Module):
@@ -75,11 +75,13 @@ def _differing(training: fx.Graph, evaluation: fx.Graph) -> dict[fx.Node, dict[i
     if len(ones) != len(others):
         return None
     found: dict[fx.Node, dict[int | str, tuple[Any, Any]]] = {}
+    places = {node: at for row in (ones, others) for at, node in enumerate(row)}
     for one, other in zip(ones, others, strict=True):
         constants = one.op == other.op == "get_attr" and all(str(each.target).startswith("_tensor_constant") for each in (one, other))
-        if (one.op, one.name) != (other.op, other.name) or (one.target != other.target and not constants):
+        if one.op != other.op or (one.target != other.target and not constants):
             return None
-        pairs = {key: (value, _arguments(other).get(key)) for key, value in _arguments(one).items()}
+        theirs = _arguments(other, places)
+        pairs = {key: (value, theirs.get(key)) for key, value in _arguments(one, places).items()}
         changed = {key: pair for key, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}
         if changed and (one.op != "call_function" or not all(isinstance(each, bool) for pair in changed.values() for each in pair)):
             return None
@@ -88,8 +90,10 @@ def _differing(training: fx.Graph, evaluation: fx.Graph) -> dict[fx.Node, dict[i
     return found
 
 
-def _arguments(node: fx.Node) -> dict[int | str, Any]:
-    return dict(enumerate(node.args)) | dict(node.kwargs)
+def _arguments(node: fx.Node, places: Mapping[fx.Node, int]) -> dict[int | str, Any]:
+    """By position or name; another node by its place, for constants are called otherwise each time."""
+    found: dict[int | str, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
+    return {key: fx.node.map_arg(value, lambda each: f"%{places[each]}") for key, value in found.items()}
 
 
 def _follow(graph: fx.Graph, flags: Mapping[fx.Node, Mapping[int | str, tuple[bool, bool]]]) -> dict[str, nn.Module]:

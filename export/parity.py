@@ -220,9 +220,13 @@ class _Gate:
                     raise ExportError(_text(f"{found} of the inference graph", culprit)) from None
 
     def _torch_forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        try:
+            found = _tensors(self.module(*[value for name, value in inputs.items() if self.candidate.loss is None or name != "target"]))
+        except (RuntimeError, IndexError, ValueError) as exc:
+            shapes = ", ".join(f"`{name}` {value.dtype} {list(value.shape)}" for name, value in inputs.items())
+            raise ExportError(f"the segment does not run on drawn data ({shapes}): {str(exc).splitlines()[0][:200]}") from exc
         if self.candidate.loss is None:
-            return _tensors(self.module(*inputs.values()))
-        found = _tensors(self.module(*[value for name, value in inputs.items() if name != "target"]))
+            return found
         return (loss_of(self.candidate.loss, found[0], inputs["target"]),)
 
     # ------------------------------------------------------------ data and comparing

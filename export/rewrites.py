@@ -20,6 +20,8 @@ _NORM, _NORM_BACKWARD = "native_batch_norm.default", "native_batch_norm_backward
 CENTERED = 3  # the result of a rewritten BatchNorm that holds what it has centred
 CENTERED_BACKWARD = "batch_norm_backward.centered"
 
+_POOLS_BACKWARD = [f"{pool}_backward" for count in (2, 3) for pool in (f"max_pool{count}d_with_indices", f"adaptive_max_pool{count}d")]
+
 
 def rewrite(ops: Sequence[Op], outputs: Iterable[Ref]) -> tuple[Op, ...]:
     """``outputs``: what the graphs give, which no rewrite takes away."""
@@ -34,7 +36,7 @@ def _without_unread(op: Op) -> Op:
     Max-pool backward: the maximum stands in the place of the indices. BatchNorm backward in training: no running statistics.
     """
     args = op.args
-    if op.target == _POOL_BACKWARD:
+    if op.kind in _POOLS_BACKWARD:
         args = (*args[:-1], Ref(args[-1].name, 0))
     elif op.target == _NORM_BACKWARD and args[7]:
         args = (*args[:3], None, None, *args[5:])

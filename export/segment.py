@@ -23,6 +23,7 @@ from export.ops import Affine, Trace, Value
 from export.optimizers import build_optimizer, counts_steps, slots_of
 from export.ort_training import Artifacts, build_artifacts
 from export.parity import Candidate, check_parity
+from export.refusals import check_modules
 from export.trace import parameters_reached, trace_inference, trace_training
 from wire.errors import ExportError
 from wire.manifest import FORMAT, ORT_TRAINING, BundleManifest, EngineName, GraphEntry, MaskSpec, TensorSpec, dump_manifest
@@ -59,6 +60,7 @@ def export_segment(
     """
     examples = _named(example_inputs, input_names, loss)
     wanted = _asked(examples, input_gradients)
+    check_modules(module)
     _check_dtypes(module, examples, loss)
     with _restored(module):
         candidate = build_candidate(module, examples, output_names, optimizer=optimizer, loss=loss, input_gradients=wanted)

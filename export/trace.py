@@ -22,7 +22,9 @@ from export.fit import BATCHES, fit
 from export.losses import Loss, loss_formula
 from export.masks import masks_as_inputs
 from export.ops import Trace
+from export.plainer import Plainer
 from export.recurrent import WholeLayers, check_recurrent
+from export.refusals import untraceable
 from wire.errors import ExportError
 
 __all__ = ["parameters_reached", "trace_inference", "trace_training"]
@@ -39,9 +41,8 @@ _DECOMPOSED = (
     _aten.tanh_backward,
     _aten._softmax_backward_data,
     _aten._log_softmax_backward_data,
-    _aten.slice_backward,
-    _aten.select_backward,
     _aten.linalg_vector_norm,
+    _aten.norm,
     _aten.addcmul,
     _aten.addcdiv,
     _aten.rsub,
@@ -57,6 +58,21 @@ _DECOMPOSED = (
     _aten.smooth_l1_loss_backward,
     _aten.huber_loss,
     _aten.huber_loss_backward,
+    _aten.log_sigmoid_forward,
+    _aten.log_sigmoid_backward,
+    _aten.hardshrink,
+    _aten.softshrink,
+    _aten.threshold,
+    _aten.channel_shuffle,
+    _aten.std_mean,
+    _aten.lerp,
+    _aten.linalg_cross,
+    _aten.vdot,
+    _aten.frac,
+    _aten.addmv,
+    _aten._fused_rms_norm,
+    _aten._fused_rms_norm_backward,
+    _aten._weight_norm_interface,
 )
 
 
@@ -121,11 +137,16 @@ def trace_inference(module: nn.Module, examples: Mapping[str, Tensor], outputs: 
     """The evaluation forward: outputs ``out.*``. Raises ExportError."""
     module.eval()
 
-    def forward(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def run(values: dict[str, Tensor]) -> tuple[Tensor, ...]:
         state = {name: values[f"p.{name}"] for name, _ in module.named_parameters()}
         state |= {name: values[f"b.{name}"] for name, _ in module.named_buffers()}
         found = functional_call(module, state, tuple(values[f"in.{name}"] for name in examples))
-        found = (found,) if isinstance(found, Tensor) else tuple(found)
+        return (found,) if isinstance(found, Tensor) else tuple(found)
+
+    def forward(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        # As if it were differentiated: only then does PyTorch take everything apart without writing in place.
+        floating = {name: value for name, value in values.items() if value.dtype.is_floating_point and not name.startswith("b.")}
+        found: Any = vjp(lambda wanted: run(values | wanted), floating)[0] if floating else run(values)
         return {f"out.{name}": value for name, value in zip(outputs, found, strict=True)}
 
     def values_at(batch: int) -> dict[str, Tensor]:
@@ -143,7 +164,10 @@ def parameters_reached(module: nn.Module, examples: Mapping[str, Tensor], *, los
     led = [out for out in (found if loss is None else found[:1]) if out.requires_grad]
     if not led or not wanted:
         return []
-    grads: Sequence[Tensor | None] = torch.autograd.grad([out.sum() for out in led], list(wanted.values()), allow_unused=True)
+    try:
+        grads: Sequence[Tensor | None] = torch.autograd.grad([out.sum() for out in led], list(wanted.values()), allow_unused=True)
+    except RuntimeError as exc:
+        raise ExportError(f"PyTorch cannot differentiate the segment: {str(exc).splitlines()[0][:300]}; move it behind the cut") from exc
     return [name for name, grad in zip(wanted, grads, strict=True) if grad is not None]
 
 
@@ -209,15 +233,13 @@ def _make(joint: Callable[..., Any], values: dict[str, Tensor]) -> tuple[fx.Grap
     table: Any = get_decompositions(_DECOMPOSED)
     try:
         # Attention in its plain form: the fused ones have no ONNX form for their gradients.
-        with sdpa_kernel(SDPBackend.MATH), WholeLayers():
+        with sdpa_kernel(SDPBackend.MATH), Plainer(), WholeLayers():
             graph = make_fx(functionalize(flat), decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(
                 *values.values()
             )
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as exc:
         reason = str(exc).strip().splitlines()[0][:300] if str(exc).strip() else type(exc).__name__
-        if "data-dependent" in reason:
-            reason = "its forward depends on values (a branch on a tensor, `.item()`, BatchNorm with momentum=None)"
-        raise ExportError(f"the segment cannot be traced: {reason}; write it without, or move it behind the cut") from exc
+        raise ExportError(f"the segment cannot be traced: {untraceable(reason)}, or move it behind the cut") from exc
     return graph, names
 
 

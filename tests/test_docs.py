@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import cutlayer
+from docs import make_coverage
 from wire.runfile import parse_run
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +86,10 @@ def test_the_run_file_page_is_made_from_the_code() -> None:
         [sys.executable, "-c", "from docs.make_run_file import page; print(page(), end='')"], capture_output=True, cwd=ROOT
     )
     assert done.stdout.decode() == (ROOT / "docs" / "run-file.md").read_text(encoding="utf-8"), "run docs/make_run_file.py"
+
+
+def test_the_coverage_page_has_every_case() -> None:
+    assert make_coverage.rows(make_coverage.PAGE.read_text(encoding="utf-8")) == make_coverage.names(), "run `make coverage-page`"
 
 
 def test_the_readme_shows_command_and_output_first() -> None:

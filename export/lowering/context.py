@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.ops import Affine, Op, Ratio, Ref, Value
+from export.refusals import instead
 from wire.errors import ExportError
 
 __all__ = ["LOWERINGS", "OPSET", "GraphWriter", "Lowering", "lower", "lowers", "onnx_dtype"]
@@ -45,6 +46,7 @@ def lowers(*targets: str) -> Callable[[Lowering], Lowering]:
 
     def register(lowering: Lowering) -> Lowering:
         for target in targets:
+            assert target not in LOWERINGS, f"{target} has two lowerings"
             LOWERINGS[target] = lowering
         return lowering
 
@@ -65,7 +67,7 @@ def lower(graph: GraphWriter, op: Op) -> None:
         op = replace(op, target=op.target.replace("_.", ".", 1))
     lowering = LOWERINGS.get(op.target)
     if lowering is None:
-        raise ExportError(f"{op.where} has no ONNX form for training; replace it, or move it behind the cut")
+        raise ExportError(f"{op.where} has no ONNX form for training: {instead(op.kind)}")
     for index, name in enumerate(lowering(graph, op)):
         if name is not None:
             graph.names[Ref(op.name, index)] = name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +15,15 @@ __all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
 
 _UNARY = {
     "abs.default": "Abs",
+    "acos.default": "Acos",
+    "acosh.default": "Acosh",
+    "asin.default": "Asin",
+    "asinh.default": "Asinh",
+    "atan.default": "Atan",
+    "atanh.default": "Atanh",
     "ceil.default": "Ceil",
     "cos.default": "Cos",
+    "cosh.default": "Cosh",
     "erf.default": "Erf",
     "exp.default": "Exp",
     "floor.default": "Floor",
@@ -28,7 +36,9 @@ _UNARY = {
     "sgn.default": "Sign",
     "sign.default": "Sign",
     "sin.default": "Sin",
+    "sinh.default": "Sinh",
     "sqrt.default": "Sqrt",
+    "tan.default": "Tan",
     "tanh.default": "Tanh",
 }
 _BINARY = {
@@ -40,6 +50,8 @@ _BINARY = {
     "mul.Scalar": "Mul",
     "div.Tensor": "Div",
     "div.Scalar": "Div",
+    "clamp_max.Tensor": "Min",
+    "clamp_min.Tensor": "Max",
     "maximum.default": "Max",
     "minimum.default": "Min",
     "pow.Tensor_Scalar": "Pow",
@@ -71,12 +83,25 @@ def _binary(graph: GraphWriter, op: Op) -> Sequence[str]:
     left, right = op.args[:2]
     if op.kwargs.get("alpha", 1) != 1 or len(op.args) > 2:
         right_name = graph.emit("Mul", graph.operand(right, _dtype(op)), graph.scalar(op.kwargs.get("alpha", op.args[-1]), _dtype(op)))
-    elif op.target == "pow.Tensor_Scalar" and right == 2:
-        name = graph.operand(left, _dtype(op))
-        return [graph.emit("Mul", name, name)]
+    elif op.target == "pow.Tensor_Scalar" and right in _POWERS:
+        return [_power(graph, graph.operand(left, _dtype(op)), right)]
     else:
         right_name = graph.operand(right, _dtype(op))
     return [graph.emit(_BINARY[op.target], graph.operand(left, _dtype(op)), right_name)]
+
+
+_POWERS = (1, 2, 0.5, -0.5, -1)
+
+
+def _power(graph: GraphWriter, name: str, exponent: float) -> str:
+    """These without Pow, which takes a logarithm of each element."""
+    if exponent == 1:
+        return name
+    if exponent == 2:
+        return str(graph.emit("Mul", name, name))
+    if abs(exponent) == 0.5:
+        name = graph.emit("Sqrt", name)
+    return name if exponent == 0.5 else str(graph.emit("Reciprocal", name))
 
 
 @lowers("div.Tensor_mode")
@@ -91,6 +116,23 @@ def _divide_rounded(graph: GraphWriter, op: Op) -> Sequence[str]:
 @lowers("rsqrt.default")
 def _rsqrt(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [graph.emit("Reciprocal", graph.emit("Sqrt", graph.operand(op.args[0], _dtype(op))))]
+
+
+@lowers("trunc.default")
+def _trunc(graph: GraphWriter, op: Op) -> Sequence[str]:
+    name = graph.operand(op.args[0], _dtype(op))
+    return [graph.emit("Mul", graph.emit("Sign", name), graph.emit("Floor", graph.emit("Abs", name)))]
+
+
+@lowers("log2.default", "log10.default")
+def _log(graph: GraphWriter, op: Op) -> Sequence[str]:
+    base = 2.0 if op.kind == "log2" else 10.0
+    return [graph.emit("Mul", graph.emit("Log", graph.operand(op.args[0], _dtype(op))), graph.scalar(1 / math.log(base), _dtype(op)))]
+
+
+@lowers("exp2.default")
+def _exp2(graph: GraphWriter, op: Op) -> Sequence[str]:
+    return [graph.emit("Exp", graph.emit("Mul", graph.operand(op.args[0], _dtype(op)), graph.scalar(math.log(2), _dtype(op))))]
 
 
 @lowers("log1p.default")
@@ -167,6 +209,13 @@ def _threshold_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
     """dz * (a > threshold), the mask as a float: a ``Where`` on it costs six times as much."""
     grad, source, threshold = op.args
     mask = graph.emit("Greater", graph.name(source), graph.operand(threshold, graph.value(source).dtype))
+    return [graph.emit("Mul", graph.name(grad), graph.cast(mask, torch.bool, _dtype(op)))]
+
+
+@lowers("hardshrink_backward.default", "softshrink_backward.default")
+def _shrink_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
+    grad, source, threshold = op.args
+    mask = graph.emit("Greater", graph.emit("Abs", graph.name(source)), graph.operand(threshold, _dtype(op)))
     return [graph.emit("Mul", graph.name(grad), graph.cast(mask, torch.bool, _dtype(op)))]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from export.lowering.along import placed
 from export.lowering.context import GraphWriter, lowers
 from export.ops import Affine, Op, Ref
 from wire.errors import ExportError
@@ -47,6 +48,29 @@ def _split(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [found] if isinstance(found, str) else found
 
 
+@lowers("slice_backward.default")
+def _slice_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
+    grad, sizes, axis, start, _, step = op.args
+    axis %= len(sizes)
+    size = sizes[axis]
+    if size == graph.shape(grad)[axis]:
+        return [graph.name(grad)]
+    if isinstance(size, Affine):
+        raise ExportError(f"{op.where} takes some samples of the batch out; a segment must treat all samples alike")
+    return [placed(graph, graph.name(grad), graph.shape(grad), axis, range(size)[start:].start, step, size)]
+
+
+@lowers("select_backward.default")
+def _select_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
+    grad, sizes, axis, index = op.args
+    axis %= len(sizes)
+    size = sizes[axis]
+    if isinstance(size, Affine):
+        raise ExportError(f"{op.where} takes some samples of the batch out; a segment must treat all samples alike")
+    wide = [*sizes[:axis], 1, *sizes[axis + 1 :]]
+    return [placed(graph, graph.reshape(graph.name(grad), wide), wide, axis, index % size, 1, size)]
+
+
 @lowers("slice_scatter.default")
 def _slice_scatter(graph: GraphWriter, op: Op) -> Sequence[str]:
     defaults: tuple[Any, ...] = (0, None, None, 1)
@@ -75,12 +99,6 @@ def _replaced(graph: GraphWriter, base: str, part: str, axis: int, size: int, pl
     order = np.arange(size)
     order[list(places)] = size + np.arange(len(places))
     return str(graph.emit("Gather", graph.emit("Concat", base, part, axis=axis), graph.constant(order), axis=axis))
-
-
-@lowers("index_select.default")
-def _index_select(graph: GraphWriter, op: Op) -> Sequence[str]:
-    source, axis, index = op.args
-    return [graph.emit("Gather", graph.name(source), graph.name(index), axis=axis)]
 
 
 @lowers("embedding.default")

@@ -1,4 +1,4 @@
-"""Pooling and its gradients, for any number of spatial dimensions.
+"""Max-pooling and its gradient, for any number of spatial dimensions. Means: ``averaging``.
 
 The gradient of a max-pool goes to the first maximum of each window, as in PyTorch. It is found without indices (a MaxPool that makes them
 is fifteen times as slow). Where windows lie apart, the maximum is spread over its window (a nearest Resize, which is a plain copy) and
@@ -19,26 +19,27 @@ from export.lowering.context import GraphWriter, lowers
 from export.ops import Affine, Op, Ref
 from wire.errors import ExportError
 
-__all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
+__all__ = ["Windows", "max_backward_apart", "sizes"]  # the lowerings are found by name in `context.LOWERINGS`
 
 
 def _pair(values: Sequence[int], spatial: int) -> list[int]:
     return list(values) * spatial if len(values) == 1 else list(values)
 
 
-def _sizes(graph: GraphWriter, ref: Ref) -> list[int]:
+def sizes(graph: GraphWriter, ref: Ref) -> list[int]:
+    """Of the dimensions that are pooled. Raises ExportError where one of them is the batch."""
     dims = graph.shape(ref)[2:]
     if len(graph.shape(ref)) < 3 or any(isinstance(dim, Affine) for dim in dims):
         raise ExportError("a pooling runs over the batch; the batch must be the first dimension")
     return [int(dim) for dim in dims]  # type: ignore[arg-type]
 
 
-class _Windows:
+class Windows:
     """Kernel, stride, padding and dilation of a pooling, as ATen gives them."""
 
-    def __init__(self, graph: GraphWriter, source: Ref, result: Sequence[int], args: Sequence[Any]) -> None:
+    def __init__(self, graph: GraphWriter, inside: Sequence[int], outside: Sequence[int], args: Sequence[Any]) -> None:
         self.graph = graph
-        self.inside, self.outside = _sizes(graph, source), list(result)
+        self.inside, self.outside = list(inside), list(outside)
         spatial = len(self.inside)
         kernel, stride, padding, dilation = (*args, *((), 0, 1)[len(args) - 1 :])[:4]
         self.kernel = _pair(kernel, spatial)
@@ -120,32 +121,28 @@ class _Windows:
         return str(graph.emit("Pad", part, graph.constant([0, 0, *starts, 0, 0, *ends]))) if any(starts + ends) or spatial else part
 
 
-def _ceil_args(args: Sequence[Any], at: int) -> bool:
-    return bool(args[at]) if len(args) > at else False
-
-
-@lowers("max_pool2d_with_indices.default")
+@lowers("max_pool2d_with_indices.default", "max_pool3d_with_indices.default")
 def _max_pool(graph: GraphWriter, op: Op) -> Sequence[str | None]:
     assert op.results[0] is not None
-    windows = _Windows(graph, op.args[0], [int(dim) for dim in op.results[0].shape[2:]], op.args[1:5])  # type: ignore[arg-type]
+    windows = Windows(graph, sizes(graph, op.args[0]), [int(dim) for dim in op.results[0].shape[2:]], op.args[1:5])  # type: ignore[arg-type]
     attributes: dict[str, Any] = {
         "kernel_shape": windows.kernel,
         "strides": windows.stride,
         "dilations": windows.dilation,
-        "pads": [*windows.padding, *windows.padding],
-        "ceil_mode": int(_ceil_args(op.args, 5)),
+        # Not `ceil_mode`: PyTorch leaves out a window that begins beyond the edge. Here the last window's reach is said.
+        "pads": [*windows.padding, *(max(after, 0) for after in windows.after)],
     }
     return [graph.emit("MaxPool", graph.name(op.args[0]), **attributes), None]
 
 
-@lowers("max_pool2d_with_indices_backward.default")
+@lowers("max_pool2d_with_indices_backward.default", "max_pool3d_with_indices_backward.default")
 def _max_pool_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
     """The last argument is the maximum, which ``export.rewrites`` put in the place of the indices."""
     grad, source, kernel, stride, padding, dilation, _, maximum = op.args
-    windows = _Windows(graph, source, _sizes(graph, grad), [kernel, stride, padding, dilation])
+    windows = Windows(graph, sizes(graph, source), sizes(graph, grad), [kernel, stride, padding, dilation])
     if windows.apart:
         channels = graph.shape(source)[:2]
-        return [_max_backward_apart(graph, windows, channels, graph.name(grad), graph.name(source), graph.name(maximum))]
+        return [max_backward_apart(graph, windows, channels, graph.name(grad), graph.name(source), graph.name(maximum))]
     padded = windows.padded(graph.name(source), float("-inf"))
     rest, parts = graph.name(grad), []
     for at, tap in enumerate(windows.taps()):
@@ -157,9 +154,8 @@ def _max_pool_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [windows.spread(parts, graph.shape(grad))]
 
 
-def _max_backward_apart(
-    graph: GraphWriter, windows: _Windows, channels: Sequence[int | Affine], grad: str, source: str, maximum: str
-) -> str:
+def max_backward_apart(graph: GraphWriter, windows: Windows, channels: Sequence[int | Affine], grad: str, source: str, maximum: str) -> str:
+    """Of windows that lie apart: the gradient, in the place of each window's first maximum. ``channels``: batch and channels."""
     backwards = np.arange(len(windows.taps()), 0, -1, dtype=np.float32).reshape(windows.kernel)
     numbers = graph.constant(np.tile(backwards, windows.outside))
     equal = graph.emit("Equal", windows.cropped(source), windows.spread_alike(maximum))
@@ -172,62 +168,3 @@ def _max_backward_apart(
     chosen = graph.emit("Equal", numbered, windows.spread_alike(first))
     found = graph.emit("Mul", graph.cast(chosen, torch.bool, torch.float32), windows.spread_alike(grad))
     return windows.fill_edge(str(found))
-
-
-@lowers("avg_pool2d.default", "avg_pool1d.default")
-def _avg_pool(graph: GraphWriter, op: Op) -> Sequence[str]:
-    assert op.results[0] is not None
-    windows = _Windows(graph, op.args[0], [int(dim) for dim in op.results[0].shape[2:]], op.args[1:4])  # type: ignore[arg-type]
-    _check_average(op, windows, op.args[4:])
-    pads = windows.padding * 2
-    found = graph.emit(
-        "AveragePool", graph.name(op.args[0]), kernel_shape=windows.kernel, strides=windows.stride, pads=pads, count_include_pad=1
-    )
-    return [found]
-
-
-@lowers("avg_pool2d_backward.default")
-def _avg_pool_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
-    grad, source, kernel, stride, padding = op.args[:5]
-    windows = _Windows(graph, source, _sizes(graph, grad), [kernel, stride, padding])
-    _check_average(op, windows, op.args[5:])
-    return [_shares(graph, windows, grad)]
-
-
-def _shares(graph: GraphWriter, windows: _Windows, grad: Ref) -> str:
-    """An equal share of a window's gradient to each of its elements."""
-    count = len(windows.taps())
-    share = str(graph.emit("Mul", graph.name(grad), graph.scalar(1 / count)))
-    if windows.apart:
-        return windows.fill_edge(windows.spread_alike(share))
-    return windows.spread([share] * count, graph.shape(grad))
-
-
-def _check_average(op: Op, windows: _Windows, rest: Sequence[Any]) -> None:
-    ceil, include, divisor = (*rest, *(False, True, None)[len(rest) :])[:3]
-    if ceil or divisor is not None or (not include and any(windows.padding)):
-        raise ExportError(
-            f"{op.where}: an average pooling with ceil_mode, divisor_override or count_include_pad=False cannot be trained "
-            "on a device; leave these at their defaults"
-        )
-
-
-@lowers("_adaptive_avg_pool2d.default", "adaptive_avg_pool1d.default")
-def _adaptive(graph: GraphWriter, op: Op) -> Sequence[str]:
-    kernel = _adaptive_kernel(op, _sizes(graph, op.args[0]), [int(dim) for dim in op.results[0].shape[2:]])  # type: ignore[arg-type,union-attr]
-    return [graph.emit("AveragePool", graph.name(op.args[0]), kernel_shape=kernel, strides=kernel)]
-
-
-@lowers("_adaptive_avg_pool2d_backward.default")
-def _adaptive_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
-    grad, source = op.args
-    kernel = _adaptive_kernel(op, _sizes(graph, source), _sizes(graph, grad))
-    return [_shares(graph, _Windows(graph, source, _sizes(graph, grad), [kernel, kernel]), grad)]
-
-
-def _adaptive_kernel(op: Op, inside: Sequence[int], outside: Sequence[int]) -> list[int]:
-    if any(size % out for size, out in zip(inside, outside, strict=True)):
-        raise ExportError(
-            f"{op.where}: an adaptive pooling from {list(inside)} to {list(outside)} has windows of several sizes; choose sizes that divide"
-        )
-    return [size // out for size, out in zip(inside, outside, strict=True)]

@@ -52,13 +52,19 @@ def _matmul(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [graph.emit("MatMul", graph.name(op.args[0]), graph.name(op.args[1]))]
 
 
+@lowers("mv.default", "dot.default")
+def _vector(graph: GraphWriter, op: Op) -> Sequence[str]:
+    return [graph.emit("MatMul", graph.name(op.args[0]), graph.name(op.args[1]))]
+
+
 @lowers("baddbmm.default")
 def _baddbmm(graph: GraphWriter, op: Op) -> Sequence[str]:
-    added, left, right = op.args[:3]
-    found = graph.emit("MatMul", graph.name(left), graph.name(right))
-    scaled = []
-    for name, factor in ((found, op.kwargs.get("alpha", 1)), (graph.name(added), op.kwargs.get("beta", 1))):
-        scaled.append(name if factor == 1 else graph.emit("Mul", name, graph.scalar(float(factor))))
+    bias, left, right = op.args[:3]
+    product = graph.emit("MatMul", graph.name(left), graph.name(right))
+    scaled = [
+        name if factor == 1 else graph.emit("Mul", name, graph.scalar(float(factor)))
+        for name, factor in ((product, op.kwargs.get("alpha", 1)), (graph.name(bias), op.kwargs.get("beta", 1)))
+    ]
     return [graph.emit("Add", *scaled)]
 
 

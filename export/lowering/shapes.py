@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from export.lowering.context import GraphWriter, lowers, onnx_dtype
-from export.ops import Affine, Op, Value
+from export.ops import Affine, Op, Ref, Value
 from wire.errors import ExportError
 
 __all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
@@ -52,6 +52,14 @@ def _permute(graph: GraphWriter, op: Op) -> Sequence[str]:
 @lowers("expand.default", "expand_copy.default")
 def _expand(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [graph.emit("Expand", graph.name(op.args[0]), graph.dims(_result(op).shape))]
+
+
+@lowers("copy.default")
+def _copy(graph: GraphWriter, op: Op) -> Sequence[str]:
+    """The second operand, in the shape and dtype of the first, which it is written over."""
+    name = graph.operand(op.args[1], _result(op).dtype)
+    same = isinstance(op.args[1], Ref) and graph.shape(op.args[1]) == _result(op).shape
+    return [name if same else graph.emit("Expand", name, graph.dims(_result(op).shape))]
 
 
 @lowers("cat.default")
@@ -112,6 +120,7 @@ def _flip(graph: GraphWriter, op: Op) -> Sequence[str]:
     "new_full.default",
     "scalar_tensor.default",
     "fill.Scalar",
+    "fill.Tensor",
 )
 def _fill(graph: GraphWriter, op: Op) -> Sequence[str]:
     result = _result(op)
@@ -122,7 +131,7 @@ def _fill(graph: GraphWriter, op: Op) -> Sequence[str]:
     return [graph.emit("Expand", one, graph.dims(result.shape))]
 
 
-@lowers("empty.memory_format", "empty_like.default", "new_empty.default")
+@lowers("empty.memory_format", "empty_like.default", "new_empty.default", "new_empty_strided.default")
 def _empty(graph: GraphWriter, op: Op) -> Sequence[str]:
     """Only ever the place for a ``fill``."""
     return [graph.emit("Expand", graph.scalar(0, _result(op).dtype), graph.dims(_result(op).shape))]
@@ -136,6 +145,14 @@ def _arange(graph: GraphWriter, op: Op) -> Sequence[str]:
     if not any(isinstance(each, Affine) for each in (start, end, step)):
         return [graph.constant(torch.arange(start, end, step, dtype=dtype).numpy())]
     return [graph.emit("Range", *(graph.operand(each, dtype) for each in (start, end, step)))]
+
+
+@lowers("eye.default", "eye.m")
+def _eye(graph: GraphWriter, op: Op) -> Sequence[str]:
+    rows, columns = (*op.args, op.args[0])[:2] if op.target == "eye.default" else op.args
+    if isinstance(rows, Affine) or isinstance(columns, Affine):
+        raise ExportError(f"{op.where} is as large as the batch; a segment must treat all samples alike")
+    return [graph.constant(torch.eye(rows, columns, dtype=_result(op).dtype).numpy())]
 
 
 @lowers("linspace.default")

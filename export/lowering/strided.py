@@ -1,13 +1,17 @@
-"""What differentiating an operation in place on a view (``ReLU(inplace=True)`` behind a linear layer) leaves behind: the whole of a
-contiguous tensor seen in another shape, and written back."""
+"""Views by strides: what PyTorch makes of a write into a slice (``x[:, 1] *= 2``) when it differentiates it.
+
+Each sample is one long row, of which a view is the elements at known places.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from export.lowering.context import GraphWriter, lowers
-from export.ops import Affine, Op, Ref
+from export.ops import Affine, Op
 from wire.errors import ExportError
 
 __all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
@@ -15,48 +19,57 @@ __all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
 Dims = Sequence[int | Affine]
 
 
-@lowers("as_strided.default")
-def _as_strided(graph: GraphWriter, op: Op) -> Sequence[str]:
-    source, size, stride, offset = (*op.args, None)[:4]
-    _check_whole(graph, op, source, size, stride, offset)
-    return [graph.reshape(graph.name(source), size)]
+def _places(op: Op, sizes: Sequence[int | Affine], strides: Sequence[int | Affine], offset: int | Affine) -> tuple[int, NDArray[np.int64]]:
+    """A sample's number of elements, and which of them the view has."""
+    plain = all(isinstance(each, int) for each in (*sizes[1:], *strides, offset))
+    if not sizes or sizes[0] != Affine(1, 0) or not plain:
+        raise ExportError(f"{op.where} writes into some samples of the batch; a segment must treat all samples alike")
+    found = np.asarray(offset, np.int64)
+    for size, stride in zip(sizes[1:], strides[1:], strict=True):
+        found = found[..., None] + np.arange(int(size)) * int(stride)  # type: ignore[arg-type]
+    width = strides[0]
+    assert isinstance(width, int)
+    if found.size and found.max() >= width:
+        raise ExportError(f"{op.where} views several samples at once; a segment must treat all samples alike")
+    return width, found.reshape(-1)
+
+
+@lowers("as_strided.default", "as_strided_copy.default")
+def _view(graph: GraphWriter, op: Op) -> Sequence[str]:
+    source, sizes, strides, offset = (*op.args, 0)[:4]
+    if _is_whole(graph.shape(source), sizes, strides, offset):
+        return [graph.reshape(graph.name(source), sizes)]
+    width, places = _places(op, sizes, strides, offset or 0)
+    rows = graph.emit("Reshape", graph.name(source), graph.constant([-1, width]))
+    return [graph.reshape(graph.emit("Gather", rows, graph.constant(places), axis=1), sizes)]
 
 
 @lowers("as_strided_scatter.default")
-def _as_strided_scatter(graph: GraphWriter, op: Op) -> Sequence[str]:
-    base, source, size, stride, offset = (*op.args, None)[:5]
-    _check_whole(graph, op, base, size, stride, offset)
-    return [graph.reshape(graph.name(source), graph.shape(base))]
+def _written(graph: GraphWriter, op: Op) -> Sequence[str]:
+    """The first operand with the second in the view's place: a choice among the elements of both, laid end to end."""
+    base, part, sizes, strides, offset = (*op.args, 0)[:5]
+    if _is_whole(graph.shape(base), sizes, strides, offset):
+        return [graph.reshape(graph.name(part), graph.shape(base))]
+    width, places = _places(op, sizes, strides, offset or 0)
+    order = np.arange(width)
+    order[places] = width + np.arange(len(places))
+    rows = graph.emit("Reshape", graph.name(base), graph.constant([-1, width]))
+    parts = graph.emit("Reshape", graph.name(part), graph.constant([-1, len(places)]))
+    both = graph.emit("Concat", rows, parts, axis=1)
+    return [graph.reshape(graph.emit("Gather", both, graph.constant(order), axis=1), graph.shape(base))]
 
 
-@lowers("copy.default")
-def _copy(graph: GraphWriter, op: Op) -> Sequence[str]:
-    into, source = op.args[:2]
-    name = graph.operand(source, graph.value(into).dtype)
-    if graph.shape(into) == graph.shape(source):
-        return [name]
-    return [graph.emit("Expand", name, graph.dims(graph.shape(into)))]
-
-
-@lowers("new_empty_strided.default")
-def _new_empty_strided(graph: GraphWriter, op: Op) -> Sequence[str]:
-    """Only ever the place for a ``copy``."""
-    assert op.results[0] is not None
-    return [graph.emit("Expand", graph.scalar(0, op.results[0].dtype), graph.dims(op.results[0].shape))]
-
-
-def _check_whole(graph: GraphWriter, op: Op, base: Ref, size: Dims, stride: Dims, offset: Any) -> None:
-    """The view must have each element of ``base`` once, in order."""
+def _is_whole(base: Dims, sizes: Dims, strides: Dims, offset: int | Affine | None) -> bool:
+    """Whether the view has each element of a contiguous tensor once, in order: ``ReLU(inplace=True)`` behind a linear layer."""
     step: int | Affine = 1
-    packed = True
-    for dim, found in zip(reversed(size), reversed(stride), strict=True):
+    packed = not offset
+    for dim, found in zip(reversed(sizes), reversed(strides), strict=True):
         packed = packed and (found == step or dim == 1)
         step = _product(step, dim)
     whole: int | Affine = 1
-    for dim in graph.shape(base):
+    for dim in base:
         whole = _product(whole, dim)
-    if offset or not packed or step != whole:
-        raise ExportError(f"{op.where} changes a part of a tensor in place, which has no ONNX form for training; write it without")
+    return packed and step == whole
 
 
 def _product(left: int | Affine, right: int | Affine) -> int | Affine:

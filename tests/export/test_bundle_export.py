@@ -72,9 +72,28 @@ def test_a_segment_with_its_loss(loss: Any, outputs: int, target: Tensor, tmp_pa
     train_both(module, tmp_path / "b", {"x": draw, "target": target}, optimizer)
 
 
-def test_cross_entropy_of_images(tmp_path: Path, train_both: TrainBoth) -> None:
-    module, draw, target = nn.Conv2d(2, 3, 1), torch.randn(20, 2, 4, 4), torch.randint(0, 3, (20, 4, 4))
-    export_segment(module, (draw[:2], target[:2]), tmp_path / "b", optimizer=SGD(lr=0.1), loss="cross_entropy")
+@pytest.mark.parametrize(
+    ("loss", "channels", "target"),
+    [
+        ("cross_entropy", 3, torch.randint(0, 3, (20, 4, 4), generator=DRAWN)),
+        ("bce", 1, torch.randint(0, 2, (20, 1, 4, 4), generator=DRAWN).float()),
+        ("mse", 2, torch.randn(20, 2, 4, 4, generator=DRAWN)),
+    ],
+)
+def test_a_loss_of_images(loss: Any, channels: int, target: Tensor, tmp_path: Path, train_both: TrainBoth) -> None:
+    module, draw = nn.Conv2d(2, channels, 1), torch.randn(20, 2, 4, 4)
+    export_segment(module, (draw[:2], target[:2]), tmp_path / "b", optimizer=SGD(lr=0.1), loss=loss)
+    train_both(module, tmp_path / "b", {"x": draw, "target": target}, SGD(lr=0.1))
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 4, 4)])
+def test_samples_without_a_label_count_for_nothing(shape: tuple[int, ...], tmp_path: Path, train_both: TrainBoth) -> None:
+    """-100, as PyTorch has it."""
+    target = torch.randint(0, 3, shape, generator=DRAWN)
+    target[torch.rand(shape, generator=DRAWN) < 0.4] = -100
+    module = nn.Linear(2, 3) if len(shape) == 1 else nn.Conv2d(2, 3, 1)
+    draw = torch.randn(20, 2, *shape[1:])
+    export_segment(module, (draw[:2], target[:2].clamp(min=0)), tmp_path / "b", optimizer=SGD(lr=0.1), loss="cross_entropy")
     train_both(module, tmp_path / "b", {"x": draw, "target": target}, SGD(lr=0.1))
 
 
@@ -211,28 +230,6 @@ def test_any_batch_size(batch: int, tmp_path: Path, train_both: TrainBoth) -> No
     module, draw = _net(), torch.randn(3 * batch, 1, 6, 6)
     _export(tmp_path / "b", module)
     train_both(module, tmp_path / "b", {"x": draw}, SGD(lr=0.1, momentum=0.9), batches=(batch, batch, batch), tolerance=1e-4)
-
-
-def test_embeddings(tmp_path: Path, train_both: TrainBoth) -> None:
-    class Bag(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rows, self.head = nn.Embedding(7, 3, padding_idx=0), nn.Linear(3, 2)
-
-        def forward(self, index: Tensor) -> Tensor:
-            found: Tensor = self.head(self.rows(index).mean(dim=1))
-            return found
-
-    module, draw = Bag(), torch.randint(0, 7, (20, 5))
-    export_segment(module, (draw[:2],), tmp_path / "b", optimizer=SGD(lr=0.1))
-    train_both(module, tmp_path / "b", {"x": draw}, SGD(lr=0.1))
-
-
-def test_transposed_convolutions(tmp_path: Path, train_both: TrainBoth) -> None:
-    module = nn.Sequential(nn.ConvTranspose2d(3, 5, 3, stride=2, padding=1, output_padding=1), nn.ReLU(), nn.ConvTranspose2d(5, 2, 3))
-    draw = torch.randn(20, 3, 4, 5)
-    export_segment(module, (draw[:2],), tmp_path / "b", optimizer=SGD(lr=0.1), input_gradients=[True])
-    train_both(module, tmp_path / "b", {"x": draw}, SGD(lr=0.1))
 
 
 def test_frozen_layers_prune_the_backward_graph(tmp_path: Path) -> None:

@@ -325,14 +325,14 @@ class Odd(nn.Module):
         self.a, self.b, self.unused, self.empty = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Sequential()
 
     def forward(self, x: Tensor) -> Any:
-        count = x.size(0) if self.how == "size" else 0
+        count = x.size(0) // 2 if self.how == "odd size" else 0
         hidden = self.a(x)
         if self.how == "raw input":
             return self.b(hidden + x)
         if self.how == "branch":
             return self.b(hidden) if hidden.sum() > 0 else hidden
-        if self.how == "size":
-            return self.b(hidden).reshape(count, 4)
+        if self.how == "odd size":
+            return self.b(hidden) * count
         if self.how == "twice":
             return self.b(self.a(hidden))
         return self.b(self.empty(hidden))
@@ -343,7 +343,7 @@ class Odd(nn.Module):
     [
         ("raw input", "a", "the raw input `x` is read behind the cut and would have to cross it; cut later"),
         ("branch", "a", "the model cannot be traced (symbolically traced variables cannot be used as inputs to control flow)"),
-        ("size", "a", "crosses the cut but is no tensor (it is a int)"),
+        ("odd size", "a", "crosses the cut but is no tensor (it is a int)"),
         ("twice", "a", "cannot cut after `a`: it runs 2 times, with the same weights; name a submodule that runs once"),
         ("", "unused", "cannot cut after `unused`: it never runs"),
         ("", "empty", "cannot cut after `empty`: nothing is computed in it; name the submodule before it"),
