@@ -14,33 +14,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.lowering.along import chosen, combined, put_back
+from export.lowering.along import chosen, put_back
 from export.lowering.context import GraphWriter, lowers
 from export.ops import Affine, Op
 from wire.errors import ExportError
 
-__all__: list[str] = []  # what is here is found by name in `context.LOWERINGS`
+__all__ = ["Places", "Shape", "fixed_size", "with_defaults"]  # the lowerings are found by name in `context.LOWERINGS`
 
 Shape = Sequence[int | Affine]
 Places = NDArray[np.int64]
 
 
-def _size(op: Op, shape: Shape, axis: int) -> int:
+def fixed_size(op: Op, shape: Shape, axis: int) -> int:
+    """Raises ExportError where the dimension is the batch."""
     size = shape[axis]
     if isinstance(size, Affine):
         raise ExportError(f"{op.where} takes some samples of the batch out; a segment must treat all samples alike")
     return size
 
 
-def _filled(given: Sequence[Any], *defaults: Any) -> list[Any]:
+def with_defaults(given: Sequence[Any], *defaults: Any) -> list[Any]:
     """Arguments, and the defaults of those that are left out."""
     return [*given, *defaults[len(given) :]]
-
-
-def _result(op: Op, at: int = 0) -> Shape:
-    found = op.results[at]
-    assert found is not None
-    return found.shape
 
 
 # ------------------------------------------------------------ x[:, index], and what is added up at an index
@@ -61,7 +56,7 @@ class _Indexed:
                 f"{op.where} picks elements by a mask, so its size depends on values; use torch.where or multiply by the mask"
             )
         self.graph, self.axis = graph, axes[0]
-        self.sizes = [_size(op, shape, axis) for axis in axes]
+        self.sizes = [fixed_size(op, shape, axis) for axis in axes]
         self.shape = [*shape[: self.axis], math.prod(self.sizes), *shape[axes[-1] + 1 :]]
         self.places: Places | None = self._flat(given) if known else None
         self.index = None if known else given[0]
@@ -128,7 +123,7 @@ def _index_select(graph: GraphWriter, op: Op) -> Sequence[str]:
     shape = graph.shape(source)
     axis %= len(shape)
     if isinstance(index, Tensor):
-        return [chosen(graph, graph.name(source), axis, index.numpy().reshape(-1), _size(op, shape, axis))]
+        return [chosen(graph, graph.name(source), axis, index.numpy().reshape(-1), fixed_size(op, shape, axis))]
     return [graph.emit("Gather", graph.name(source), graph.name(index), axis=axis)]
 
 
@@ -139,7 +134,7 @@ def _index_add(graph: GraphWriter, op: Op) -> Sequence[str]:
     axis %= len(shape)
     if not isinstance(index, Tensor) or op.kwargs.get("alpha", 1) != 1:
         raise ExportError(f"{op.where} adds at places that are not known at export; use torch.gather for what it is the gradient of")
-    added = put_back(graph, graph.name(values), graph.shape(values), axis, index.numpy().reshape(-1), _size(op, shape, axis))
+    added = put_back(graph, graph.name(values), graph.shape(values), axis, index.numpy().reshape(-1), fixed_size(op, shape, axis))
     return [graph.emit("Add", graph.name(base), added)]
 
 
@@ -162,7 +157,7 @@ def _scatter(graph: GraphWriter, op: Op) -> Sequence[str]:
     axis %= len(graph.shape(base))
     if not isinstance(index, Tensor) and graph.shape(index)[axis] == 1 and op.kind == "scatter":
         # One place a row, as in the gradient of a maximum: a comparison costs less than a scatter.
-        places = np.arange(_size(op, graph.shape(base), axis)).reshape([-1, *[1] * (len(graph.shape(base)) - axis - 1)])
+        places = np.arange(fixed_size(op, graph.shape(base), axis)).reshape([-1, *[1] * (len(graph.shape(base)) - axis - 1)])
         here = graph.emit("Equal", graph.constant(places), graph.operand(index, torch.int64))
         return [graph.emit("Where", here, graph.name(values), graph.name(base))]
     attributes: dict[str, Any] = {"axis": axis} | ({"reduction": "add"} if op.kind == "scatter_add" else {})
@@ -185,12 +180,12 @@ def _topk(graph: GraphWriter, op: Op) -> Sequence[str]:
     source, given = op.args[0], op.args[1:]
     shape = graph.shape(source)
     if op.kind == "sort":
-        axis, largest = _filled(given, -1, False)
+        axis, largest = with_defaults(given, -1, False)
         count, ordered = shape[axis], True
     else:
-        count, axis, largest, ordered = _filled(given, 1, -1, True, True)
+        count, axis, largest, ordered = with_defaults(given, 1, -1, True, True)
     axis %= len(shape)
-    _size(op, shape, axis)
+    fixed_size(op, shape, axis)
     name = graph.name(source)
     found = graph.emit("TopK", name, graph.constant([count]), outputs=2, axis=axis, largest=int(largest), sorted=int(ordered))
     return [str(each) for each in found]
@@ -202,101 +197,3 @@ def _argument(graph: GraphWriter, op: Op) -> Sequence[str]:
     if axis is None:
         raise ExportError(f"{op.where} counts through all samples; give it a dim")
     return [graph.emit("ArgMax" if op.kind == "argmax" else "ArgMin", graph.name(source), axis=axis, keepdims=int(keep))]
-
-
-# ------------------------------------------------------------ rolls, windows, diagonals, triangles
-
-
-@lowers("roll.default")
-def _roll(graph: GraphWriter, op: Op) -> Sequence[str]:
-    source, shifts, axes = (*op.args, [])[:3]
-    shape = graph.shape(source)
-    if not axes:
-        raise ExportError(f"{op.where} rolls through all samples; give it `dims`")
-    name = graph.name(source)
-    for shift, axis in zip(shifts, axes, strict=True):
-        size = _size(op, shape, axis)
-        start = -shift % size
-        if start:
-            parts = [graph.slice(name, [axis], [first], [end], [1]) for first, end in ((start, size), (0, start))]
-            name = graph.emit("Concat", *parts, axis=axis)
-    return [name]
-
-
-def _windows(count: int, width: int, step: int) -> Places:
-    return np.arange(count)[:, None] * step + np.arange(width)
-
-
-@lowers("unfold.default")
-def _unfold(graph: GraphWriter, op: Op) -> Sequence[str]:
-    source, axis, width, step = op.args
-    shape = graph.shape(source)
-    axis %= len(shape)
-    _size(op, shape, axis)
-    places = _windows(int(_result(op)[axis]), width, step)
-    found = graph.emit("Gather", graph.name(source), graph.constant(places), axis=axis)
-    order = [at for at in range(len(shape) + 1) if at != axis + 1] + [axis + 1]
-    return [graph.transpose(found, order)]
-
-
-@lowers("unfold_backward.default")
-def _unfold_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
-    grad, sizes, axis, width, step = op.args
-    axis %= len(sizes)
-    shape = graph.shape(grad)
-    count = _size(op, shape, axis)
-    order = list(range(len(sizes)))
-    order.insert(axis + 1, len(sizes))
-    wide = [*sizes[:axis], count * width, *sizes[axis + 1 :]]
-    flat = graph.reshape(graph.transpose(graph.name(grad), order), wide)
-    return [put_back(graph, flat, wide, axis, _windows(count, width, step).reshape(-1), sizes[axis])]
-
-
-def _diagonal_places(op: Op, shape: Shape, offset: int, first: int, second: int) -> Places:
-    rows, columns = _size(op, shape, first), _size(op, shape, second)
-    at: Places = np.arange(max(0, -offset), min(rows, columns - offset))
-    return np.asarray(at * columns + at + offset, np.int64)
-
-
-@lowers("diagonal.default", "diagonal_copy.default")
-def _diagonal(graph: GraphWriter, op: Op) -> Sequence[str]:
-    source = op.args[0]
-    offset, first, second = _filled(op.args[1:], 0, 0, 1)
-    shape = graph.shape(source)
-    first, second = first % len(shape), second % len(shape)
-    others = [at for at in range(len(shape)) if at not in (first, second)]
-    places = _diagonal_places(op, shape, offset, first, second)
-    name = graph.transpose(graph.name(source), [*others, first, second])
-    flat = graph.reshape(name, [*(shape[at] for at in others), _size(op, shape, first) * _size(op, shape, second)])
-    return [graph.emit("Gather", flat, graph.constant(places), axis=len(others))]
-
-
-@lowers("diagonal_backward.default")
-def _diagonal_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
-    grad, sizes, offset, first, second = op.args
-    first, second = first % len(sizes), second % len(sizes)
-    others = [at for at in range(len(sizes)) if at not in (first, second)]
-    places = _diagonal_places(op, sizes, offset, first, second)
-    matrix = np.zeros((sizes[first] * sizes[second], len(places)), np.float32)
-    matrix[places, np.arange(len(places))] = 1
-    flat = combined(graph, graph.name(grad), graph.shape(grad), len(others), matrix)
-    square = graph.reshape(flat, [sizes[at] for at in (*others, first, second)])
-    return [graph.transpose(square, [int(at) for at in np.argsort([*others, first, second])])]
-
-
-@lowers("unbind.int")
-def _unbind(graph: GraphWriter, op: Op) -> Sequence[str]:
-    source, axis = (*op.args, 0)[:2]
-    _size(op, graph.shape(source), axis)
-    return [graph.emit("Gather", graph.name(source), graph.constant(np.asarray(at, np.int64)), axis=axis) for at in range(len(op.results))]
-
-
-# ------------------------------------------------------------ running sums
-
-
-@lowers("cumsum.default")
-def _cumsum(graph: GraphWriter, op: Op) -> Sequence[str]:
-    result = op.results[0]
-    assert result is not None
-    axis = graph.constant(np.asarray(op.args[1], np.int64))
-    return [graph.emit("CumSum", graph.operand(op.args[0], result.dtype), axis)]

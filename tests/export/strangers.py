@@ -298,6 +298,25 @@ class TwoTransformers(nn.Module):
         return self.head(self.encoder(self.inp(x)).mean(1))
 
 
+class Loose(nn.Module):
+    """A dict of results, arguments that are never given, a table read by an index buffer, a mask on both sides of the cut, a dtype asked of
+    a weight, a layer that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.never = nn.Linear(6, 6), nn.Linear(6, 2), nn.Linear(2, 2)
+        self.table = nn.Parameter(torch.linspace(-1, 1, 7))
+        self.register_buffer("index", torch.arange(4)[:, None] - torch.arange(4)[None, :] + 3)
+        self.mask = torch.ones(4, 4).tril()
+
+    def forward(self, x, *args, scale=None, **kwargs):
+        x = x.to(self.a.weight.dtype)
+        bias = self.table[self.index.view(-1)].view(4, 4) * self.mask
+        h = torch.relu(self.a(bias @ x))
+        logits = self.b(self.mask @ h)
+        return {"logits": logits if scale is None else logits * scale, "pooled": logits.mean(1)}
+
+
 class Dropping(nn.Module):
     """Functional dropout behind the cut."""
 
@@ -323,5 +342,6 @@ CUTS = {
     "TwoHeads": [("layers.b", (6,), 2)],
     "Wavelets": [("dense.1", (2, 16), 3), ("norm", (2, 16), 1)],
     "TwoTransformers": [("inp", (4, 3), 1), ("encoder.layers.0", (4, 3), 1)],
+    "Loose": [("a", (4, 6), 1)],
     "Dropping": [("a", (6,), 1)],
 }
