@@ -144,22 +144,36 @@ def _elu_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
     return _times(graph, grad, graph.emit("Add", below, rest))
 
 
+_SAME_BEYOND = 17.0  # ln(1 + exp(x)) is x there, in float32
+
+
+def _steepened(graph: GraphWriter, source: Ref, beta: float) -> str:
+    return graph.name(source) if beta == 1 else str(graph.emit("Mul", graph.name(source), graph.scalar(float(beta))))
+
+
+def _beyond(graph: GraphWriter, steep: str, threshold: float, curve: str, line: str) -> str:
+    """``curve``, and ``line`` beyond a threshold that is so low that the two differ there."""
+    if threshold >= _SAME_BEYOND:
+        return curve
+    rest = graph.emit("Mul", _above(graph, steep, threshold), graph.emit("Sub", line, curve))
+    return str(graph.emit("Add", curve, rest))
+
+
 @lowers("softplus.default")
 def _softplus(graph: GraphWriter, op: Op) -> Sequence[str]:
-    """Beyond PyTorch's threshold, 20 unless it was changed, the curve is the line but for 2e-9."""
-    beta = op.args[1] if len(op.args) > 1 else 1
-    x = graph.name(op.args[0])
-    if beta == 1:
-        return [graph.emit("Softplus", x)]
-    steep = graph.emit("Softplus", graph.emit("Mul", x, graph.scalar(float(beta))))
-    return [graph.emit("Mul", steep, graph.scalar(1 / beta))]
+    defaults: tuple[Any, ...] = (1, 20)
+    beta, threshold = (*op.args[1:], *defaults[len(op.args) - 1 :])
+    steep = _steepened(graph, op.args[0], beta)
+    curve = graph.emit("Softplus", steep)
+    curve = curve if beta == 1 else graph.emit("Mul", curve, graph.scalar(1 / beta))
+    return [_beyond(graph, steep, threshold, curve, graph.name(op.args[0]))]
 
 
 @lowers("softplus_backward.default")
 def _softplus_backward(graph: GraphWriter, op: Op) -> Sequence[str]:
-    grad, source, beta, _ = op.args
-    x = graph.name(source)
-    return _times(graph, grad, graph.emit("Sigmoid", x if beta == 1 else graph.emit("Mul", x, graph.scalar(float(beta)))))
+    grad, source, beta, threshold = op.args
+    steep = _steepened(graph, source, beta)
+    return _times(graph, grad, _beyond(graph, steep, threshold, graph.emit("Sigmoid", steep), graph.scalar(1.0)))
 
 
 @lowers("gelu.default")
