@@ -9,11 +9,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak check format coverage-page clean
+.PHONY: help install demo test test-arm soak check format coverage-page clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
-	@echo "targets: install demo test soak check format coverage-page clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
+	@echo "targets: install demo test test-arm soak check format coverage-page clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
 
 install: $(STAMP)
 
@@ -32,6 +32,11 @@ test: $(STAMP)
 # The power cut again and again, at random points; takes about ten minutes.
 soak: $(STAMP)
 	$(BIN)/python -m pytest tests/e2e/test_power_cuts.py -n 2 --power-cuts 40
+
+# The client's ARM image under emulation, all of it; needs root, qemu-user-static, debootstrap, buildah and mosquitto. Writes its page.
+test-arm: $(STAMP)
+	$(BIN)/python -m tools.arm_image register
+	$(BIN)/python -m pytest -n 0 -m "" --no-skips --write-page tests/arm
 
 check: $(STAMP)
 	$(BIN)/ruff check .

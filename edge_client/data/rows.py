@@ -32,7 +32,7 @@ Pick = Callable[[int], NDArray[np.int64]]
 """From the number of samples in a file to the (ascending) numbers of those that are this party's."""
 
 _CHUNK_BYTES = 1 << 20
-_SPILL_FOLDER = Path("/var/tmp")  # on disk, where /tmp may be in memory
+_SPILL_FOLDER = Path("/var/tmp")  # on disk, where /tmp may be in memory; a container's may be read-only
 _DEFLATE_RATIO = 1032  # the most that deflate can unpack from one byte (zlib's technical details)
 
 
@@ -88,7 +88,7 @@ class SpilledRows:
         self._count = len(picked)
         self._size = block.record_bytes - block.skip_bytes
         with reading(block.path):
-            self._file = tempfile.TemporaryFile(dir=_SPILL_FOLDER if _SPILL_FOLDER.is_dir() else None)  # noqa: SIM115 - as long as we live
+            self._file = tempfile.TemporaryFile(dir=_SPILL_FOLDER if os.access(_SPILL_FOLDER, os.W_OK) else None)  # noqa: SIM115 - as long as we live
         weakref.finalize(self, self._file.close)
         for chunk in block.chunks(picked, slice(block.skip_bytes, block.record_bytes)):
             with reading(block.path):
