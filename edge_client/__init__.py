@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# onnxruntime would keep a device id below ~/.cache and report to its makers; a clinic's device talks to its broker and to nobody else.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from edge_client.engine import StockEngine, load_engine

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -197,3 +198,12 @@ def test_the_check_sees_a_breach(room: str, source: str, said: str) -> None:
     complaints = list(_complaints(room, source, file="breach.py"))
     assert len(complaints) == 1
     assert said in complaints[0]
+
+
+@pytest.mark.parametrize("module", ["edge_client.engine", "export"])
+def test_nothing_keeps_a_device_id_or_reports_to_anybody(module: str, tmp_path: Path) -> None:
+    """onnxruntime's own builds do, unless they are told not to before they are imported."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    code = f"import {module}, onnxruntime; onnxruntime.SessionOptions()"
+    subprocess.run([sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, cwd=ROOT, check=True, timeout=120)
+    assert not [path for path in tmp_path.rglob("*") if "icrosoft" in str(path) or "onnxruntime" in str(path)]
