@@ -303,7 +303,7 @@ def _add_files(verbs: Any) -> None:
     export.add_argument("run_file", type=Path, nargs="?", metavar="RUN.toml", help="export every client segment of this run; or:")
     export.add_argument("--model", metavar="MY_MODEL.py:BUILD", help="a function without arguments that returns a torch.nn.Module")
     export.add_argument("--cut", metavar="NAME", help="the submodule after which to cut")
-    export.add_argument("--input-shape", type=_shape, metavar="1,28,28", help="one sample's shape")
+    export.add_argument("--input-shape", type=_shape, metavar="1,28,28", help="one sample's shape; a usual one where it is left out")
     export.add_argument("--optimizer", type=_optimizer, metavar="sgd,lr=0.1", help="as in the run file: kind, then key=value")
     export.add_argument(
         "--engines", type=_engines, default=("stock",), metavar="NAMES", help="stock (default), or stock,ort-training: for both engines"

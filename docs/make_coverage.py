@@ -43,7 +43,9 @@ nothing, as in PyTorch), `bce` with logits and `mse`, each as the mean over the 
 
 ## Optimizers on the device
 
-SGD (momentum, Nesterov, weight decay), Adam and AdamW, as PyTorch defines them; the learning rate is an input of the graph.
+SGD (momentum, Nesterov, weight decay), Adam and AdamW, as PyTorch defines them; the learning rate is an input of the graph. Gradients are
+clipped by a segment's norm (`clip_norm`), accumulated over steps (`accumulate`), and not computed where only frozen parameters would need
+them (`freeze`). `tests/edge_client/test_engine.py` and `tests/e2e/test_training_options.py` hold all of this against PyTorch.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from export.cut import Piece, cut
+from export.cut import Piece
+from export.cut import cut as cut_model
+from export.guess import guessed_example
 from export.load import load_model
 from export.models import BUNDLED
 from wire.errors import GraphError, RunFileError
@@ -63,7 +66,7 @@ def _prefixes(name: str) -> list[str]:
 def build_segments(run: Run) -> dict[str, RunSegment]:
     """All segments by name, in order. Raises RunFileError, GraphError."""
     model = build_model(run)
-    pieces = cut(model, run.model.cut, (torch.zeros(_EXAMPLES, *input_shape(run)),))
+    pieces = cut_model(model, run.model.cut, (torch.zeros(_EXAMPLES, *input_shape(run)),))
     names = run.model.names
     _check_trained(pieces, names)
     return {
@@ -169,14 +172,21 @@ def prepare_model(
     engines: Sequence[EngineName] = ("stock",),
     ort_training_python: Path | None = None,
 ) -> None:
-    """``cutlayer export --model``: the part before the cut as a bundle, without a run file around it."""
+    """``cutlayer export --model``: the part before the cut as a bundle, without a run file around it.
+
+    Without ``input_shape`` a usual one is tried, and said on stderr.
+    """
     from export.segment import export_segment
 
     if input_shape is None and model in BUNDLED:
         input_shape = BUNDLED[model].input_shape()
-    if input_shape is None:
-        raise RunFileError("--input-shape is missing: say the shape of one sample, like 1,28,28")
-    pieces = _cut(load_model(model, {}, "."), cut, input_shape)
+    built = load_model(model, {}, ".")
+    if input_shape is not None:
+        example = torch.zeros(_EXAMPLES, *input_shape)
+    else:
+        example, said = guessed_example(built)
+        print(f"cutlayer: {said}", file=sys.stderr)
+    pieces = cut_model(built, cut, (example,))
     chosen = optimizer or SGD(lr=0.01)
     manifest = export_segment(
         pieces[0].module,
@@ -192,10 +202,6 @@ def prepare_model(
     crossing = sum(_elements(spec) for spec in manifest.outputs)
     count = sum(value.numel() for value in pieces[0].module.parameters())
     print(f"{out}: segment bottom, {count} parameters, {crossing} activations a sample cross the cut, {chosen}")
-
-
-def _cut(model: nn.Module, name: str, input_shape: Sequence[int]) -> tuple[Piece, ...]:
-    return cut(model, name, (torch.zeros(_EXAMPLES, *input_shape),))
 
 
 def _say(path: Path, segment: RunSegment) -> None:

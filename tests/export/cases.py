@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from tests.export import sequences
+
 __all__ = ["CASES", "REFUSALS", "Case", "Refusal", "Wrapped"]
 
 Function = Callable[[Tensor], Tensor]
@@ -470,6 +472,9 @@ def _cases() -> Iterator[Case]:
         for name, (module, sample) in layers.items():
             yield Case(family=family, name=name, module=Wrapped(module, sample[-1]), sample=sample)
     yield from (Case(family="Embedding", name=name, module=module, sample=data) for name, (module, data) in EMBEDDINGS.items())
+    for family, layers in (("Recurrent", sequences.RECURRENT), ("Attention", sequences.ATTENTION), ("Dropout", sequences.DROPOUT)):
+        for name, module in layers.items():
+            yield Case(family=family, name=name, module=module, sample=(sequences.STEPS, sequences.WIDTH), tolerance=5e-5)
     yield from (Case(family="Block", name=name, module=module, sample=sample) for name, (module, sample) in BLOCKS.items())
     yield from (Case(family="Operation", name=name, module=Wrapped(function, 6), sample=(4, 6)) for name, function in FUNCTIONS.items())
 
