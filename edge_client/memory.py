@@ -32,9 +32,10 @@ def needed_bytes(manifests: Sequence[BundleManifest], *, batch: int, in_flight: 
 def _bundle_bytes(manifest: BundleManifest, batch: int, in_flight: int, memory: MemoryMode) -> int:
     ends = sum(spec.bytes_at(batch) for spec in (*manifest.inputs, *manifest.outputs))
     kept = ends + (sum(spec.bytes_at(batch) for spec in manifest.residuals) if memory == "fast" else 0)
-    # While the bundle is opened, its file and the tensors in it are there as well.
-    opened = 2 * sum(spec.bytes_at(batch) for spec in (*manifest.parameters, *manifest.buffers))
-    return round(_ARENA * manifest.memory[memory].at(batch)) + (in_flight - 1) * kept + opened
+    # While the bundle is opened, its file and the tensors in it are there beside the weights and the optimizer's state.
+    weights = sum(spec.bytes_at(batch) for spec in (*manifest.parameters, *manifest.buffers))
+    opened = weights * (3 + len(manifest.slots))
+    return max(opened, round(_ARENA * manifest.memory[memory].at(batch)) + (in_flight - 1) * kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -238,14 +238,17 @@ def test_a_numpy_that_kills_leaves_the_doctor_alive(bundle: Path, tmp_path: Path
 
 
 def test_a_kernel_that_the_processor_lacks_is_found_by_the_step(bundle: Path, tmp_path: Path) -> None:
-    """This onnxruntime is the real one, and loads and runs a small model; but it dies where a step binds its tensors."""
+    """This onnxruntime is the real one, and loads and runs a small model; but it dies where a step runs its forward."""
     (tmp_path / "fake" / "onnxruntime").mkdir(parents=True)
     (tmp_path / "fake" / "onnxruntime" / "__init__.py").write_text(
         "import os, signal, sys\n"
         "sys.path.remove(next(path for path in sys.path if __file__.startswith(path + os.sep) and path.endswith('fake')))\n"
         "del sys.modules['onnxruntime']\n"
         "import onnxruntime\n"
-        "onnxruntime.InferenceSession.io_binding = lambda self: os.kill(os.getpid(), signal.SIGILL)\n"
+        "run = onnxruntime.InferenceSession.run\n"
+        "def dying(self, names, *rest):\n"
+        "    return os.kill(os.getpid(), signal.SIGILL) if 'out.y' in names else run(self, names, *rest)\n"
+        "onnxruntime.InferenceSession.run = dying\n"
     )
     found, done = _command("--bundle", bundle, before=tmp_path / "fake")
     assert found["packages"]["status"] == "ok"
