@@ -247,7 +247,7 @@ def test_a_kernel_that_the_processor_lacks_is_found_by_the_step(bundle: Path, tm
         "import onnxruntime\n"
         "run = onnxruntime.InferenceSession.run\n"
         "def dying(self, names, *rest):\n"
-        "    return os.kill(os.getpid(), signal.SIGILL) if 'out.y' in names else run(self, names, *rest)\n"
+        "    return os.kill(os.getpid(), signal.SIGILL) if 'out.y' in (names or ()) else run(self, names, *rest)\n"
         "onnxruntime.InferenceSession.run = dying\n"
     )
     found, done = _command("--bundle", bundle, before=tmp_path / "fake")
