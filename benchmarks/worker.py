@@ -77,7 +77,13 @@ def graph_autodiff(folder: Path, batch: int, threads: int) -> tuple[Step, int]:
     bundle = read_bundle(folder)
     trained = [f"p.{spec.name}" for spec in bundle.manifest.parameters if spec.gradient]
     outputs = [f"out.{spec.name}" for spec in bundle.manifest.outputs]
-    model = reverse(onnx.load_from_string(bundle.graph("forward_low")), inputs=trained, outputs=outputs, prefix="adj_", layout="onnx")
+    forward = onnx.load_from_string(bundle.graph("forward_low"))
+    for value in (*forward.graph.input, *forward.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = batch  # its gradients of convolutions want every shape declared
+    forward = onnx.shape_inference.infer_shapes(forward, data_prop=True)
+    model = reverse(forward, inputs=trained, outputs=outputs, prefix="adj_", layout="onnx")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     backward = ort.InferenceSession(model.SerializeToString(), options)
