@@ -82,7 +82,7 @@ def graph_autodiff(folder: Path, batch: int, threads: int) -> tuple[Step, int]:
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.dim_value = batch  # its gradients of convolutions want every shape declared
-    forward = onnx.shape_inference.infer_shapes(forward, data_prop=True)
+    forward = onnx.shape_inference.infer_shapes(forward)
     model = reverse(forward, inputs=trained, outputs=outputs, prefix="adj_", layout="onnx")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3

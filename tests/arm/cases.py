@@ -17,6 +17,7 @@ from export import SGD, Adam, AdamW, export_segment
 from export.cut import cut
 from export.losses import Loss, loss_of
 from export.models import BUNDLED
+from server.masks import masks_of
 from server.optimizers import torch_optimizer
 from tests.arm.replay import GOLDEN
 from wire.optim import Optimizer
@@ -52,6 +53,18 @@ def _bottom(name: str, at: str | None = None, **args: Any) -> Callable[[], tuple
         return cut(BUNDLED[name].build(**args), at or BUNDLED[name].cut, (torch.zeros(2, *shape),))[0].module, shape
 
     return build
+
+
+class _First(nn.Module):
+    """The sequence of a recurrent layer, behind a linear one."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.before, self.layer = nn.Linear(6, 6), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(torch.tanh(self.before(x)))[0]
+        return found
 
 
 class _Attention(nn.Module):
@@ -114,12 +127,16 @@ CASES: Mapping[str, Case] = {
     "softplus": Case(build=_after(nn.Softplus)),
     "softmax": Case(build=_after(lambda: nn.Softmax(dim=1))),
     "attention": Case(build=_of(_Attention, 5, 8), optimizer=_ADAM),
+    "gru": Case(build=_of(lambda: _First(nn.GRU(6, 5, 2, batch_first=True, dropout=0.3)), 7, 6)),
+    "lstm": Case(build=_of(lambda: _First(nn.LSTM(6, 5, batch_first=True, bidirectional=True)), 7, 6), optimizer=SGD(lr=0.05)),
+    "encoder": Case(build=_of(lambda: nn.TransformerEncoderLayer(8, 2, 12, dropout=0.2, batch_first=True), 5, 8)),
+    "upsample": Case(build=_after(lambda: nn.Upsample(scale_factor=2, mode="bilinear"))),
     # losses on the device
     "cross-entropy": Case(build=_of(_dense(3), 6), loss="cross_entropy", optimizer=_ADAMW),
     "bce": Case(build=_of(_dense(1), 6), loss="bce", optimizer=_ADAM),
     "mse": Case(build=_of(_dense(1), 6), loss="mse", optimizer=SGD(lr=0.05)),
 }
-SMOKE = ("digits-cnn", "resnet18", "mobile-block", "attention", "cross-entropy")
+SMOKE = ("digits-cnn", "resnet18", "mobile-block", "attention", "gru", "cross-entropy")
 
 
 def write_case(name: str, folder: Path) -> Path:
@@ -156,7 +173,7 @@ class _Trainer:
         noise: set[str] = set()
         start = 0
         for step, batch in enumerate(BATCHES):
-            made, tiny = self._step([value[start : start + batch].clone() for value in inputs])
+            made, tiny = self._step(step, [value[start : start + batch].clone() for value in inputs])
             found |= {f"{step}.{name}": value for name, value in made.items()}
             noise |= tiny
             start += batch
@@ -164,10 +181,11 @@ class _Trainer:
             found |= {"infer.in.x": inputs[0][start:], "infer.out.y": self.module.eval()(inputs[0][start:])}
         return found, noise
 
-    def _step(self, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    def _step(self, step: int, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], set[str]]:
         found = {f"state.{key}": value.detach().clone() for key, value in self._state().items()}
         data = inputs[0].requires_grad_(not self.case.first)
-        out = self.module(data)
+        with masks_of(0, "segment", step):  # as the replaying engine draws them
+            out = self.module(data)
         if self.case.loss is not None:
             out = loss_of(self.case.loss, out, inputs[1])
         grad = torch.ones(()) if self.case.loss else torch.randn(out.shape)
