@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnxruntime as ort
@@ -47,6 +48,10 @@ def load_engine(
     """
     if engine not in _ENGINES:
         raise UsageError(f"`engine` is {engine!r}; it must be one of {', '.join(_ENGINES)}")
+    if memory not in get_args(MemoryMode):
+        raise UsageError(f"`memory` is {memory!r}; it must be one of {', '.join(get_args(MemoryMode))}")
+    if accumulate < 1 or not (clip_norm is None or clip_norm > 0):
+        raise UsageError(f"`accumulate` is {accumulate} and `clip_norm` {clip_norm}; they must be 1 or more, and above 0 or None")
     made = StockEngine
     if engine == "ort-training":
         from edge_client.ort_training_engine import OrtTrainingEngine
@@ -198,10 +203,17 @@ class StockEngine:
         if self._fault is not None:
             return None
         gradients = {key: value for key, value in found.items() if key.startswith("gp.")}
-        if self._accumulated.add(gradients):
+        sums, due = self._accumulated.added(gradients)
+        self._fault = not_finite(sums, ("a.",))
+        if self._fault is None and due:
             clip(gradients, self._clip_norm)
             new = self._graph("optimizer").run(gradients | {"lr": rate} | self._parameters | self._slots)
-            self._parameters, self._slots = _renewed(self._parameters, new), _renewed(self._slots, new)
+            self._fault = not_finite(new, ("p.",))
+            if self._fault is None:
+                self._parameters, self._slots = _renewed(self._parameters, new), _renewed(self._slots, new)
+        if self._fault is not None:
+            return None
+        self._accumulated.sums = sums
         return found
 
     # ------------------------------------------------------------ state

@@ -22,7 +22,9 @@ def not_finite(tensors: Tensors, prefixes: tuple[str, ...]) -> str | None:
             continue
         flat: Any = array.ravel()
         # A product with itself is finite unless a value is not, or it overflows; only then is each value looked at.
-        if not math.isfinite(flat @ flat) and not np.isfinite(flat).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = flat @ flat
+        if not math.isfinite(square) and not np.isfinite(flat).all():
             return name.partition(".")[2].removesuffix(".new")
     return None
 
@@ -48,19 +50,17 @@ class Accumulated:
             self.sums = {f"a.{name}": np.zeros_like(array) for name, array in parameters.items()}
             self.sums["a.count"] = np.zeros((), np.int64)
 
-    def add(self, gradients: Tensors) -> bool:
-        """Whether it is time: then ``gradients`` hold the means. They are ``gp.{name}`` and are written to."""
-        if self._every == 1:
-            return True
-        count: Any = self.sums["a.count"]
-        count += 1
-        due = int(count) == self._every
-        for key, gradient in gradients.items():
-            total: Any = self.sums[f"a.{key[3:]}"]
-            total += gradient
-            if due:
-                np.divide(total, np.float32(self._every), out=gradient)
-                total[...] = 0
+    def added(self, gradients: Tensors) -> tuple[Tensors, bool]:
+        """The sums with these gradients (``gp.{name}``), and whether it is time: then ``gradients`` are overwritten with the means, and the
+        sums begin anew. ``sums`` are the caller's to replace, once the step counts."""
+        if not self.sums:
+            return {}, True
+        count = int(self.sums["a.count"]) + 1
+        due = count == self._every
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the sums, or at what an update makes of them
+            fresh: Tensors = {f"a.{key[3:]}": np.add(self.sums[f"a.{key[3:]}"], gradient) for key, gradient in gradients.items()}
+            for key, gradient in gradients.items() if due else ():
+                np.divide(fresh[f"a.{key[3:]}"], np.float32(self._every), out=gradient)
         if due:
-            count[...] = 0
-        return due
+            fresh = {key: value if not np.isfinite(value).all() else np.zeros_like(value) for key, value in fresh.items()}
+        return fresh | {"a.count": np.array(0 if due else count, np.int64)}, due

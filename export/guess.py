@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wire.errors import RunFileError
 
-__all__ = ["guessed_example"]
+__all__ = ["example_of", "guessed_example"]
 
 _SAMPLES = 2
 _SMALL_IMAGES = (32, 28, 64, 96, 8, 16, 128, 224, 256, 12, 14, 20, 24, 40, 48, 112, 160, 192, 299, 384)
@@ -27,6 +27,12 @@ def guessed_example(model: nn.Module) -> tuple[Tensor, str]:
         raise RunFileError("--input-shape is missing, and the model runs on no usual one: say the shape of one sample, like 1,28,28")
     other = "" if second is None else f" ({_shown(second)} would fit too)"
     return first, f"--input-shape {_shown(first)} assumed: it was not given, and the model runs on it{other}"
+
+
+def example_of(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """A batch of zeros of this shape; whole numbers where the first layer is an embedding."""
+    first = next((module for module in model.modules() if isinstance(module, tuple(_BY_LAYER))), None)
+    return torch.zeros(_SAMPLES, *shape, dtype=torch.int64 if isinstance(first, nn.Embedding) else torch.float32)
 
 
 def _shown(batch: Tensor) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from export.cut import Piece
 from export.cut import cut as cut_model
-from export.guess import guessed_example
+from export.guess import example_of, guessed_example
 from export.load import load_model
 from export.models import BUNDLED
 from wire.errors import GraphError, RunFileError
@@ -182,7 +182,7 @@ def prepare_model(
         input_shape = BUNDLED[model].input_shape()
     built = load_model(model, {}, ".")
     if input_shape is not None:
-        example = torch.zeros(_EXAMPLES, *input_shape)
+        example = example_of(built, input_shape)
     else:
         example, said = guessed_example(built)
         print(f"cutlayer: {said}", file=sys.stderr)

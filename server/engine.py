@@ -110,6 +110,10 @@ class TorchEngine:
             raise FloatingPointError("a gradient is not finite")
         del self._in_flight[step]
         named = dict(zip(trained, gradients, strict=True))
+        if not all(_is_finite(total + named[name]) for name, total in self._sums.items()):
+            self._in_flight[step] = kept
+            self.discard(step)
+            raise FloatingPointError("a sum of gradients is not finite")
         if self._accumulated(named):
             self._clip(list(named.values()))
             self._update(named, self._base_lr if lr is None else lr)

@@ -298,6 +298,21 @@ class EngineContract(ABC):
             for name, value in large.parameters().items():
                 np.testing.assert_allclose(small.parameters()[name], value, rtol=1e-4, atol=1e-6, err_msg=f"{name} after {update}")
 
+    def test_a_sum_of_gradients_that_overflows_is_refused_and_changes_nothing(self) -> None:
+        case, engine = CASES["plain"], self.open("plain", "sgd", accumulate=3)
+        before = engine.parameters()
+        large = np.array([[2.5e38, 0, 0]], np.float32)  # the gradient of the last bias is this itself
+        inputs = [tuple(array * np.float32(0.01) for array in case.inputs(step, 1)) for step in range(2)]
+        engine.forward(0, *inputs[0])
+        engine.backward(0, large)
+        engine.forward(1, *inputs[1])
+        with pytest.raises(FloatingPointError):
+            engine.backward(1, large)
+        state = engine.state()
+        assert int(state["a.count"]) == 1
+        assert all(np.isfinite(value).all() for value in state.values())
+        identical(engine.parameters(), before)
+
     def test_the_gradient_of_an_output_that_nobody_read_is_zero(self) -> None:
         case = CASES["forked"]
         one, other = self.open("forked", "sgd"), self.open("forked", "sgd")

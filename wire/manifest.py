@@ -144,6 +144,8 @@ class MaskSpec:
             raise ValueError(f"`{self.name}` has {len(self.shape)} dimensions; the limit is {LIMITS.tensor_dims}")
         for dim in self.shape:
             _check_dim(self.name, dim)
+        if math.prod(dim for dim in self.shape if isinstance(dim, int)) > LIMITS.tensor_elements:
+            raise ValueError(f"`{self.name}` has the shape {list(self.shape)}; the limit is {LIMITS.tensor_elements} elements")
 
     @property
     def number(self) -> int:
@@ -232,6 +234,32 @@ class BundleManifest:
         for name, graph in self.graphs.items():
             if graph.file not in listed:
                 raise ValueError(f"graph {name} names {graph.file!r}, which `files` does not list")
+        if self.min_batch < 1:
+            raise ValueError(f"`min_batch` is {self.min_batch}; it must be 1 or more")
+        for spec in (*self.inputs, *self.outputs):
+            if any(isinstance(dim, str) and (at > 0 or dim != BATCH) for at, dim in enumerate(spec.shape)):
+                raise ValueError(f"`{spec.name}` has the shape {list(spec.shape)}; only its first dimension may be the batch")
+        self._check_graphs()
+
+    def _check_graphs(self) -> None:
+        """Each graph reads and gives names of the list above, of tensors that the manifest has."""
+        states = {f"{kind}.{spec.name}" for kind, specs in (("p", self.parameters), ("b", self.buffers)) for spec in specs}
+        states |= {f"s.{slot}.{spec.name}" for slot in self.slots for spec in self.parameters} | {"s.step"}
+        gradients = {f"gp.{spec.name}" for spec in self.parameters}
+        masks = [spec.name for spec in self.masks]
+        if len(set(masks)) != len(masks):
+            raise ValueError("`masks` has a name twice")
+        ends = {f"{kind}.{spec.name}" for kind in ("in", "gin") for spec in self.inputs}
+        ends |= {f"{kind}.{spec.name}" for kind in ("out", "g") for spec in self.outputs}
+        known = {*states, *gradients, *masks, *ends, *(spec.name for spec in self.residuals), "lr"}
+        known |= {f"{name}.new" for name in states}
+        for name in GRAPHS:
+            graph = self.graphs[name]
+            # With a loss, inference gives what the loss is computed from, which has no entry of its own.
+            allowed = known | set(graph.outputs) if name == "infer" else known
+            for each in (*graph.inputs, *graph.outputs):
+                if each not in allowed:
+                    raise ValueError(f"graph {name} has {each!r}, which nothing in the manifest stands for")
 
 
 def ort_training_name(name: str) -> str:
@@ -259,7 +287,12 @@ def load_manifest(text: str, *, where: str) -> BundleManifest:
         raise BundleError(f"{where} has no format number; this is not a Cutlayer bundle")
     if found > FORMAT:
         raise BundleError(f"{where} has format {found}, this client reads up to {FORMAT}; update the client, or export with an older one")
-    return parse(BundleManifest, data, where="", error=BundleError)
+    if found < 1:
+        raise BundleError(f"{where} has format {found}, which never was; export the bundle again")
+    try:
+        return parse(BundleManifest, data, where="", error=BundleError)
+    except BundleError as exc:
+        raise BundleError(f"{where}: {exc}; export the bundle again") from exc
 
 
 def dump_manifest(manifest: BundleManifest) -> str:

@@ -6,7 +6,7 @@ backward the same way. Labels and keyed ids ride along with activations, without
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from wire.feed import Batch, Feed, LabelStore
 from wire.frames import Mode
 from wire.graph import PartySlice, Slot
 from wire.ids import keyed_ids
+from wire.manifest import TensorSpec
 from wire.messages import Answer, BackwardDone, Discard, ForwardDone, RunBackward, RunForward, Work
 from wire.runfile import Run
 from wire.tensors import decode_tensors, encode_tensors
@@ -113,9 +114,13 @@ class Runner:
         engine = self._engines[work.segment]
         if work.mode is not Mode.TRAIN:
             return self._evaluate(work, slot, engine, inputs, extras)
+        # Not every operation passes a NaN on: a max-pool drops it, and the peer would count a step that this segment cannot.
+        fault = _not_finite(engine.inputs, inputs) if slot.is_source else None
+        if fault is not None:
+            return ForwardDone(work=work, void=f"the batch is unsound, {fault}")
         target = (self._target(work, extras),) if slot.is_sink else ()
         outputs = engine.forward(work.global_step, *inputs, *target)
-        fault = _not_finite(engine, outputs)
+        fault = _not_finite(engine.outputs, outputs)
         if fault is not None:
             engine.discard(work.global_step)
             return ForwardDone(work=work, void=fault)
@@ -246,8 +251,9 @@ def _codec_for(array: Array, codec: str) -> str:
     return codec if array.dtype == np.float32 else "raw"
 
 
-def _not_finite(engine: Engine, outputs: tuple[Array, ...]) -> str | None:
-    for spec, output in zip(engine.outputs, outputs, strict=True):
+def _not_finite(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> str | None:
+    """``specs`` may hold a target more, at the end."""
+    for spec, output in zip(specs, arrays, strict=False):
         if output.dtype.kind == "f" and not np.isfinite(output).all():
             return f"`{spec.name}` is not finite"
     return None

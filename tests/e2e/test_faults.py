@@ -96,7 +96,9 @@ def table_run(folder: Path, bad: float) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("bad", "where", "said"), [(3e38, "c0", "`act1` is not finite"), (1e25, "server", "`loss` is not finite")])
+@pytest.mark.parametrize(
+    ("bad", "where", "said"), [(3e38, "c0", "the batch is unsound, `x` is not finite"), (1e25, "server", "`loss` is not finite")]
+)
 def test_what_is_not_finite_makes_the_step_void_at_both_ends(bad: float, where: str, said: str, tmp_path: Path) -> None:
     path = table_run(tmp_path, bad)
     with start_broker() as broker, field(path, broker) as run:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from edge_client.engine import load_engine
 from export import SGD, export_segment
 from tests.engines import CASES, OPTIMIZERS, Array, EngineContract, identical
 from wire.engine import Engine
-from wire.errors import UsageError
+from wire.errors import BundleError, UsageError
 
 Bundle = Callable[[str, str], Path]
 
@@ -164,3 +168,37 @@ def test_an_engine_that_does_not_exist_is_named(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="`engine` is 'warp'; it must be one of auto, stock"):
         load_engine(bundle("dense", "sgd"), engine="warp")
     assert load_engine(bundle("dense", "sgd"), engine="stock").manifest.segment == "dense"
+
+
+@pytest.mark.parametrize("options", [{"memory": "tiny"}, {"accumulate": 0}, {"clip_norm": -1.0}, {"clip_norm": float("nan")}])
+def test_options_that_make_no_sense(options: dict[str, Any], bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="must be"):
+        load_engine(bundle("forked", "sgd"), **options)
+
+
+NONSENSE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a graph that reads what there is not": (lambda m: m["graphs"]["step"]["inputs"].append("nope"), "graph step has 'nope'"),
+    "a graph that gives what there is not": (lambda m: m["graphs"]["forward"]["outputs"].append("out.z"), "graph forward has 'out.z'"),
+    "another slot": (lambda m: m.update(slots=["speed"]), "nothing in the manifest stands for"),
+    "a mask twice": (lambda m: m.update(masks=[{"name": "m.0", "shape": ["batch"], "keep": 0.5}] * 2), "a name twice"),
+    "a mask without end": (lambda m: m.update(masks=[{"name": "m.0", "shape": [10**9, 10**9], "keep": 0.5}]), "the limit is"),
+    "no samples": (lambda m: m.update(min_batch=0), "`min_batch` is 0"),
+    "format 0": (lambda m: m.update(format=0), "format 0"),
+    "an input of twice the batch": (lambda m: m["inputs"][0].update(shape=["2*batch+1", 4]), "only its first dimension may be the batch"),
+    "no memory stated": (lambda m: m.pop("memory"), "memory"),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_a_manifest_of_nonsense_is_refused_in_a_line_with_its_path(what: str, bundle: Bundle, tmp_path: Path) -> None:
+    spoil, said = NONSENSE[what]
+    shutil.copytree(bundle("forked", "sgd nesterov"), tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    spoil(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=re.escape(said)) as caught:
+        load_engine(tmp_path / "b")
+    assert str(path) in str(caught.value)
+    assert "export the bundle again" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

@@ -51,3 +51,11 @@ def test_models_of_strangers_are_exported_or_asked_about(name: str, at: str, tmp
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert ("assumed" if found == 0 else "say the shape of one sample") in said[0]
+
+
+def test_tokens_of_a_length_that_was_given(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text("from torch import nn\nbuild = lambda: nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3), nn.Tanh())\n")
+    options = ["--cut", "1", "--input-shape", "12", "--out", str(tmp_path / "b")]
+    assert cutlayer.main(["export", "--model", f"{tmp_path / 'm.py'}:build", *options]) == 0
+    (spec,) = load_manifest((tmp_path / "b/manifest.json").read_text(), where="b").inputs
+    assert (spec.dtype, spec.shape) == ("int64", ("batch", 12))
