@@ -158,8 +158,8 @@ class Run:
     1 means no stale weights. ``checkpoint_every``: global steps between checkpoints. ``clip_norm``: each segment's gradient is clipped to
     this norm. ``resend_after_s``: how long an answer may take before we repeat. ``topic_key``: secret from which topic
     names are made; by default the run's name. ``ids_key``: secret with which sample ids are hashed, where the server holds the labels.
-    ``accumulate``: each segment's weights are updated by every so many of its steps, with the mean of their gradients; what is left over at the end of the run is
-    not used.
+    ``accumulate``: each segment's weights are updated by every so many of its steps, with the mean of their gradients; what is left over at
+    the end of the run is not used.
     """
 
     name: str
