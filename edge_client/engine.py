@@ -19,7 +19,7 @@ from edge_client.bundle import Bundle, read_bundle
 from edge_client.gradients import Accumulated, Tensors, clip, not_finite
 from wire.engine import Array
 from wire.errors import BundleError, CheckpointError, UsageError
-from wire.manifest import BATCH, BundleManifest, MemoryMode, TensorSpec
+from wire.manifest import BundleManifest, MemoryMode, TensorSpec
 from wire.rng import keep_mask
 
 __all__ = ["Graph", "StockEngine", "load_engine"]
@@ -263,7 +263,7 @@ class StockEngine:
             raise ValueError(f"segment {self.manifest.segment} has {len(self.outputs)} outputs, got {len(grads)} gradients")
         found: Tensors = {}
         for spec, grad in zip(self.outputs, grads, strict=True):
-            array = np.zeros(_shape(spec, batch), spec.dtype) if grad is None else grad
+            array = np.zeros(spec.shape_at(batch), spec.dtype) if grad is None else grad
             _check(spec, array, batch)
             found[f"g.{spec.name}"] = array
         return found
@@ -329,10 +329,6 @@ def _zero_state(manifest: BundleManifest, trained: Iterable[str], tensors: Mappi
     return state
 
 
-def _shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    return tuple(batch if dim == BATCH else int(dim) for dim in spec.shape)
-
-
 def _check(spec: TensorSpec, array: Array, batch: int) -> None:
-    if array.dtype != spec.dtype or array.shape != _shape(spec, batch):
-        raise ValueError(f"`{spec.name}` is {array.dtype} {list(array.shape)}; expected {spec.dtype} {list(_shape(spec, batch))}")
+    if array.dtype != spec.dtype or array.shape != spec.shape_at(batch):
+        raise ValueError(f"`{spec.name}` is {array.dtype} {list(array.shape)}; expected {spec.dtype} {list(spec.shape_at(batch))}")
