@@ -221,6 +221,16 @@ def _demo_broker(text: str) -> str:
     return text
 
 
+def _codec(text: str) -> str:
+    from wire.codecs import parse_codec
+
+    try:
+        parse_codec(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return text
+
+
 def _engines(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if names not in (("stock",), ("stock", "ort-training")):
@@ -270,7 +280,7 @@ def _add_demo(verbs: Any) -> None:
     demo.add_argument("--data-dir", type=Path, metavar="DIR", help="where the data set's files lie or are to be put")
     demo.add_argument("--epochs", type=_count, metavar="N")
     demo.add_argument("--clients", type=_count, default=2, metavar="N", help="default %(default)s")
-    demo.add_argument("--codec", choices=("fp32", "fp16", "int8"), help="how tensors cross the cut")
+    demo.add_argument("--codec", type=_codec, metavar="NAME", help="how tensors cross the cut, like int8 or topk:keep=0.05 (default int8)")
     demo.add_argument(
         "--broker", type=_demo_broker, default="embedded", help="embedded, mosquitto, or mqtt://HOST:PORT (default %(default)s)"
     )

@@ -32,8 +32,11 @@ from server.optimizers import torch_optimizer
 from simulation.datasets import materialize
 from simulation.parties import Parties, client_command, server_command
 from simulation.run import feeds_of
+from wire.codecs import PLAIN, encode_array
+from wire.codecs.affine import Int8
+from wire.engine import Array
 from wire.runfile import Run, load_run
-from wire.tensors import decode_tensors, encode_tensors
+from wire.tensors import decode_plain, encode_tensors
 from wire.transport.base import LinkUp, Received, TransportEvent
 from wire.transport.broker_config import BrokerConfig
 from wire.transport.mqtt import MqttTransport
@@ -147,6 +150,10 @@ def echo(url: str) -> None:
             transport.publish("bench/b", event.payload, 0)
 
 
+def payload(codec: Int8, array: Array) -> bytes:
+    return encode_tensors([("x", array, encode_array(codec, codec, array, PLAIN))])
+
+
 def parts() -> dict[str, list[float]]:
     """Seconds of each part of a split step, in this process: the engines and codecs of both sides, one after the other."""
     torch.set_num_threads(1)
@@ -163,17 +170,18 @@ def parts() -> dict[str, list[float]]:
         export_run(run, run.bundles)
         client, feed = load_engine(run.bundles / "bottom", threads=1), feeds_of(run)[0]
         top = build_segments(run)["top"]
+        codec = Int8()
         server = TorchEngine(top.module, inputs=top.inputs, outputs=top.outputs, optimizer=run.optimizer, loss=run.loss)
         for step in range(STEPS):
             batch = timed("client: batch", partial(feed.train, step))
             assert batch.target is not None
             (made,) = timed("client: forward", partial(client.forward, step, *batch.inputs))
-            sent = timed("client: encode", partial(encode_tensors, [("x", made, "int8")]))
-            arrived = timed("server: decode", partial(decode_tensors, sent))
+            sent = timed("client: encode", partial(payload, codec, made))
+            arrived = timed("server: decode", partial(decode_plain, sent))
             timed("server: forward", partial(server.forward, step, arrived["x"], batch.target))
             grads = timed("server: backward and update", partial(server.backward, step))
-            answer = timed("server: encode", partial(encode_tensors, [("x", grads[0], "int8")]))
-            gradient = timed("client: decode", partial(decode_tensors, answer))
+            answer = timed("server: encode", partial(payload, codec, grads[0]))
+            gradient = timed("client: decode", partial(decode_plain, answer))
             timed("client: backward and update", partial(client.backward, step, gradient["x"]))
     return {name: seconds[WARM_UP:] for name, seconds in found.items()}
 

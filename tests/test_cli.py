@@ -44,7 +44,7 @@ def _one_line(done: subprocess.CompletedProcess[str], code: int, *said: str) -> 
         ("demo --epochs 0", "0 is below 1"),
         ("demo --epochs many", "'many' is not a whole number"),
         ("demo --clients -1", "--clients"),
-        ("demo --codec mp3", "invalid choice: 'mp3'"),
+        ("demo --codec mp3", "there is no codec 'mp3'; it must be one of fp32, fp16"),
         ("demo --dataset imagenet", "invalid choice: 'imagenet'"),
         ("demo --broker http://x", "'http://x' is not embedded, mosquitto or an address"),
         ("run", "RUN.toml"),

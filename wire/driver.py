@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from wire.actor import Actor
+from wire.cut import Cuts
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, PeerMismatch
 from wire.frames import Reassembler, encode
@@ -55,6 +56,8 @@ from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused, 
 
 __all__ = ["Driver", "Observer", "Traffic"]
 
+_CODECS = "@codecs"  # the blob of a hand-over that holds encoders' state; no segment is called like this
+
 
 class Observer(Protocol):
     """Hears what a person may want to see. ``event`` is one word, ``fields`` are JSON-ready."""
@@ -88,6 +91,7 @@ class Driver:
         actor: Actor,
         runner: Runner,
         engines: Mapping[str, Engine],
+        cuts: Cuts,
         shared: frozenset[str],
         facts: Mapping[str, Any],
         store: Store,
@@ -102,6 +106,7 @@ class Driver:
         self._actor = actor
         self._runner = runner
         self._engines = engines
+        self._cuts = cuts
         self._shared = shared
         self._facts = facts
         self._store = store
@@ -334,7 +339,7 @@ class Driver:
                 self._save(int(effect.args["id"]), effect.program)
                 self._observe("checkpoint", id=effect.args["id"])
             case "give":
-                return Executed(op="give", blobs={name: dump_state(self._engines[name].state()) for name in self._shared_here()})
+                return Executed(op="give", blobs=self._give())
             case "take":
                 self._take(effect.blobs)
             case "collect":
@@ -353,7 +358,8 @@ class Driver:
         return sorted(self._shared & set(self._engines))
 
     def _save(self, id: int, program: Mapping[str, Any] | None) -> None:
-        self._store.save(Checkpoint(id=id, segments={name: engine.state() for name, engine in self._engines.items()}, program=program))
+        segments = {name: engine.state() for name, engine in self._engines.items()}
+        self._store.save(Checkpoint(id=id, segments=segments, codecs=self._cuts.state(), program=program))
 
     def _restore(self, id: int) -> Executed:
         checkpoint = self._store.load(id)
@@ -361,11 +367,20 @@ class Driver:
             if name not in checkpoint.segments:
                 raise CheckpointError(f"checkpoint {id} in {self._store.folder} has no segment `{name}`; it is of another run")
             engine.load_state(checkpoint.segments[name])
+        # A prediction has one client's lane of the run that was saved.
+        self._cuts.load_state(checkpoint.codecs, surplus=not self._training)
         self._observe("restored", id=id, epoch=self._actor.epoch)
         return Executed(op="restore", program=checkpoint.program)
 
+    def _give(self) -> dict[str, bytes]:
+        blobs = {name: dump_state(self._engines[name].state()) for name in self._shared_here()}
+        return blobs | {_CODECS: dump_state(self._cuts.state(self._shared_here()))}
+
     def _take(self, blobs: Mapping[str, bytes]) -> None:
-        for name in self._shared_here():
+        shared = self._shared_here()
+        for name in (*shared, _CODECS):
             if name not in blobs:
-                raise CutlayerError(f"the weights of segment `{name}` did not come with the hand-over; both ends must run the same version")
+                raise CutlayerError(f"`{name}` did not come with the hand-over; both ends must run the same version")
+        for name in shared:
             self._engines[name].load_state(load_state(blobs[name], where=f"the weights handed over for segment `{name}`"))
+        self._cuts.load_state(load_state(blobs[_CODECS], where="the codec state handed over"), shared)

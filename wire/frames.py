@@ -4,7 +4,7 @@ The byte format is specified in docs/protocol.md, section 3. Little endian, one 
 
     offset  type   field
     0       2s     magic "CL"
-    2       u8     version, 1
+    2       u8     version, 2
     3       u8     kind
     4       u8     mode
     5       u8     flags: bit 0 VOID, the others 0
@@ -34,7 +34,7 @@ from wire.limits import LIMITS, Limits
 
 __all__ = ["HEADER_BYTES", "VERSION", "Frame", "Kind", "Mode", "Reassembler", "encode"]
 
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 32
 
 _MAGIC = b"CL"

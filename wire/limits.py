@@ -20,6 +20,7 @@ class Limits:
     outbox_bytes: int = 128 << 20  # frames handed to the transport and not yet on the line
     tensor_dims: int = 8
     tensor_elements: int = 1 << 26
+    unpacked_bytes: int = 256 << 20  # all tensors of one message, decoded: a few bytes may stand for many elements
     tensors_per_message: int = 64
     manifest_bytes: int = 4 << 20
     graph_bytes: int = 1 << 30  # one ONNX file of a bundle

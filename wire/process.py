@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wire.actor import Actor, Timing
+from wire.cut import Cuts
 from wire.driver import Driver, Observer
 from wire.engine import Array, Engine
 from wire.errors import RunFileError
@@ -55,6 +56,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     graph = run.graph()
     party = graph.slice_for(name)
     digest = setup.digest or run.digest
+    cuts = Cuts(run, party, setup.engines)
     store = Store(run.state_of(name), digest=digest)
     if store.finished and setup.training and setup.program is not None:
         store.close()
@@ -64,6 +66,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         run,
         party,
         engines=setup.engines,
+        cuts=cuts,
         feed=setup.feed,
         labels=setup.labels,
         metrics=setup.metrics,
@@ -84,6 +87,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         actor=actor,
         runner=runner,
         engines=setup.engines,
+        cuts=cuts,
         shared=replicated if run.schedule == "relay" else frozenset(),
         facts=_facts(setup.feed, [lane for slot in party.slots for lane in slot.lanes]),
         store=store,

@@ -5,7 +5,7 @@ on nothing that was drawn before. The bit generator is Philox-4x64 (Salmon et al
 keyed by BLAKE2b-128 over an unambiguous encoding of (seed, scope).
 
 numpy keeps the *raw* stream of a bit generator for ever, but may change how ``Generator`` makes distributions of it. So what parties
-must agree on (``permutation``, ``keep_mask``) is made of raw words here; ``generator`` is for what one party draws for itself.
+must agree on (``permutation``, ``keep_mask``, ``uniform``) is made of raw words here; ``generator`` is for what one party draws for itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["generator", "keep_mask", "permutation"]
+__all__ = ["generator", "keep_mask", "permutation", "uniform"]
 
 
 def generator(seed: int, *scope: str | int) -> np.random.Generator:
@@ -50,6 +50,14 @@ def keep_mask(seed: int, segment: str, step: int, number: int, shape: Sequence[i
     words = _philox(seed, ("dropout", segment, step, number)).random_raw(-(-count // 4))
     quarters = words.astype("<u8", copy=False).view("<u2")[:count]
     return (quarters < round(keep * 65536)).view(np.uint8).reshape(shape)
+
+
+def uniform(shape: Sequence[int], seed: int, *scope: str | int) -> NDArray[np.float32]:
+    """float32 of ``shape`` in [0, 1), multiples of 2^-24: the upper 24 bits of each half of the raw words, the lower half first."""
+    count = math.prod(shape)
+    words = _philox(seed, ("uniform", *scope)).random_raw(-(-count // 2))
+    halves = words.astype("<u8", copy=False).view("<u4")[:count]
+    return ((halves >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
 
 
 def _philox(seed: int, scope: tuple[str | int, ...]) -> np.random.Philox:

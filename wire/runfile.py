@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from wire.codecs import check_codec
+from wire.codecs import Direction, parse_codec
 from wire.data_config import DataConfig
 from wire.errors import RunFileError
 from wire.graph import Edge, Graph, Segment
@@ -27,6 +27,7 @@ from wire.transport.broker_config import BrokerConfig
 __all__ = [
     "ClientConfig",
     "CodecConfig",
+    "CutCodec",
     "EvaluateConfig",
     "ModelConfig",
     "Run",
@@ -85,15 +86,44 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CutCodec:
+    """One cut's own codecs, written as in ``[codec]``; left out, what stands there."""
+
+    forward: str | None = None
+    backward: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_codecs(self.forward, self.backward)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CodecConfig:
-    """Codec names by direction: ``forward`` for activations, ``backward`` for gradients."""
+    """How tensors cross the cuts: ``forward`` for activations, ``backward`` for their gradients.
+
+    A codec is written ``name`` or ``name:key=value,key=value``, like "int8" or "topk:keep=0.05"; docs/guide-codecs.md lists them. ``cuts``:
+    other codecs for single cuts, each a table ``[codec.cuts."bottom>trunk"]`` named by the segments at its ends.
+    """
 
     forward: str = "fp32"
     backward: str = "fp32"
+    cuts: dict[str, CutCodec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_codec(self.forward)
-        check_codec(self.backward)
+        _check_codecs(self.forward, self.backward)
+
+    def of(self, edge: str, direction: Direction) -> str:
+        """The codec of a cut as it is written."""
+        cut = self.cuts.get(edge, CutCodec())
+        return cut.forward or self.forward if direction == "forward" else cut.backward or self.backward
+
+
+def _check_codecs(forward: str | None, backward: str | None) -> None:
+    for key, text in (("forward", forward), ("backward", backward)):
+        if text is not None:
+            try:
+                parse_codec(text)
+            except ValueError as exc:
+                raise ValueError(f"`{key}`: {exc}") from exc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +238,10 @@ class Run:
             raise ValueError(f"`clip_norm` is {self.clip_norm}; it must be above 0")
         if self.server.labels is not None and not self.ids_key:
             raise ValueError("`server.labels` joins records by keyed id: set `ids_key`, the secret that all parties share")
-        self.graph()
+        edges = [edge.name for edge in self.graph().edges]
+        for cut in self.codec.cuts:
+            if cut not in edges:
+                raise ValueError(f"`codec.cuts` names the cut {cut!r}; cuts are {', '.join(edges)}")
         for client in self.clients:
             self.data_of(client.name)
 

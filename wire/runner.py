@@ -1,7 +1,7 @@
 """Carries out what an actor asks of engines: decode what came over the cut, run the segment, encode what goes over the next one.
 
-The path of a training step on one party, forward: payload → ``decode_tensors`` → ``Engine.forward`` → ``encode_tensors`` → payload;
-backward the same way. Labels and keyed ids ride along with activations, without loss, as the tensors ``@labels`` and ``@ids``.
+The path of a training step on one party, forward: payload → ``Cuts.decode_forward`` → ``Engine.forward`` → ``Cuts.encode_forward`` →
+payload; backward the same way. Labels and keyed ids ride along with activations, without loss, as the tensors ``@labels`` and ``@ids``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wire.cut import IDS, LABELS, Cuts
 from wire.engine import Array, Engine
 from wire.errors import CodecError, DataError, UsageError
 from wire.feed import Batch, Feed, LabelStore
@@ -21,11 +22,9 @@ from wire.ids import keyed_ids
 from wire.manifest import TensorSpec
 from wire.messages import Answer, BackwardDone, Discard, ForwardDone, RunBackward, RunForward, Work
 from wire.runfile import Run
-from wire.tensors import decode_tensors, encode_tensors
+from wire.tensors import decode_plain, encode_plain
 
 __all__ = ["Metrics", "Runner", "labels_travel"]
-
-LABELS, IDS = "@labels", "@ids"
 
 
 class Metrics(Protocol):
@@ -69,6 +68,7 @@ class Runner:
         party: PartySlice,
         *,
         engines: Mapping[str, Engine],
+        cuts: Cuts,
         feed: Feed | None = None,
         labels: LabelStore | None = None,
         metrics: Metrics | None = None,
@@ -78,6 +78,7 @@ class Runner:
         self._run = run
         self._slots = {slot.segment: slot for slot in party.slots}
         self._engines = engines
+        self._cuts = cuts
         self._feed = feed
         self._labels = labels
         self._metrics = metrics
@@ -104,6 +105,12 @@ class Runner:
 
     def forward(self, effect: RunForward) -> ForwardDone:
         """Never raises for what a peer sent: the step is void then, with the reason."""
+        done = self._forward(effect)
+        if done.void is not None:
+            self._cuts.discard(effect.work)
+        return done
+
+    def _forward(self, effect: RunForward) -> ForwardDone:
         work, slot = effect.work, self._slots[effect.work.segment]
         try:
             inputs, extras = self._inputs(work, slot, effect.inputs)
@@ -128,7 +135,7 @@ class Runner:
             self._on_loss(work, float(outputs[0]))
             return ForwardDone(work=work)
         try:
-            return ForwardDone(work=work, outputs=self._encode_outputs(slot, engine, outputs, extras))
+            return ForwardDone(work=work, outputs=self._encode_outputs(work, engine, outputs, extras))
         except CodecError as exc:
             engine.discard(work.global_step)
             return ForwardDone(work=work, void=str(exc))
@@ -136,14 +143,14 @@ class Runner:
     def _evaluate(self, work: Work, slot: Slot, engine: Engine, inputs: tuple[Array, ...], extras: dict[str, Array]) -> ForwardDone:
         outputs = engine.infer(*inputs)
         if slot.is_sink and work.mode is Mode.INFER:
-            named = [(f"output{at}", output, "raw") for at, output in enumerate(outputs)]
-            return ForwardDone(work=work, outputs={"": encode_tensors(named)})
+            named = {f"output{at}": output for at, output in enumerate(outputs)}
+            return ForwardDone(work=work, outputs={"": encode_plain(named)})
         if slot.is_sink:
             if self._metrics is not None:
                 self._metrics.update(outputs[0], self._target(work, extras))
             return ForwardDone(work=work)
         try:
-            return ForwardDone(work=work, outputs=self._encode_outputs(slot, engine, outputs, extras))
+            return ForwardDone(work=work, outputs=self._encode_outputs(work, engine, outputs, extras))
         except CodecError as exc:
             return ForwardDone(work=work, void=str(exc))
 
@@ -152,17 +159,12 @@ class Runner:
         if slot.is_source:
             batch = self._batch(work)
             return batch.inputs, self._extras(work, batch)
-        tensors: dict[str, Array] = {}
-        for payload in payloads.values():
-            tensors.update(decode_tensors(payload))
+        tensors = self._cuts.decode_forward(work, payloads, self._progress(work))
         extras = {name: tensors.pop(name) for name in (LABELS, IDS) if name in tensors}
         wanted = [spec for spec in engine.inputs if spec.name != "target"]
         for spec in wanted:
-            found = tensors.get(spec.name)
-            if found is None:
+            if spec.name not in tensors:
                 raise CodecError(f"the activation `{spec.name}` is missing from what the peer sent")
-            if not spec.fits(found.shape) or found.dtype != spec.dtype:
-                raise CodecError(f"`{spec.name}` arrived as {found.dtype} {list(found.shape)}; expected {spec.dtype} {list(spec.shape)}")
         return tuple(tensors[spec.name] for spec in wanted), extras
 
     def prepare(self) -> None:
@@ -197,58 +199,54 @@ class Runner:
             raise DataError("no labels came with the activations and none are held here; set `labels` in `[data]` or in `[server]`")
         return target
 
-    def _encode_outputs(self, slot: Slot, engine: Engine, outputs: tuple[Array, ...], extras: Mapping[str, Array]) -> dict[str, bytes]:
-        codec = self._run.codec.forward
-        named = [(spec.name, output, _codec_for(output, codec)) for spec, output in zip(engine.outputs, outputs, strict=True)]
-        named += [(name, value, "raw") for name, value in extras.items()]
-        payload = encode_tensors(named)
-        return {end.edge: payload for end in slot.outputs}
+    def _encode_outputs(self, work: Work, engine: Engine, outputs: tuple[Array, ...], extras: Mapping[str, Array]) -> dict[str, bytes]:
+        named = {spec.name: output for spec, output in zip(engine.outputs, outputs, strict=True)}
+        return self._cuts.encode_forward(work, named, extras, self._progress(work))
+
+    def _progress(self, work: Work) -> float:
+        """How much of the training is through: both ends of a cut reckon alike."""
+        args = self._command.args
+        if work.mode is Mode.TRAIN:
+            return min(1.0, work.global_step / self._total_steps)
+        return min(1.0, (int(args.get("epoch", 0)) + 1) / self._run.epochs) if work.mode is Mode.EVAL else 1.0
+
+    @property
+    def _total_steps(self) -> int:
+        return int(self._command.args.get("total_steps", 0)) or 1
 
     # ------------------------------------------------------------ backward
 
     def backward(self, effect: RunBackward) -> BackwardDone:
         """Never raises for what a peer sent, nor for gradients that are not finite: the step is void then."""
+        done = self._backward(effect)
+        self._cuts.discard(effect.work)
+        return done
+
+    def _backward(self, effect: RunBackward) -> BackwardDone:
         work, slot = effect.work, self._slots[effect.work.segment]
-        engine = self._engines[work.segment]
+        engine, progress = self._engines[work.segment], self._progress(work)
         try:
-            grads = () if slot.is_sink else self._gradients(engine, effect.inputs)
+            arrived = {} if slot.is_sink else self._cuts.decode_backward(work, effect.inputs, progress)
         except CodecError as exc:
             engine.discard(work.global_step)
             return BackwardDone(work=work, void=str(exc))
-        total = int(self._command.args.get("total_steps", 0)) or 1
-        lr = self._run.optimizer.lr * self._run.lr_schedule.factor(work.global_step, total)
+        grads = () if slot.is_sink else tuple(arrived.get(spec.name) for spec in engine.outputs)
+        lr = self._run.optimizer.lr * self._run.lr_schedule.factor(work.global_step, self._total_steps)
         try:
             found = engine.backward(work.global_step, *grads, lr=lr)
         except FloatingPointError as exc:
             return BackwardDone(work=work, void=str(exc))
-        codec = self._run.codec.backward
         pairs = zip(engine.inputs, found, strict=False)  # a target has no gradient
-        named = [(spec.name, grad, _codec_for(grad, codec)) for spec, grad in pairs if grad is not None]
-        payload = encode_tensors(named) if slot.inputs else b""
-        return BackwardDone(work=work, outputs={end.edge: payload for end in slot.inputs})
-
-    def _gradients(self, engine: Engine, payloads: Mapping[str, bytes]) -> tuple[Array | None, ...]:
-        """One gradient an output, summed where an output fans out to several edges."""
-        sums: dict[str, Array] = {}
-        for payload in payloads.values():
-            for name, grad in decode_tensors(payload).items():
-                sums[name] = np.add(sums[name], grad) if name in sums else grad
-        for spec in engine.outputs:
-            if spec.name in sums and (not spec.fits(sums[spec.name].shape) or sums[spec.name].dtype != spec.dtype):
-                raise CodecError(f"the gradient of `{spec.name}` arrived as {sums[spec.name].dtype} {list(sums[spec.name].shape)}")
-        return tuple(sums.get(spec.name) for spec in engine.outputs)
+        named = {spec.name: grad for spec, grad in pairs if grad is not None}
+        return BackwardDone(work=work, outputs=self._cuts.encode_backward(work, named, progress))
 
     def discard(self, effect: Discard) -> None:
         self._engines[effect.work.segment].discard(effect.work.global_step)
+        self._cuts.discard(effect.work)
 
     def answer(self, effect: Answer) -> None:
         """A prediction has come back for the batch of this step."""
-        self._on_answer(self._batch(effect.work), decode_tensors(effect.payload))
-
-
-def _codec_for(array: Array, codec: str) -> str:
-    """Only real-valued tensors are quantized; everything else crosses as it is."""
-    return codec if array.dtype == np.float32 else "raw"
+        self._on_answer(self._batch(effect.work), decode_plain(effect.payload))
 
 
 def _not_finite(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> str | None:

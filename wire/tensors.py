@@ -1,94 +1,121 @@
-"""Named tensors as the payload of a FORWARD or BACKWARD frame (docs/protocol.md, section 4). Little endian:
+"""Named tensors as the payload of a FORWARD or BACKWARD frame (docs/protocol.md, section 4):
 
-u8            number of tensors; then for each, one after the other:
-u8, name      length in bytes, and UTF-8
-u8            codec
-u8            dtype
-u8, u32 each  number of dimensions, dimensions
-u32, payload  length in bytes, and what the codec made
+u8               number of tensors; then for each, one after the other:
+u8, name         length in bytes, and UTF-8
+u8               codec
+u8               dtype, and 16 times the number of dimensions
+varint each      dimensions
+varint, payload  length in bytes, and what the codec made
+
+A varint is LEB128: 7 bits a byte, the lowest first, the top bit set on all bytes but the last; at most 32 bits, and no longer than needed.
 """
 
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from wire.codecs import CODECS
+from wire.codecs import PLAIN, Decoded, Encoded, decode_array, encode_lossless
 from wire.engine import Array
 from wire.errors import CodecError
 from wire.limits import LIMITS
 
-__all__ = ["DTYPES", "decode_tensors", "encode_tensors"]
+__all__ = ["DTYPES", "Header", "decode_plain", "decode_tensors", "encode_plain", "encode_tensors"]
 
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-_BY_NUMBER = {codec.number: codec for codec in CODECS.values()}
-_U32 = struct.Struct("<I")
 
 
-def encode_tensors(items: Sequence[tuple[str, Array, str]]) -> bytes:
-    """(name, array, codec name) of each tensor, in order. Raises CodecError naming a tensor that its codec cannot carry."""
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before a tensor's payload; within the limits, but otherwise as the peer says."""
+
+    name: str
+    codec: int
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+
+def encode_tensors(items: Sequence[tuple[str, Array, Encoded]]) -> bytes:
+    """(name, tensor, what its codec made of it), in order. Raises CodecError naming a tensor that cannot cross."""
     if len(items) > LIMITS.tensors_per_message:
         raise CodecError(f"{len(items)} tensors are over the limit of {LIMITS.tensors_per_message} a message")
     pieces = [bytes([len(items)])]
-    for name, array, codec in items:
-        pieces += _encode(name, array, codec)
+    for name, array, encoded in items:
+        pieces += [_head(name, array, encoded), *encoded.pieces]
     return b"".join(pieces)
 
 
-def _encode(name: str, array: Array, codec: str) -> list[bytes]:
+def encode_plain(tensors: Mapping[str, Array]) -> bytes:
+    """Tensors without loss."""
+    return encode_tensors([(name, array, encode_lossless(array)) for name, array in tensors.items()])
+
+
+def _head(name: str, array: Array, encoded: Encoded) -> bytes:
     text, dtype = name.encode(), array.dtype.name
     if not 0 < len(text) < 256 or dtype not in DTYPES or array.ndim > LIMITS.tensor_dims:
         raise CodecError(f"`{name}` ({dtype}, {array.ndim} dimensions) cannot cross a cut")
-    try:
-        payload = CODECS[codec].encode(array if array.flags.c_contiguous else np.ascontiguousarray(array))
-    except CodecError as exc:
-        raise CodecError(f"`{name}`: {exc}") from exc
-    head = struct.pack(
-        f"<B{len(text)}sBBB{array.ndim}I", len(text), text, CODECS[codec].number, DTYPES.index(dtype), array.ndim, *array.shape
-    )
-    return [head, _U32.pack(sum(len(piece) for piece in payload)), *payload]
+    numbers = b"".join(_varint(number) for number in (*array.shape, encoded.size_bytes))
+    return bytes([len(text), *text, encoded.number, DTYPES.index(dtype) + 16 * array.ndim]) + numbers
 
 
-def decode_tensors(data: bytes) -> dict[str, Array]:
-    """The inverse of ``encode_tensors``: fresh, writable arrays by name. Raises CodecError for anything else."""
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
+
+
+def decode_tensors(data: bytes, decode: Callable[[Header, memoryview], Decoded]) -> dict[str, Decoded]:
+    """The tensors of a message by name. ``decode`` may refuse a header with CodecError before anything of its size is made.
+
+    Raises CodecError, naming the tensor where there is one, for anything that is not such a message.
+    """
     reader = _Reader(data)
     count = reader.byte()
     if count > LIMITS.tensors_per_message:
         raise CodecError(f"{count} tensors are over the limit of {LIMITS.tensors_per_message} a message")
-    found: dict[str, Array] = {}
+    found: dict[str, Decoded] = {}
+    room = LIMITS.unpacked_bytes
     for _ in range(count):
-        name, array = _decode(reader)
-        if name in found:
-            raise CodecError(f"`{name}` stands twice in one message")
-        found[name] = array
+        header = _header(reader)
+        room -= math.prod(header.shape) * header.dtype.itemsize
+        if header.name in found or room < 0:
+            what = "stands twice in one message" if room >= 0 else f"takes the message over the limit of {LIMITS.unpacked_bytes} bytes"
+            raise CodecError(f"`{header.name[:40]}` {what}")
+        payload = reader.take(reader.number())
+        try:
+            found[header.name] = decode(header, payload)
+        except CodecError as exc:
+            raise CodecError(f"`{header.name[:40]}`: {exc}") from exc
     if reader.left:
         raise CodecError(f"{reader.left} bytes are left over after the last tensor")
     return found
 
 
-def _decode(reader: _Reader) -> tuple[str, Array]:
+def decode_plain(data: bytes) -> dict[str, Array]:
+    """The inverse of ``encode_plain``: fresh, writable arrays by name. Raises CodecError."""
+    found = decode_tensors(data, lambda header, payload: decode_array(header.codec, payload, header.dtype, header.shape, PLAIN))
+    return {name: decoded.array for name, decoded in found.items()}
+
+
+def _header(reader: _Reader) -> Header:
     try:
         name = bytes(reader.take(reader.byte())).decode()
     except UnicodeDecodeError as exc:
         raise CodecError("a tensor's name is not UTF-8") from exc
-    codec, dtype, dims = _BY_NUMBER.get(reader.byte()), reader.byte(), reader.byte()
-    if not name or codec is None or dtype >= len(DTYPES) or dims > LIMITS.tensor_dims:
-        raise CodecError(f"the header of `{name[:40]}` names a codec, dtype or number of dimensions that does not exist")
+    codec, (dims, dtype) = reader.byte(), divmod(reader.byte(), 16)
+    if not name or dtype >= len(DTYPES) or dims > LIMITS.tensor_dims:
+        raise CodecError(f"the header of `{name[:40]}` names a dtype or number of dimensions that does not exist")
     shape = tuple(reader.number() for _ in range(dims))
-    elements = math.prod(shape)
-    if elements > LIMITS.tensor_elements or max(shape, default=0) > LIMITS.tensor_elements:
+    # Empty dimensions must not hide how large the others are: numpy would refuse such a shape.
+    if math.prod(max(1, dim) for dim in shape) > LIMITS.tensor_elements:
         raise CodecError(f"`{name[:40]}` of shape {list(shape)} is over the limit of {LIMITS.tensor_elements} elements")
-    payload = reader.take(reader.number())
-    try:
-        array = codec.decode(payload, np.dtype(DTYPES[dtype]), shape)
-    except CodecError as exc:
-        raise CodecError(f"`{name[:40]}`: {exc}") from exc
-    if array.dtype != DTYPES[dtype]:
-        raise CodecError(f"`{name[:40]}`: its codec makes {array.dtype}, its header says {DTYPES[dtype]}")
-    return name, array
+    return Header(name, codec, np.dtype(DTYPES[dtype]), shape)
 
 
 class _Reader:
@@ -112,4 +139,12 @@ class _Reader:
         return self.take(1)[0]
 
     def number(self) -> int:
-        return int(_U32.unpack(self.take(4))[0])
+        found = 0
+        for shift in range(0, 35, 7):
+            byte = self.byte()
+            found |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if (byte == 0 and shift) or found >= 1 << 32:
+                    break
+                return found
+        raise CodecError("a number is not a LEB128 of 32 bits in its shortest form")

@@ -8,30 +8,54 @@ from typing import Any
 
 import numpy as np
 
+from wire.codecs import PLAIN, encode_array, encode_lossless, parse_codec
 from wire.control import Control, encode_control
-from wire.frames import Frame, Kind, Mode, encode
+from wire.frames import VERSION, Frame, Kind, Mode, encode
 from wire.graph import Line, topics
+from wire.manifest import TensorSpec
 from wire.tensors import encode_tensors
 
 FILE = Path(__file__).with_name("vectors.json")
 
+RAMP = np.linspace(-1, 2, 12, dtype=np.float32)
+
+# Codec (none: lossless, as labels travel), and what it carries.
 ARRAYS: dict[str, tuple[str, np.ndarray[Any, Any]]] = {
-    "raw int64 labels": ("raw", np.array([3, 0, -1, 2**40], np.int64)),
-    "raw uint8 ids": ("raw", np.arange(32, dtype=np.uint8).reshape(2, 16)),
-    "raw bool": ("raw", np.array([[True, False]])),
+    "raw int64": ("", np.array([-(2**62), 2**62], np.int64)),
+    "raw uint8 ids": ("", np.arange(32, dtype=np.uint8).reshape(2, 16) * 37),
+    "raw bool": ("", np.array([[True]])),
+    "raw float64": ("", np.array([[0.1, -1e300]])),
+    "packed labels of ten classes": ("", np.arange(12, dtype=np.int64) % 10),
+    "packed negative": ("", np.array([-3, -5, -4, -3, -3, -5], np.int16)),
+    "packed constant": ("", np.full((3, 2), 2**31 - 1, np.int32)),
+    "packed bool": ("", np.arange(20).reshape(4, 5) % 3 == 0),
     "fp32": ("fp32", np.array([[0.0, -0.0, 1.5], [3.4e38, -1e-45, 0.1]], np.float32)),
     "fp16 saturates": ("fp16", np.array([1e9, -1e9, 65504.0, 1 / 3, 6e-8], np.float32)),
-    "int8 by channel": ("int8", np.array([[[0.0, 1.0], [-2.0, 0.5]], [[0.25, 0.0], [2.0, 0.0]]], np.float32)),
-    "int8 of zeros": ("int8", np.zeros((2, 3), np.float32)),
-    "int8 scalar": ("int8", np.array(-7.0, np.float32)),
+    "bf16 rounds to even": ("bf16", np.array([1.00390625, 1.01171875, 1 / 3, -3.4e38, 1e-40], np.float32)),
+    "int8 by channel": ("int8", np.tile(RAMP, 4).reshape(2, 2, 12)),
+    "int8 of zeros": ("int8", np.zeros((4, 3), np.float32)),
+    "int8 falls back": ("int8", np.array(-7.0, np.float32).reshape(())),
     "int8 empty": ("int8", np.zeros((0, 4), np.float32)),
+    "int4 by channel": ("int4", np.tile(RAMP, 4).reshape(2, 2, 12)),
+    "int4 of odd size": ("int4", RAMP[:11].reshape(11, 1)),
+    "int2 by channel": ("int2", np.tile(RAMP, 4).reshape(2, 2, 12)),
 }
+
+
+def encoded(codec: str, array: np.ndarray[Any, Any]) -> bytes:
+    """The tensor as the message's only one, called `x`."""
+    if not codec:
+        return encode_tensors([("x", array, encode_lossless(array))])
+    chosen = parse_codec(codec)
+    shape = ("batch", *array.shape[1:]) if array.ndim else ()
+    encoder = chosen.encoder(TensorSpec(name="x", dtype="float32", shape=shape), "forward")
+    return encode_tensors([("x", array, encode_array(chosen, encoder, array, PLAIN))])
 
 
 def tensor_vectors() -> list[dict[str, Any]]:
     return [
         {"name": name, "codec": codec, "values": array.ravel().tolist(), "shape": list(array.shape), "dtype": array.dtype.name,
-         "bytes": encode_tensors([("x", array, codec)]).hex()}
+         "bytes": encoded(codec, array).hex()}
         for name, (codec, array) in ARRAYS.items()
     ]  # fmt: skip
 
@@ -81,7 +105,7 @@ def topic_vectors() -> list[dict[str, Any]]:
 
 
 def vectors() -> dict[str, Any]:
-    return {"version": 1, "tensors": tensor_vectors(), "frames": frame_vectors(), "topics": topic_vectors()}
+    return {"version": VERSION, "tensors": tensor_vectors(), "frames": frame_vectors(), "topics": topic_vectors()}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def read_frame(data: bytes) -> dict[str, Any]:
     run_tag, epoch, step, global_step = struct.unpack("<4I", data[8:24])
     part, parts, crc = struct.unpack("<HHI", data[24:32])
     assert magic == b"CL"
-    assert version == 1
+    assert version == 2
     assert crc == zlib.crc32(data[:28] + data[32:])
     return {
         "kind": kind,
@@ -37,34 +37,72 @@ def read_frame(data: bytes) -> dict[str, Any]:
     }
 
 
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return value, at
+
+
 def read_tensors(data: bytes) -> dict[str, Any]:
     count, at, found = data[0], 1, {}
     for _ in range(count):
         length = data[at]
         name = data[at + 1 : at + 1 + length].decode()
         at += 1 + length
-        codec, dtype, dims = data[at : at + 3]
-        shape = struct.unpack_from(f"<{dims}I", data, at + 3)
-        at += 3 + 4 * dims
-        (size,) = struct.unpack_from("<I", data, at)
-        payload = data[at + 4 : at + 4 + size]
-        at += 4 + size
-        found[name] = read_payload(codec, dtype, shape, payload)
+        codec, dtype, dims = data[at], data[at + 1] % 16, data[at + 1] // 16
+        at += 2
+        shape = []
+        for _ in range(dims):
+            dim, at = read_varint(data, at)
+            shape.append(dim)
+        size, at = read_varint(data, at)
+        found[name] = read_payload(codec, dtype, tuple(shape), data[at : at + size])
+        at += size
     assert at == len(data)
     return found
 
 
+def read_bits(data: bytes, width: int, count: int) -> list[int]:
+    whole = int.from_bytes(data, "little")
+    return [whole >> (width * at) & ((1 << width) - 1) for at in range(count)]
+
+
 def read_payload(codec: int, dtype: int, shape: tuple[int, ...], payload: bytes) -> Any:
+    count = math.prod(shape)
     if codec == 0:
         return np.frombuffer(payload, DTYPES[dtype]).reshape(shape)
     if codec in (1, 2):
         return np.frombuffer(payload, "<f4" if codec == 1 else "<f2").astype(np.float32).reshape(shape)
+    if codec == 4:
+        return np.array([bfloat16(payload[2 * at : 2 * at + 2]) for at in range(count)], np.float32).reshape(shape)
+    if codec == 10:
+        size = np.dtype(DTYPES[dtype]).itemsize
+        low = int.from_bytes(payload[:size], "little", signed=DTYPES[dtype][-2] == "i")
+        values = [low + above for above in read_bits(payload[size + 1 :], payload[size], count)]
+        return np.array(values, DTYPES[dtype]).reshape(shape)
+    return AFFINE_BITS[codec] and read_affine(payload, shape, AFFINE_BITS[codec])
+
+
+AFFINE_BITS = {3: 8, 5: 4, 6: 2}
+
+
+def bfloat16(two: bytes) -> float:
+    (value,) = struct.unpack("<f", b"\0\0" + two)
+    return float(value)
+
+
+def read_affine(payload: bytes, shape: tuple[int, ...], bits: int) -> Any:
     channels = shape[1] if len(shape) > 1 else 1
-    scale = np.frombuffer(payload[: 4 * channels], "<f4")
-    zero = payload[4 * channels : 5 * channels]
-    codes = payload[5 * channels :]
+    scale = [np.float32(bfloat16(payload[2 * at : 2 * at + 2])) for at in range(channels)]
+    at = 2 * channels
+    size = -(-channels * bits // 8)
+    zero = read_bits(payload[at : at + size], bits, channels)
+    codes = read_bits(payload[at + size :], bits, math.prod(shape))
     inner = math.prod(shape[2:])
-    values = [(code - zero[at // inner % channels]) * scale[at // inner % channels] for at, code in enumerate(codes)]
+    values = [np.float32(code - zero[at // inner % channels]) * scale[at // inner % channels] for at, code in enumerate(codes)]
     return np.array(values, np.float32).reshape(shape)
 
 
