@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from wire.codecs import Offer, disagreement
 from wire.control import Control, decode_control, encode_control
 from wire.errors import FrameError
 from wire.frames import Frame, Kind, Mode
@@ -108,12 +109,20 @@ class Actor:
     """One party of a run. ``program`` is given to the coordinator and to nobody else. Call ``handle`` for each event, in order."""
 
     def __init__(
-        self, party: PartySlice, *, digest: str, in_flight: int = 1, program: Program | None = None, timing: Timing = Timing()
+        self,
+        party: PartySlice,
+        *,
+        digest: str,
+        codecs: Offer,
+        in_flight: int = 1,
+        program: Program | None = None,
+        timing: Timing = Timing(),
     ) -> None:
         if (program is None) != (party.parent is not None):
             raise ValueError("the coordinator, and only the coordinator, has a program")
         self._party = party
         self._digest = digest
+        self._codecs = codecs
         self._in_flight = in_flight
         self._program = program
         self._timing = timing
@@ -198,7 +207,7 @@ class Actor:
 
     def _hello(self) -> None:
         if self._party.parent is not None:
-            body = {"boot": self._started.boot, "epoch": self._epoch, "digest": self._digest}
+            body = {"boot": self._started.boot, "epoch": self._epoch, "digest": self._digest, "codecs": self._codecs.plain()}
             payload = encode_control(Control(kind="hello", body=body))
             self._outbox.send_once(self._party.parent, Frame(kind=Kind.HELLO, lane=self._party.parent.lane, payload=payload))
 
@@ -318,11 +327,16 @@ class Actor:
         try:
             body = decode_control(frame.payload).body
             boot, epoch, digest = int(body["boot"]), int(body["epoch"]), str(body["digest"])
-        except (FrameError, KeyError, TypeError, ValueError) as exc:
+            codecs = Offer.from_plain(body["codecs"])
+        except (FrameError, KeyError, TypeError, ValueError, AttributeError) as exc:
             self._on_corrupt(Corrupt(line=line, reason=f"hello is not readable ({exc})"))
             return
-        if digest != self._digest:
-            self._refuse(line)
+        # Codecs first: another version of Cutlayer often means another digest as well, which would not say why.
+        reason = disagreement(self._codecs, codecs, us=f"`{self._party.party}`", them=f"the party on lane {line.lane}")
+        if reason is None and digest != self._digest:
+            reason = "the other end runs a different run file (digests differ); give both ends the same one"
+        if reason is not None:
+            self._refuse(line, reason)
             return
         self._known_boots[line] = boot
         if not self._joined:
@@ -347,10 +361,9 @@ class Actor:
         elif ("c", line, number) in self._outbox:
             self._outbox.resend(line)
 
-    def _refuse(self, line: Line) -> None:
-        reason = "the other end runs a different run file (digests differ); give both ends the same one"
+    def _refuse(self, line: Line, reason: str) -> None:
         payload = encode_control(Control(kind="refuse", body={"reason": reason}))
-        self._emit(Note(kind="refused", text=f"a party on lane {line.lane} was refused: its run file is not ours"))
+        self._emit(Note(kind="refused", text=f"a party on lane {line.lane} was refused: {reason}"))
         self._outbox.send_once(line, Frame(kind=Kind.CONTROL, lane=line.lane, payload=payload))
 
     def _lost(self, epoch: int) -> None:

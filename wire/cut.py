@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from wire.codecs import (
+    DIRECTIONS,
     Codec,
     Context,
     Decoded,
@@ -99,7 +100,7 @@ class Cuts:
         for tensor in tensors:
             if tensor.dtype != "float32" or (sends == "backward" and tensor.name == "target"):
                 continue
-            for direction in ("forward", "backward"):
+            for direction in DIRECTIONS:
                 codec = self._codec(end.edge, direction)
                 try:
                     codec.check(tensor, direction)

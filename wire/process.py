@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wire.actor import Actor, Timing
+from wire.codecs import offer_for
 from wire.cut import Cuts
 from wire.driver import Driver, Observer
 from wire.engine import Array, Engine
@@ -76,6 +77,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     actor = Actor(
         party,
         digest=digest,
+        codecs=offer_for(run.codecs),
         in_flight=run.in_flight,
         program=setup.program,
         timing=Timing(resend_after_s=run.resend_after_s),

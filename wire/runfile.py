@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from wire.codecs import Direction, parse_codec
+from wire.codecs import DIRECTIONS, Direction, parse_codec
 from wire.data_config import DataConfig
 from wire.errors import RunFileError
 from wire.graph import Edge, Graph, Segment
@@ -299,6 +299,12 @@ class Run:
             return dataclasses.replace(self, broker=dataclasses.replace(self.broker, url=url))
         except ValueError as exc:
             raise RunFileError(f"broker: {exc}") from exc
+
+    @property
+    def codecs(self) -> frozenset[str]:
+        """All codecs that cuts of the run use, as they are written."""
+        edges = [edge.name for edge in self.graph().edges]
+        return frozenset(self.codec.of(edge, direction) for edge in edges for direction in DIRECTIONS)
 
     @property
     def digest(self) -> str:

@@ -7,7 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.wire.toy_run import Faults, Setup, World, chain, reference
-from wire.graph import Edge, Graph, Segment
+from wire.codecs import Offer, offer_for
+from wire.control import Control, encode_control
+from wire.frames import Frame, Kind
+from wire.graph import Edge, Graph, Line, Segment
+from wire.messages import FrameArrived
 from wire.program import Plan
 
 
@@ -139,3 +143,62 @@ def test_a_void_step_is_void_at_both_ends_and_changes_no_weights() -> None:
     check(setup, world)
     for ledger in world.ledgers().values():
         assert [row[2] for row in ledger if not row[3]] == [1, 4]
+
+
+def refused(setup: Setup, name: str) -> tuple[str, str]:
+    """What a party ended with, and what its parent noted, before any step was begun."""
+    world = World(setup)
+    for _ in range(1000):
+        world.turn()
+        if world.parties[name].error:
+            assert all(not party.ledger and not party.tasks for party in world.parties.values()), "a step was begun"
+            return world.parties[name].error, next(note.text for _, note in world.notes if note.kind == "refused")
+    raise AssertionError("nobody was refused")
+
+
+OURS = offer_for(["int8", "topk:keep=0.1"])
+NEWER, OLDER = ({**OURS.known, "int8": version} for version in (2, 0))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (Offer(known=NEWER, used=OURS.used), "`int8` has version 2 at {them} and version 1 at `server`; update Cutlayer at `server`"),
+        (Offer(known=OLDER, used=OURS.used), "`int8` has version 0 at {them} and version 1 at `server`; update Cutlayer at {them}"),
+        (Offer(known={"raw": 1, "fp32": 1, "packed": 1}, used=("fp32",)), "`int8` is unknown to {them}; update Cutlayer there"),
+        (Offer(known={**OURS.known, "zip": 1}, used=("zip",)), "`zip`, which {them} asks for, is unknown to `server`; update Cutlayer"),
+        (Offer(known={**OURS.known, "packed": 7}, used=OURS.used), "`packed` has version 7"),
+    ],
+    ids=["newer", "older", "unknown there", "unknown here", "of labels"],
+)
+@pytest.mark.parametrize("digest", ["d", "another"])
+def test_codecs_that_do_not_agree_are_named_before_the_first_step(theirs: Offer, said: str, digest: str) -> None:
+    setup = make(GRAPHS["vanilla"])
+    setup.offers = {"server": OURS, "c0": theirs}
+    setup.digests = {"c0": digest}  # whatever it is: the codec is the reason that a person can act on
+    for text in refused(setup, "c0"):
+        assert said.format(them="the party on lane 0") in text
+        assert "\n" not in text
+
+
+def test_a_codec_that_nobody_uses_may_be_of_any_version() -> None:
+    setup = make(GRAPHS["vanilla"])
+    setup.offers = {"server": OURS, "c0": Offer(known={**OURS.known, "int2": 9, "zip": 1}, used=OURS.used)}
+    check(setup, World(setup))
+
+
+def test_another_run_file_is_refused() -> None:
+    setup = make(GRAPHS["vanilla"])
+    setup.digests = {"c0": "another"}
+    assert all("digests differ" in text for text in refused(setup, "c0"))
+
+
+@pytest.mark.parametrize("codecs", [None, {}, {"known": [], "used": []}, {"known": {"int8": "x"}, "used": []}, {"known": {}, "used": 3}])
+def test_a_hello_with_unreadable_codecs_is_dropped(codecs: object) -> None:
+    setup = make(GRAPHS["vanilla"])
+    world = World(setup)
+    server = world.parties["server"]
+    payload = encode_control(Control(kind="hello", body={"boot": 1, "epoch": 0, "digest": "d", "codecs": codecs}))
+    server.feed(FrameArrived(line=Line("bottom>top", 0, False), frame=Frame(kind=Kind.HELLO, payload=payload)))
+    assert any("hello is not readable" in note.text for _, note in world.notes)
+    check(setup, world)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wire.actor import Actor, Timing
+from wire.codecs import Offer, offer_for
 from wire.frames import Mode
 from wire.graph import Edge, Graph, Line, Segment
 from wire.messages import (
@@ -100,6 +101,8 @@ class Setup:
     batches: dict[int, dict[str, int]]
     in_flight: int = 1
     voids: frozenset[tuple[str, int, int, str]] = frozenset()  # (segment, lane, step, "f" or "b")
+    digests: dict[str, str] = field(default_factory=dict)  # of parties whose run file is another one
+    offers: dict[str, Offer] = field(default_factory=dict)  # of parties whose codecs are others
 
 
 class Party:
@@ -107,12 +110,20 @@ class Party:
         self.setup, self.name, self.disk, self.world = setup, name, disk, world
         self.slice = setup.graph.slice_for(name)
         program = TrainingProgram(setup.plan) if self.slice.parent is None else None
-        self.actor = Actor(self.slice, digest="d", in_flight=setup.in_flight, program=program, timing=Timing(linger_s=1e6))
+        self.actor = Actor(
+            self.slice,
+            digest=setup.digests.get(name, "d"),
+            codecs=setup.offers.get(name, offer_for(["int8"])),
+            in_flight=setup.in_flight,
+            program=program,
+            timing=Timing(linger_s=1e6),
+        )
         self.engines = {slot.segment: ToyEngine(slot.segment) for slot in self.slice.slots}
         self.ledger: list[tuple[str, int, int, bool]] = []
         self.tasks: list[Effect] = []  # engine work and commands, in order, not yet done
         self.timers: set[tuple[Any, ...]] = set()
         self.gone = False
+        self.error: str | None = None
         self.up = False
         disk.boot += 1
         if not disk.checkpoints:
@@ -149,7 +160,7 @@ class Party:
             case Note():
                 self.world.notes.append((self.name, effect))
             case Exit():
-                assert effect.error is None, effect.error
+                self.error = effect.error
                 self.gone = True
 
     def work(self) -> None:
@@ -275,6 +286,7 @@ class World:
 
     def run(self, limit: int = 100_000) -> None:
         for _ in range(limit):
+            assert not any(party.error for party in self.parties.values()), [party.error for party in self.parties.values()]
             if all(party.gone for party in self.parties.values()):
                 return
             self.turn()

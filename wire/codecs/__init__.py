@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from wire.codecs.base import PLAIN, Codec, Context, Decoded, Direction, Encoded, Encoder, Support
+from wire.codecs.base import DIRECTIONS, PLAIN, Codec, Context, Decoded, Direction, Encoded, Encoder, Support
+from wire.codecs.offer import Offer, disagreement, offer_for
 from wire.codecs.registry import CODECS, decode_array, encode_array, encode_lossless, parse_codec, versions
 
 __all__ = [
     "CODECS",
+    "DIRECTIONS",
     "PLAIN",
     "Codec",
     "Context",
@@ -17,10 +19,13 @@ __all__ = [
     "Direction",
     "Encoded",
     "Encoder",
+    "Offer",
     "Support",
     "decode_array",
+    "disagreement",
     "encode_array",
     "encode_lossless",
+    "offer_for",
     "parse_codec",
     "versions",
 ]

@@ -23,9 +23,23 @@ from wire.engine import Array
 from wire.errors import CodecError
 from wire.manifest import TensorSpec
 
-__all__ = ["PLAIN", "Codec", "Context", "Decoded", "Direction", "Encoded", "Encoder", "Support", "as_array", "check_finite", "count_of"]
+__all__ = [
+    "DIRECTIONS",
+    "PLAIN",
+    "Codec",
+    "Context",
+    "Decoded",
+    "Direction",
+    "Encoded",
+    "Encoder",
+    "Support",
+    "as_array",
+    "check_finite",
+    "count_of",
+]
 
 Direction = Literal["forward", "backward"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 Support = NDArray[np.bool_]
 
 
