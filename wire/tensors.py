@@ -6,8 +6,6 @@ u8               codec
 u8               dtype, and 16 times the number of dimensions
 varint each      dimensions
 varint, payload  length in bytes, and what the codec made
-
-A varint is LEB128: 7 bits a byte, the lowest first, the top bit set on all bytes but the last; at most 32 bits, and no longer than needed.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wire.codecs import PLAIN, Decoded, Encoded, decode_array, encode_lossless
+from wire.codecs.bits import read_varint, write_varint
 from wire.engine import Array
 from wire.errors import CodecError
 from wire.limits import LIMITS
@@ -57,17 +56,8 @@ def _head(name: str, array: Array, encoded: Encoded) -> bytes:
     text, dtype = name.encode(), array.dtype.name
     if not 0 < len(text) < 256 or dtype not in DTYPES or array.ndim > LIMITS.tensor_dims:
         raise CodecError(f"`{name}` ({dtype}, {array.ndim} dimensions) cannot cross a cut")
-    numbers = b"".join(_varint(number) for number in (*array.shape, encoded.size_bytes))
+    numbers = b"".join(write_varint(number) for number in (*array.shape, encoded.size_bytes))
     return bytes([len(text), *text, encoded.number, DTYPES.index(dtype) + 16 * array.ndim]) + numbers
-
-
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
 
 
 def decode_tensors(data: bytes, decode: Callable[[Header, memoryview], Decoded]) -> dict[str, Decoded]:
@@ -139,12 +129,5 @@ class _Reader:
         return self.take(1)[0]
 
     def number(self) -> int:
-        found = 0
-        for shift in range(0, 35, 7):
-            byte = self.byte()
-            found |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if (byte == 0 and shift) or found >= 1 << 32:
-                    break
-                return found
-        raise CodecError("a number is not a LEB128 of 32 bits in its shortest form")
+        found, self._at = read_varint(self._view, self._at)
+        return found

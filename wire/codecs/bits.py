@@ -1,4 +1,8 @@
-"""Whole numbers of a fixed number of bits, one after the other without gaps: the lowest bit first, the first byte first."""
+"""Whole numbers in few bits.
+
+Packed: each of a fixed number of bits, one after the other without gaps, the lowest bit first, the first byte first. Varint: LEB128, 7 bits
+a byte, the lowest first, the top bit set on all bytes but the last; at most 32 bits, and no longer than needed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from numpy.typing import NDArray
 
 from wire.errors import CodecError
 
-__all__ = ["pack_bits", "packed_bytes", "unpack_bits"]
+__all__ = ["pack_bits", "packed_bytes", "read_varint", "unpack_bits", "write_varint"]
 
 
 def packed_bytes(count: int, width: int) -> int:
@@ -26,6 +30,8 @@ def pack_bits(values: NDArray[np.unsignedinteger[Any]], width: int) -> bytes:
     flat = flat.astype(dtype, copy=False)
     if width == 8 * dtype.itemsize:
         return flat.tobytes()
+    if width == 1:
+        return np.packbits(flat, bitorder="little").tobytes()
     if width in (2, 4):
         return _pack_small(flat.astype(np.uint8, copy=False), width)
     octets = flat.view(np.uint8).reshape(len(flat), dtype.itemsize)
@@ -44,11 +50,34 @@ def unpack_bits(data: memoryview, width: int, count: int) -> NDArray[np.unsigned
     octets = np.frombuffer(data, np.uint8)
     if width in (2, 4):
         return _unpack_small(octets, width, count)
-    bits = np.unpackbits(octets, count=count * width, bitorder="little").reshape(count, width)
-    packed = np.packbits(bits, axis=1, bitorder="little")
+    bits = np.unpackbits(octets, count=count * width, bitorder="little")
+    if width == 1:
+        return bits
+    packed = np.packbits(bits.reshape(count, width), axis=1, bitorder="little")
     whole = np.zeros((count, dtype.itemsize), np.uint8)
     whole[:, : packed.shape[1]] = packed
     return whole.view(dtype).reshape(count).astype(dtype.newbyteorder("="), copy=False)
+
+
+def write_varint(number: int) -> bytes:
+    """0 to 2^32 - 1."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def read_varint(data: memoryview, at: int) -> tuple[int, int]:
+    """(number, where it ends). Raises CodecError where none begins at ``at``."""
+    found = 0
+    for length, byte in enumerate(data[at : at + 5]):
+        found |= (byte & 0x7F) << (7 * length)
+        if byte < 0x80:
+            if found >> 32 or (byte == 0 and length):
+                break
+            return found, at + length + 1
+    raise CodecError("a number is cut short, over 32 bits, or longer than needed")
 
 
 def _dtype(width: int) -> np.dtype[Any]:
