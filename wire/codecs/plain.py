@@ -96,5 +96,5 @@ class BFloat16(Stateless):
 
     @classmethod
     def decode(cls, data: memoryview, dtype: np.dtype[np.generic], shape: tuple[int, ...], context: Context) -> Decoded:
-        bits = as_array(data, _U16, shape).astype(np.uint32) << np.uint32(16)
-        return Decoded(array=check_finite(bits.view(np.float32)))
+        bits = as_array(data, _U16, shape).reshape(-1).astype(np.uint32) << np.uint32(16)
+        return Decoded(array=check_finite(bits.view(np.float32).reshape(shape)))

@@ -12,7 +12,7 @@ left more than k of a sample (it was another codec's), the k largest gradients a
 Payload: u8 flags (bit 0: values are float32, else float16; bits 1 and 2: positions), i8 e, varint k, positions, values in the order of the
 tensor. A value is what is written times 2^e; of float16, e takes the largest of them to 2^14 … 2^15, of float32 it is 0.
 Positions: 0 as the index within the sample [N, k], increasing, ceil(log2 d) bits each; 1 as one bit an element, k of them set in each
-sample; 2 none, it is the support, and k is 0. Of 0 and 1 the smaller is sent.
+sample; 2 none, it is the support, and k is 0. Of 0 and 1 the smaller is sent, 0 where they are equal.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from wire.manifest import BATCH, TensorSpec
 __all__ = ["RandTopK", "TopK"]
 
 _INDICES, _BITMAP, _SUPPORT = 0, 1, 2
+_LARGEST = np.float32(32752 * 2.0**113)  # of the highest exponent: above it a half would be rounded to what no float32 is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,10 @@ class TopK(Stateless):
             rows = rows if allowed is None else np.where(allowed, rows, np.float32(0))
             mask = self._chosen(rows, k, context)
             kind, positions = _written(mask, k)
-        values = rows[mask]
-        exponent = _exponent(values) if self.values == "fp16" else 0
+        values, exponent = rows[mask], 0
+        if self.values == "fp16":
+            values = np.clip(values, -_LARGEST, _LARGEST)
+            exponent = _exponent(values)
         head = bytes([(self.values == "fp32") | kind << 1, exponent & 0xFF]) + write_varint(k)
         written = _scaled(values, -exponent).astype("<f2" if self.values == "fp16" else "<f4").tobytes()
         return Encoded(number=self.number, pieces=(head, positions, written), support=mask.reshape(array.shape))
@@ -171,7 +174,7 @@ def _positions_bytes(kind: int, rows: tuple[int, int], k: int) -> int:
 
 def _written(mask: Support, k: int) -> tuple[int, bytes]:
     rows = (mask.shape[0], mask.shape[1])
-    if _positions_bytes(_INDICES, rows, k) < _positions_bytes(_BITMAP, rows, k):
+    if _positions_bytes(_INDICES, rows, k) <= _positions_bytes(_BITMAP, rows, k):
         return _INDICES, pack_bits(np.nonzero(mask)[1].astype(np.uint32), _width(rows[1]))
     return _BITMAP, pack_bits(mask.view(np.uint8), 1)
 
