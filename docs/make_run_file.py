@@ -11,7 +11,7 @@ from typing import Any
 from wire.data_config import Augment, DataConfig, DataSplit, Normalize
 from wire.lr import LrSchedule
 from wire.optim import SGD, Adam, AdamW
-from wire.runfile import ClientConfig, CodecConfig, EvaluateConfig, ModelConfig, Run, ServerConfig
+from wire.runfile import ClientConfig, CodecConfig, CutCodec, EvaluateConfig, ModelConfig, Run, ServerConfig
 from wire.transport.broker_config import BrokerConfig
 
 PAGE = Path(__file__).with_name("run-file.md")
@@ -24,6 +24,7 @@ TABLES: tuple[tuple[str, type], ...] = (
     ('`[optimizer]`, `kind = "adamw"`', AdamW),
     ("`[lr_schedule]`", LrSchedule),
     ("`[codec]`", CodecConfig),
+    ('`[codec.cuts."SOURCE>TARGET"]`', CutCodec),
     ("`[[clients]]`", ClientConfig),
     ("`[server]`", ServerConfig),
     ("`[evaluate]`", EvaluateConfig),

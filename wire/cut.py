@@ -192,6 +192,8 @@ class Cuts:
         """
         step = self._step(work)
         sent, step.sent = step.sent, {}
+        if not step.received:
+            self.discard(work)
         arrived: list[tuple[str, str, Array]] = []
         for edge, payload in payloads.items():
             tensors = sent.get(edge, {})

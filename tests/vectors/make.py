@@ -39,6 +39,11 @@ ARRAYS: dict[str, tuple[str, np.ndarray[Any, Any]]] = {
     "int4 by channel": ("int4", np.tile(RAMP, 4).reshape(2, 2, 12)),
     "int4 of odd size": ("int4", RAMP[:11].reshape(11, 1)),
     "int2 by channel": ("int2", np.tile(RAMP, 4).reshape(2, 2, 12)),
+    "mxfp4 of two blocks": ("mxfp4", np.linspace(-100, 1, 37, dtype=np.float32) ** 3),
+    "mxfp4 of zeros": ("mxfp4", np.array([0, -0.0, 0, 0, 1e-42], np.float32)),
+    "topk by index": ("topk:keep=0.1", np.roll(np.linspace(-1, 2, 80, dtype=np.float32), 7).reshape(2, 2, 20)),
+    "topk by bitmap, fp32": ("topk:keep=0.4,values=fp32", np.roll(RAMP, 5).reshape(1, 12)),
+    "randtopk in evaluation": ("randtopk:keep=0.1,alpha=0.5", np.roll(np.linspace(-1, 2, 80, dtype=np.float32), 7).reshape(2, 2, 20)),
 }
 
 

@@ -80,10 +80,14 @@ def read_payload(codec: int, dtype: int, shape: tuple[int, ...], payload: bytes)
         return np.array([bfloat16(payload[2 * at : 2 * at + 2]) for at in range(count)], np.float32).reshape(shape)
     if codec == 10:
         size = np.dtype(DTYPES[dtype]).itemsize
-        low = int.from_bytes(payload[:size], "little", signed=DTYPES[dtype][-2] == "i")
+        low = int.from_bytes(payload[:size], "little", signed="i" in DTYPES[dtype])
         values = [low + above for above in read_bits(payload[size + 1 :], payload[size], count)]
         return np.array(values, DTYPES[dtype]).reshape(shape)
-    return AFFINE_BITS[codec] and read_affine(payload, shape, AFFINE_BITS[codec])
+    if codec == 7:
+        return np.array(read_mxfp4(payload, count), np.float32).reshape(shape)
+    if codec in (8, 9):
+        return read_topk(payload, shape)
+    return read_affine(payload, shape, AFFINE_BITS[codec])
 
 
 AFFINE_BITS = {3: 8, 5: 4, 6: 2}
@@ -104,6 +108,34 @@ def read_affine(payload: bytes, shape: tuple[int, ...], bits: int) -> Any:
     inner = math.prod(shape[2:])
     values = [np.float32(code - zero[at // inner % channels]) * scale[at // inner % channels] for at, code in enumerate(codes)]
     return np.array(values, np.float32).reshape(shape)
+
+
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+def read_mxfp4(payload: bytes, count: int) -> list[float]:
+    blocks = -(-count // 32)
+    codes = read_bits(payload[blocks:], 4, count)
+    return [math.copysign(E2M1[code % 8], -1 if code > 7 else 1) * 2.0 ** (payload[at // 32] - 127) for at, code in enumerate(codes)]
+
+
+def read_topk(payload: bytes, shape: tuple[int, ...]) -> Any:
+    samples, size = shape[0], math.prod(shape[1:])
+    single, kind = payload[0] & 1, payload[0] >> 1
+    scale = 2.0 ** int.from_bytes(payload[1:2], "little", signed=True)
+    k, at = read_varint(payload, 2)
+    width = (size - 1).bit_length()
+    length = -(-samples * (k * width if kind == 0 else size) // 8)
+    if kind == 0:
+        places = [(index // k, place) for index, place in enumerate(read_bits(payload[at : at + length], width, samples * k))]
+    else:
+        assert kind == 1, "there is no support in a vector"
+        places = [divmod(index, size) for index, bit in enumerate(read_bits(payload[at : at + length], 1, samples * size)) if bit]
+    values = np.frombuffer(payload[at + length :], "<f4" if single else "<f2").astype(np.float32)
+    found = np.zeros((samples, size), np.float32)
+    for (row, place), value in zip(places, values, strict=True):
+        found[row, place] = value * np.float32(scale)
+    return found.reshape(shape)
 
 
 def read_control(data: bytes) -> tuple[str, dict[str, Any], dict[str, bytes]]:

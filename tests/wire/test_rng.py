@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.rng import generator, keep_mask, permutation
+from wire.rng import generator, keep_mask, permutation, uniform
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,12 @@ def test_golden_masks() -> None:
     """These are drawn on devices and on servers; a change of them would part the two."""
     assert keep_mask(0, "bottom", 0, 0, (2, 8), 0.75).tolist() == [[1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]]
     assert keep_mask(7, "bottom", 12, 3, (5,), 0.5).tolist() == [1, 0, 1, 1, 1]
+
+
+def test_golden_uniform_numbers() -> None:
+    assert [value.hex() for value in uniform((3,), 0).tolist()] == ["0x1.e09c000000000p-4", "0x1.b041b80000000p-2", "0x1.0bbb4e0000000p-1"]
+    scaled = uniform((2, 2), 7, "codec", "bottom>top", 3) * 2**24
+    assert scaled.tolist() == [[15132556, 13526390], [12508761, 7568913]]
 
 
 def test_the_same_scope_gives_the_same_stream_whatever_was_drawn_before() -> None:
@@ -96,3 +102,16 @@ def test_masks_have_any_shape_and_begin_alike(shape: tuple[int, ...]) -> None:
     mask = keep_mask(3, "s", 5, 0, shape, 0.5)
     assert mask.shape == shape
     assert mask.ravel().tolist() == keep_mask(3, "s", 5, 0, (64,), 0.5)[: mask.size].tolist()
+
+
+def test_uniform_numbers_are_even_and_of_24_bits() -> None:
+    found = uniform((400, 250), 3, "codec", 1)
+    assert found.dtype == np.float32
+    assert 0 <= found.min() < found.max() < 1
+    assert (found * 2**24 == np.floor(found * 2**24)).all()
+    counts = np.histogram(found, 20, (0, 1))[0]
+    assert np.abs(counts - 5000).max() < 5 * np.sqrt(5000)
+    assert np.array_equal(uniform((7,), 3, "codec", 1), found.ravel()[:7])
+    assert not np.array_equal(uniform((7,), 3, "codec", 2), found.ravel()[:7])
+    assert uniform((0, 3), 0).shape == (0, 3)
+    assert uniform((), 0).shape == ()

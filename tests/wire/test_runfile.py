@@ -193,13 +193,29 @@ def test_segments_have_names_and_places(cut: list[str], model: Table, names: lis
 # ------------------------------------------------------------ what is refused
 
 
+def test_a_cut_may_have_codecs_of_its_own() -> None:
+    run = _run(
+        **{
+            "model.cut": ["a", "b"],
+            "codec": {
+                "forward": "int8",
+                "backward": "topk:keep=0.1",
+                "cuts": {"bottom>trunk": {"forward": "int4"}, "trunk>head": {"backward": "fp16"}},
+            },
+        }
+    )
+    assert [run.codec.of("bottom>trunk", direction) for direction in ("forward", "backward")] == ["int4", "topk:keep=0.1"]
+    assert [run.codec.of("trunk>head", direction) for direction in ("forward", "backward")] == ["int8", "fp16"]
+    assert run.codecs == {"int4", "topk:keep=0.1", "int8", "fp16"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         # unknown keys: with the nearest one, or all of them
         ({"epoch": 1}, "unknown key `epoch`; did you mean `epochs`?"),
         ({"optimizer.momentun": 0.9}, "unknown key `optimizer.momentun`; did you mean `momentum`?"),
-        ({"codec.zzz": 1}, "unknown key `codec.zzz`; known keys: forward, backward"),
+        ({"codec.zzz": 1}, "unknown key `codec.zzz`; known keys: forward, backward, cuts"),
         ({"clients.0.nmae": "x"}, "unknown key `clients[0].nmae`; did you mean `name`?"),
         ({"data.pth": "x"}, "unknown key `clients[0].data.pth`; did you mean `path`?"),
         ({"optimizer.betas": [0.9, 0.99]}, "unknown key `optimizer.betas`"),
@@ -238,6 +254,12 @@ def test_segments_have_names_and_places(cut: list[str], model: Table, names: lis
         ({"schedule": "both"}, "`schedule` is 'both'; it must be one of 'relay', 'independent'"),
         ({"codec.forward": "zip"}, "codec: `forward`: there is no codec 'zip'; it must be one of fp32, fp16"),
         ({"codec.backward": "raw"}, "codec: `backward`: there is no codec 'raw'"),
+        ({"codec.forward": "topk:keep=2"}, "codec: `forward`: topk: `keep` is 2.0; it must be above 0 and below 1"),
+        ({"codec.forward": 8}, "`codec.forward` must be text, got 8"),
+        ({"codec.cuts": {"bottom>trunk": {"forward": "int8"}}}, "`codec.cuts` names the cut 'bottom>trunk'; cuts are bottom>top"),
+        ({"codec.cuts": {"bottom>top": {"forward": "zip"}}}, "codec.cuts.bottom>top: `forward`: there is no codec 'zip'"),
+        ({"codec.cuts": {"bottom>top": {"up": "int8"}}}, "unknown key `codec.cuts.bottom>top.up`; known keys: forward, backward"),
+        ({"codec.cuts": {"bottom>top": "int8"}}, "codec.cuts.bottom>top: expected a table, got 'int8'"),
         ({"evaluate.every_epochs": 0}, "evaluate: `every_epochs` is 0"),
         ({"evaluate.patience": 0}, "evaluate: `patience` is 0"),
         ({"evaluate.splits": []}, "evaluate: `splits` is empty"),
@@ -403,6 +425,7 @@ SHARED: list[Table] = [
     {"model.args": {"width": 2}},
     {"codec.forward": "int8"},
     {"codec.backward": "int8"},
+    {"codec.cuts": {"bottom>top": {"forward": "int8"}}},
     {"evaluate.metrics": ["f1"]},
     {"lr_schedule.kind": "cosine"},
     {"clients": _clients("b")},

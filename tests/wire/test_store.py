@@ -55,7 +55,8 @@ def _state(seed: int) -> dict[str, Array]:
 
 
 def _checkpoint(id: int, *, program: dict[str, Any] | None = None) -> Checkpoint:
-    return Checkpoint(id=id, segments={"bottom": _state(id), "head": _state(1000 + id)}, program=program)
+    codecs = {"bottom>top|*|forward|act|step": np.arange(id, id + 3, dtype=np.float32)}
+    return Checkpoint(id=id, segments={"bottom": _state(id), "head": _state(1000 + id)}, codecs=codecs, program=program)
 
 
 def _row(step: int, *, edge: str = "a>b", lane: int = 0, applied: bool = True, note: str = "") -> LedgerRow:
@@ -73,6 +74,7 @@ def _store(folder: Path, digest: str = "d") -> Iterator[Store]:
 
 def _same(found: Checkpoint, wanted: Checkpoint) -> None:
     assert (found.id, found.program) == (wanted.id, wanted.program)
+    _same_state(found.codecs, wanted.codecs)
     assert set(found.segments) == set(wanted.segments)
     for segment, state in wanted.segments.items():
         _same_state(found.segments[segment], state)
@@ -255,7 +257,7 @@ def damaged(tmp_path: Path) -> Iterator[tuple[Store, Path]]:
         yield store, tmp_path / "checkpoints" / "2"
 
 
-@pytest.mark.parametrize("name", ["bottom.safetensors", "head.safetensors", "meta.json"])
+@pytest.mark.parametrize("name", ["bottom.safetensors", "head.safetensors", "codecs.state", "meta.json"])
 def test_a_checkpoint_cut_off_at_any_byte_is_refused_and_the_one_before_serves(name: str, damaged: tuple[Store, Path]) -> None:
     store, folder = damaged
     data, rows = (folder / name).read_bytes(), store.rows()
@@ -271,7 +273,7 @@ def test_a_checkpoint_cut_off_at_any_byte_is_refused_and_the_one_before_serves(n
     _same(store.load(1), _checkpoint(1, program={"at": 1}))
 
 
-@pytest.mark.parametrize("name", ["bottom.safetensors", "head.safetensors", "meta.json"])
+@pytest.mark.parametrize("name", ["bottom.safetensors", "head.safetensors", "codecs.state", "meta.json"])
 def test_a_checkpoint_with_a_file_missing_is_not_used(name: str, damaged: tuple[Store, Path]) -> None:
     store, folder = damaged
     (folder / name).unlink()
@@ -281,7 +283,11 @@ def test_a_checkpoint_with_a_file_missing_is_not_used(name: str, damaged: tuple[
     _same(store.load(1), _checkpoint(1, program={"at": 1}))
 
 
-@given(name=st.sampled_from(["bottom.safetensors", "head.safetensors", "meta.json"]), at=st.integers(0, 10**6), bit=st.integers(0, 7))
+@given(
+    name=st.sampled_from(["bottom.safetensors", "head.safetensors", "codecs.state", "meta.json"]),
+    at=st.integers(0, 10**6),
+    bit=st.integers(0, 7),
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_bit_gives_a_checkpoint_or_one_error(name: str, at: int, bit: int, damaged: tuple[Store, Path]) -> None:
     store, folder = damaged
