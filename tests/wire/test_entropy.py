@@ -1,0 +1,165 @@
+"""The entropy coder: what comes back, how large it is, and that no bytes lead to anything but CodecError."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wire.entropy import decode, encode
+from wire.errors import CodecError
+from wire.limits import LIMITS
+
+Symbols = np.ndarray
+
+
+def entropy_bits(symbols: Symbols, counts: Sequence[int]) -> float:
+    """The empirical order-0 entropy of every group, added up."""
+    total = 0.0
+    for group in np.split(symbols, np.cumsum(counts)[:-1]):
+        found = np.bincount(group)
+        found = found[found > 0]
+        total -= float((found * np.log2(found / max(group.size, 1))).sum())
+    return total
+
+
+def drawn(counts: Sequence[int], shares: Sequence[Sequence[float]], seed: int = 0) -> Symbols:
+    """Independent symbols; group i has the distribution shares[i % len(shares)]."""
+    rng = np.random.default_rng(seed)
+    pieces = [rng.choice(len(shares[i % len(shares)]), n, p=shares[i % len(shares)]) for i, n in enumerate(counts)]
+    return np.concatenate(pieces).astype(np.uint8)
+
+
+@st.composite
+def messages(draw: st.DrawFn, most: int = 60) -> tuple[Symbols, list[int], int]:
+    """(symbols, counts, alphabet) of a few groups: empty, constant and skewed ones; now and then a long one, which takes lanes."""
+    alphabet = draw(st.integers(2, 16))
+    counts = draw(st.lists(st.integers(0, most) | st.just(0) | st.integers(0, 12 * most), max_size=6))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    skew = draw(st.sampled_from([0.0, 0.02, 0.1, 1.0, 30.0]))
+    groups = [rng.choice(alphabet, n, p=rng.dirichlet([skew + 1e-3] * alphabet)).astype(np.uint8) for n in counts]
+    return np.concatenate([np.zeros(0, np.uint8), *groups]), counts, alphabet
+
+
+@given(messages(most=400))
+def test_what_comes_back_is_what_went_in(message: tuple[Symbols, list[int], int]) -> None:
+    symbols, counts, alphabet = message
+    data = encode(symbols, counts, alphabet)
+    found = decode(data, counts, alphabet)
+    assert found.dtype == np.uint8
+    assert found.tolist() == symbols.tolist()
+    assert encode(symbols, counts, alphabet) == data
+
+
+@pytest.mark.parametrize("alphabet", range(2, 17))
+@pytest.mark.parametrize("counts", [[60_000], [3136] * 16, [1] * 300, [7, 0, 20_011, 1, 5003], [98] * 512])
+def test_long_messages_come_back(alphabet: int, counts: list[int]) -> None:
+    rng = np.random.default_rng(alphabet)
+    symbols = drawn(counts, [rng.dirichlet([0.3] * alphabet) for _ in range(7)], seed=alphabet)
+    assert np.array_equal(decode(encode(symbols, counts, alphabet), counts, alphabet), symbols)
+
+
+@pytest.mark.parametrize("share", [1e-4, 1e-3, 0.01])
+def test_rare_symbols_come_back(share: float) -> None:
+    counts = [100_000, 50_000]
+    symbols = drawn(counts, [[1 - share, share], [1 - share, 0, share]])
+    data = encode(symbols, counts, 3)
+    assert np.array_equal(decode(data, counts, 3), symbols)
+
+
+def test_nothing_takes_no_bytes_and_a_constant_one() -> None:
+    assert encode(np.zeros(0, np.uint8), [], 4) == b""
+    assert encode(np.zeros(0, np.uint8), [0, 0], 4) == b""
+    assert len(encode(np.zeros(50_176, np.uint8), [3136] * 16, 4)) == 1
+    assert len(encode(np.full(50_176, 3, np.uint8), [3136] * 16, 4)) <= 12
+
+
+SHARES = [[0.9, 0.1], [0.8, 0.15, 0.05], [0.6, 0.3, 0.1], [0.5, 0.25, 0.15, 0.1], [0.25] * 4]
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=str)
+@pytest.mark.parametrize(("counts", "bar"), [([2048], 1.03), ([16_384], 1.01), ([3136] * 16, 1.01)], ids=str)
+def test_size_over_the_entropy_of_each_group(counts: list[int], bar: float, shares: list[float]) -> None:
+    for seed in range(5):
+        symbols = drawn(counts, [shares], seed=seed)
+        assert 8 * len(encode(symbols, counts, len(shares))) <= bar * entropy_bits(symbols, counts)
+
+
+def test_groups_that_differ_are_coded_apart() -> None:
+    counts = [3136] * 16
+    symbols = drawn(counts, [[0.95, 0.04, 0.01], [0.2, 0.4, 0.4], [1.0, 0.0, 0.0], [0.6, 0.1, 0.3]])
+    assert 8 * len(encode(symbols, counts, 3)) <= 1.01 * entropy_bits(symbols, counts)
+
+
+def test_a_channel_that_is_constant_costs_a_byte_at_most() -> None:
+    live = drawn([3136] * 8, [[0.7, 0.2, 0.1]])
+    dead = np.zeros(8 * 3136, np.uint8)
+    alone = len(encode(live, [3136] * 8, 3))
+    assert len(encode(np.concatenate([live, dead]), [3136] * 16, 3)) <= alone + 16
+
+
+@pytest.mark.parametrize(
+    ("symbols", "counts", "alphabet"),
+    [
+        (np.zeros(3, np.uint8), [4], 2),
+        (np.zeros(3, np.int64), [3], 2),
+        (np.zeros((3, 1), np.uint8), [3], 2),
+        (np.full(3, 2, np.uint8), [3], 2),
+        (np.zeros(3, np.uint8), [3], 1),
+        (np.zeros(3, np.uint8), [3], 17),
+        (np.zeros(3, np.uint8), [4, -1], 2),
+    ],
+)
+def test_what_cannot_be_coded_is_refused(symbols: Symbols, counts: list[int], alphabet: int) -> None:
+    with pytest.raises(CodecError):
+        encode(symbols, counts, alphabet)
+
+
+@pytest.mark.parametrize("counts", [[-1], [LIMITS.tensor_elements + 1], [LIMITS.tensor_elements] * 3, [1 << 70], [1 << 62] * 4])
+def test_absurd_counts_are_refused(counts: list[int]) -> None:
+    with pytest.raises(CodecError):
+        decode(b"\x81" * 40, counts, 4)
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(-1, 3000) | st.integers(0, 100_000), max_size=6), st.integers(1, 17))
+def test_random_bytes_are_refused_or_decoded(data: bytes, counts: list[int], alphabet: int) -> None:
+    with contextlib.suppress(CodecError):
+        found = decode(data, counts, alphabet)
+        assert len(found) == sum(counts)
+        assert not found.size or found.max() < alphabet
+
+
+@given(messages(most=200), st.data())
+def test_damaged_bytes_are_refused_or_decoded(message: tuple[Symbols, list[int], int], data: st.DataObject) -> None:
+    symbols, counts, alphabet = message
+    good = encode(symbols, counts, alphabet)
+    bad = bytearray(good)
+    for _ in range(data.draw(st.integers(0, 3))):
+        if bad:
+            bad[data.draw(st.integers(0, min(len(bad) - 1, data.draw(st.sampled_from([3, 40, 1 << 20])))))] ^= data.draw(
+                st.integers(1, 255)
+            )
+    cut = data.draw(st.integers(0, len(bad)))
+    with contextlib.suppress(CodecError):
+        found = decode(bytes(bad[:cut]), counts, alphabet)
+        assert len(found) == symbols.size
+        assert not found.size or found.max() < alphabet
+
+
+@pytest.mark.parametrize("counts", [[2048], [3136] * 16], ids=str)
+def test_a_message_cut_short_or_prolonged_is_refused(counts: list[int]) -> None:
+    symbols = drawn(counts, [[0.5, 0.3, 0.2]])
+    data = encode(symbols, counts, 3)
+    for other in [data[:-1], data[: len(data) // 2], data[:1], b"", data + b"\0", data + data, b"\0" + data]:
+        with pytest.raises(CodecError):
+            decode(other, counts, 3)
+
+
+def test_a_few_bytes_that_promise_a_million_symbols_are_decoded_in_bounded_time() -> None:
+    for data in [b"\x40", b"\x7f\xff", b"\x50" + b"\0" * 900, bytes(range(256)) * 16]:
+        with contextlib.suppress(CodecError):
+            assert len(decode(data, [1 << 20], 4)) == 1 << 20
