@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.entropy import decode, encode
+from wire.entropy import decode, decode_maps, encode, encode_maps
 from wire.errors import CodecError
 from wire.limits import LIMITS
 
@@ -163,3 +163,93 @@ def test_a_few_bytes_that_promise_a_million_symbols_are_decoded_in_bounded_time(
     for data in [b"\x40", b"\x7f\xff", b"\x50" + b"\0" * 900, bytes(range(256)) * 16]:
         with contextlib.suppress(CodecError):
             assert len(decode(data, [1 << 20], 4)) == 1 << 20
+
+
+@st.composite
+def feature_maps(draw: st.DrawFn) -> tuple[Symbols, int]:
+    """Maps whose symbols hang together in space and from channel to channel, of 2 to 5 dimensions."""
+    alphabet = draw(st.integers(2, 16))
+    shape = draw(st.lists(st.integers(0, 9), min_size=2, max_size=5).filter(lambda sizes: np.prod(sizes) <= 20_000))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    field = rng.normal(size=shape)
+    for axis in range(1, len(shape)):
+        if shape[axis] and draw(st.booleans()):
+            field = np.cumsum(field, axis=axis) / 2
+    return np.clip(field * draw(st.sampled_from([0.3, 1.0, 5.0])), 0, alphabet - 1).astype(np.uint8), alphabet
+
+
+@given(feature_maps())
+def test_maps_come_back(message: tuple[Symbols, int]) -> None:
+    symbols, alphabet = message
+    data = encode_maps(symbols, alphabet)
+    found = decode_maps(data, symbols.shape, alphabet)
+    assert found.dtype == np.uint8
+    assert found.tolist() == symbols.tolist()
+    assert encode_maps(symbols, alphabet) == data
+
+
+def smooth_maps(shape: tuple[int, int, int, int], seed: int = 0) -> Symbols:
+    """What a convolution and a ReLU make of noise: neighbours are alike, and so are channels that share inputs."""
+    rng = np.random.default_rng(seed)
+    batch, channels, height, width = shape
+    hidden = rng.normal(size=(batch, 4, height + 1, width + 1))
+    hidden = hidden[:, :, 1:, 1:] + hidden[:, :, :-1, 1:] + hidden[:, :, 1:, :-1]
+    field = np.einsum("ck,nkhw->nchw", rng.normal(size=(channels, 4)), hidden) - 1.5
+    return np.clip(field / 2, 0, 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(64, 16, 7, 7), (32, 40, 5, 8), (64, 4, 12, 12), (16, 64, 4, 4)], ids=str)
+def test_neighbours_take_maps_below_the_entropy_of_their_channels(shape: tuple[int, int, int, int]) -> None:
+    symbols = smooth_maps(shape)
+    data = encode_maps(symbols, 4)
+    assert np.array_equal(decode_maps(data, shape, 4), symbols)
+    flat = symbols.transpose(1, 0, 2, 3).reshape(-1)
+    assert 8 * len(data) < 0.95 * entropy_bits(flat, [flat.size // shape[1]] * shape[1])
+
+
+def test_maps_without_structure_cost_no_more_than_groups() -> None:
+    symbols = drawn([3136] * 16, [[0.9, 0.1], [0.5, 0.5]])
+    maps = symbols.reshape(16, 64, 7, 7).transpose(1, 0, 2, 3)
+    data = encode_maps(maps, 3)
+    assert np.array_equal(decode_maps(data, maps.shape, 3), maps)
+    assert len(data) <= len(encode(symbols, [3136] * 16, 3)) + 1
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(lambda sizes: np.prod(sizes) <= 50_000))
+def test_random_bytes_are_refused_or_decoded_as_maps(data: bytes, shape: list[int]) -> None:
+    with contextlib.suppress(CodecError):
+        found = decode_maps(data, shape, 4)
+        assert found.shape == tuple(shape)
+        assert not found.size or found.max() < 4
+
+
+SMOOTH = smooth_maps((16, 6, 6, 6))
+SMOOTH_DATA = encode_maps(SMOOTH, 4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 80) | st.integers(0, len(SMOOTH_DATA) - 1), st.integers(1, 255)), max_size=3), st.integers(0, 20))
+def test_damaged_maps_are_refused_or_decoded(changes: list[tuple[int, int]], cut: int) -> None:
+    bad = bytearray(SMOOTH_DATA)
+    for place, change in changes:
+        bad[place] ^= change
+    with contextlib.suppress(CodecError):
+        found = decode_maps(bytes(bad[: len(bad) - cut]), SMOOTH.shape, 4)
+        assert found.shape == SMOOTH.shape
+        assert found.max() < 4
+
+
+def test_maps_cut_short_or_of_another_shape_are_refused() -> None:
+    for data, shape in [
+        (SMOOTH_DATA[:-1], SMOOTH.shape),
+        (SMOOTH_DATA + b"\0", SMOOTH.shape),
+        (SMOOTH_DATA, (16, 6, 6, 5)),
+        (b"", SMOOTH.shape),
+    ]:
+        with pytest.raises(CodecError):
+            decode_maps(data, shape, 4)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, -1), (1 << 20, 1 << 20), (1, 1 << 40, 0, 1 << 40)])
+def test_absurd_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(CodecError):
+        decode_maps(b"\x81" * 40, shape, 4)

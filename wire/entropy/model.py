@@ -92,7 +92,8 @@ def read_model(reader: BitReader, groups: int, symbols: int, total: int) -> Ints
                 above = reader.read_gamma(_T)
                 digits = reader.read_digits(groups, below + above + 1)
                 t[question] += (np.array(digits) - below) << step
-    return np.clip(t, 1, _T - 1)
+    clipped: Ints = np.clip(t, 1, _T - 1)
+    return clipped
 
 
 def item_frequencies(t: Ints, length: int) -> Ints:
@@ -112,9 +113,9 @@ def item_frequencies(t: Ints, length: int) -> Ints:
     return frequencies
 
 
-def _nearest(yes: int | Ints, asked: int | Ints) -> Ints | int:
+def _nearest(yes: int | Ints, asked: int | Ints) -> Ints:
     """The t whose probability is nearest to ``yes`` of ``asked``."""
-    return 1 + np.searchsorted(_SPLIT, np.divide(yes, asked))
+    return np.asarray(np.searchsorted(_SPLIT, np.divide(yes, asked)) + 1, np.int64)
 
 
 def _rest(total: int, base: int) -> int:

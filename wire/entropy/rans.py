@@ -12,7 +12,7 @@ information. Two machines share that step and one table:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from wire.entropy.bits import BitWindows, pack_bits
 from wire.errors import CodecError
 
-__all__ = ["FREQUENCY_BITS", "STATE_BITS", "FrequencyTable", "Scalar", "decode_lanes", "encode_lanes"]
+__all__ = ["FREQUENCY_BITS", "STATE_BITS", "FrequencyTable", "LaneReader", "Scalar", "encode_lanes"]
 
 FREQUENCY_BITS = 18  # a table of 256 items, the rarest of which get 1, then loses less than 0.1 % of the rest's share
 STATE_BITS = 22  # 16 times finer than the frequencies: a lane then loses less than 0.01 %
@@ -105,77 +105,73 @@ class Scalar:
             raise CodecError("entropy-coded symbols do not end where they should")
 
 
-def encode_lanes(table: FrequencyTable, entries: Ints, payload: Ints) -> tuple[Ints, str]:
-    """(what the lanes' states have become [lanes], their bits as text of 0 and 1), for ``entries`` [steps, lanes].
+def encode_lanes(table: FrequencyTable, entries: Ints, steps: Sequence[tuple[int, int]], payload: Ints) -> tuple[Ints, str]:
+    """(what the lanes' states have become [lanes], their bits as text of 0 and 1), for ``entries`` [n].
 
-    ``payload`` [lanes], below 2**22, is what decode_lanes returns beside the entries.
+    A step takes the entries from one place up to another, one a lane; the first lanes where there are fewer. ``payload`` [lanes], below
+    2**22, is what LaneReader returns at the end.
     """
-    steps, lanes = entries.shape
     frequency = table.frequency
     shortest = FREQUENCY_BITS + 1 - np.frexp(frequency)[1].astype(np.int64)  # bits given off: this many, or one less
-    threshold = ((shortest << 32) - (frequency << (shortest + _FINER)))[entries]
-    inverse = ((1 << 44) // frequency + 1)[entries]  # exact as a division of numbers below 32 f
-    gap = (_TOTAL - frequency)[entries]
-    start = (table.start & (_TOTAL - 1))[entries]
-    widths = np.empty((steps, lanes), np.int64)
-    states = np.empty((steps + 1, lanes), np.int64)
-    states[steps] = payload + _LOW
-    quotient = np.empty(lanes, np.int64)
-    for step in range(steps - 1, -1, -1):
-        state, width, after = states[step + 1], widths[step], states[step]
-        np.add(state, threshold[step], out=width)
+    threshold = ((shortest << 32) - (frequency << (shortest + _FINER))).take(entries)
+    inverse = ((1 << 44) // frequency + 1).take(entries)  # exact as a division of numbers below 32 f
+    gap = (_TOTAL - frequency).take(entries)
+    start = (table.start & (_TOTAL - 1)).take(entries)
+    widths = np.empty(len(entries), np.int64)
+    before = np.empty(len(entries), np.int64)
+    states = payload + _LOW
+    for first, last in reversed(steps):
+        state = states[: last - first]
+        before[first:last] = state
+        width = widths[first:last]
+        np.add(state, threshold[first:last], out=width)
         np.right_shift(width, 32, out=width)
-        np.right_shift(state, width, out=after)
-        np.multiply(after, inverse[step], out=quotient)
-        np.right_shift(quotient, 44, out=quotient)
-        np.multiply(quotient, gap[step], out=quotient)
-        np.add(after, quotient, out=after)
-        np.add(after, start[step], out=after)
-    return states[0] - _LOW, pack_bits(states[1:].reshape(-1), widths.reshape(-1))
+        np.right_shift(state, width, out=state)
+        quotient = state * inverse[first:last]
+        quotient >>= 44
+        quotient *= gap[first:last]
+        state += quotient
+        state += start[first:last]
+    return states - _LOW, pack_bits(before, widths)
 
 
-def decode_lanes(table: FrequencyTable, classes: Ints, states: Ints, data: bytes, at: int, *, out: Ints) -> tuple[Ints, int]:
-    """(payload [lanes], the bit behind the last one read); the entries [steps, lanes] that encode_lanes was given go to ``out``.
+class LaneReader:
+    """The other way round, a stretch of items at a time, so that what is known already can tell the classes of what follows."""
 
-    ``classes`` [steps, lanes]; ``states`` [lanes], below 2**22; their bits begin in ``data`` at bit ``at``.
-    Raises CodecError where the bytes end too early.
-    """
-    steps, lanes = classes.shape
-    windows_of = BitWindows(data, lanes * FREQUENCY_BITS)
-    windows, origin, last = windows_of.at(at)
-    base = at - origin
-    offset = classes << FREQUENCY_BITS
-    state = states + _LOW
-    key, quotient, start, width = (np.empty(lanes, np.int64) for _ in range(4))
-    real = np.empty(lanes, np.float64)
-    exponent = real.view(np.int64)
-    for step in range(steps):
-        if base + origin > last:
-            bit = base + origin
-            windows, origin, last = windows_of.at(bit)
-            base = bit - origin
-        np.bitwise_and(state, _TOTAL - 1, out=key)
-        np.add(key, offset[step], out=key)
-        entry = table.start.searchsorted(key, "right")
-        entry -= 1
-        out[step] = entry
-        table.start.take(entry, out=start, mode="clip")
-        np.right_shift(state, FREQUENCY_BITS, out=quotient)
-        np.multiply(quotient, table.frequency.take(entry), out=quotient)
-        np.subtract(key, start, out=key)
-        np.add(quotient, key, out=state)
-        np.copyto(real, state)
-        np.right_shift(exponent, 52, out=width)
-        np.subtract(1023 + STATE_BITS, width, out=width)
-        ends = np.cumsum(width)
-        np.subtract(ends, width, out=start)
-        start += base
-        bits = windows.take(start)
-        np.left_shift(state, width, out=state)
-        np.subtract(24, width, out=width)
-        np.right_shift(bits, width, out=bits)
-        np.bitwise_or(state, bits, out=state)
-        base += int(ends[-1])
-    if base + origin > 8 * len(data):
-        raise CodecError(f"{len(data)} bytes of entropy-coded symbols end too early")
-    return state - _LOW, base + origin
+    def __init__(self, table: FrequencyTable, states: Ints, data: bytes, at: int) -> None:
+        """``states`` [lanes], below 2**22; the lanes' bits begin in ``data`` at bit ``at``."""
+        self._table = table
+        self._states = states + _LOW
+        self._windows = BitWindows(data, len(states) * FREQUENCY_BITS)
+        self.at = at
+
+    @property
+    def payload(self) -> Ints:
+        """[lanes]: what encode_lanes was given, once all items are read."""
+        return self._states - _LOW
+
+    def take(self, classes: Ints, steps: Sequence[tuple[int, int]]) -> Ints:
+        """Entries of the items, given the class of each; ``steps`` as in encode_lanes. Raises CodecError where the bytes end too early."""
+        frequency, start = self._table.frequency, self._table.start
+        entries = np.empty(len(classes), np.int64)
+        offset = classes << FREQUENCY_BITS
+        windows, origin, last_bit = self._windows.at(self.at)
+        for first, last in steps:
+            if self.at > last_bit:
+                windows, origin, last_bit = self._windows.at(self.at)
+            state = self._states[: last - first]
+            key = state & (_TOTAL - 1)
+            key += offset[first:last]
+            entry = start.searchsorted(key, "right")
+            entry -= 1
+            entries[first:last] = entry
+            np.right_shift(state, FREQUENCY_BITS, out=state)
+            state *= frequency.take(entry)
+            state += key
+            state -= start.take(entry)
+            width = (1023 + STATE_BITS) - (state.astype(np.float64).view(np.int64) >> 52)  # a float's exponent is the length in bits
+            end = width.cumsum()
+            np.left_shift(state, width, out=state)
+            state |= windows.take(end - width + (self.at - origin)) >> (32 - width)
+            self.at += int(end[-1])
+        return entries
