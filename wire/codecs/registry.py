@@ -16,6 +16,7 @@ import numpy as np
 from wire.codecs.affine import Int2, Int4, Int8
 from wire.codecs.base import PLAIN, Codec, Context, Decoded, Encoded, Encoder, check_finite
 from wire.codecs.integers import Packed
+from wire.codecs.lowbit import LowBit
 from wire.codecs.mxfp4 import MXFP4
 from wire.codecs.plain import BFloat16, Float16, Float32, Raw
 from wire.codecs.sparse import RandTopK, TopK
@@ -25,7 +26,7 @@ from wire.parse import parse
 
 __all__ = ["CODECS", "decode_array", "encode_array", "encode_lossless", "parse_codec", "versions"]
 
-_ALL: tuple[type[Codec], ...] = (Raw, Float32, Float16, BFloat16, Int8, Int4, Int2, MXFP4, TopK, RandTopK, Packed)
+_ALL: tuple[type[Codec], ...] = (Raw, Float32, Float16, BFloat16, Int8, Int4, Int2, MXFP4, TopK, RandTopK, LowBit, Packed)
 
 CODECS: Mapping[str, type[Codec]] = {codec.name: codec for codec in _ALL}
 _BY_NUMBER: Mapping[int, type[Codec]] = {codec.number: codec for codec in _ALL}

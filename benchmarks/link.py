@@ -1,0 +1,180 @@
+"""Accuracy against bytes on the line, codec by codec: real runs of a client, a broker and a server as processes of this computer.
+
+A cell is one run: data set, cut, codecs, seed. Cells that ``docs/benchmarks/link.json`` has already are not run again, so this can be ended and
+started again at any time; ``--again`` runs all anew. Six epochs of Fashion-MNIST take about two minutes a cell.
+
+    python -m benchmarks.link [--jobs 2] [--only TEXT] [--again]      writes docs/benchmarks/link.md, link.json and the plots
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from benchmarks import link_data
+from benchmarks.common import PAGES
+from benchmarks.link_page import write_link_page
+from export.prepare import export_run
+from server.broker import start_broker
+from simulation.datasets import materialize
+from simulation.parties import Parties, client_command, server_command
+from wire.runfile import load_run
+
+RESULTS = PAGES / "link.json"
+MODELS = Path(__file__).resolve().parent / "link_models.py"
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A data set, and how its network is trained."""
+
+    model: str
+    cut: str
+    activations: int
+    epochs: int
+    batch_size: int
+    optimizer: Mapping[str, Any]
+
+
+_SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+TASKS = {
+    "fashion": Task(model=f"{MODELS}:fashion", cut="pool2", activations=784, epochs=6, batch_size=128, optimizer=_SGD),
+    "fashion-relu5": Task(model=f"{MODELS}:fashion", cut="relu5", activations=128, epochs=6, batch_size=128, optimizer=_SGD),
+    "fashion-void": Task(model=f"{MODELS}:fashion", cut="pool2", activations=784, epochs=6, batch_size=128, optimizer=_SGD),
+    "digits": Task(model="digits-cnn", cut="pool1", activations=128, epochs=20, batch_size=32, optimizer=_SGD | {"lr": 0.02}),
+    "shapes": Task(model=f"{MODELS}:shapes", cut="pool2", activations=1024, epochs=8, batch_size=64, optimizer=_SGD | {"lr": 0.05}),
+}
+BASELINES = ("fp32", "fp16", "bf16", "int8", "int4", "int2", "mxfp4", "topk:keep=0.1", "randtopk:keep=0.1")
+# Forward and backward options of the low-bit codec, from the dearest to the cheapest.
+LOWBIT = (
+    ("lowbit:rate_weight=5e-6", "lowbit"),
+    ("lowbit:rate_weight=1.5e-5", "lowbit:step=8"),
+    ("lowbit:rate_weight=4e-5", "lowbit:step=8"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    task: str
+    forward: str
+    backward: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.task} | {self.forward} | {self.backward} | {self.seed}"
+
+
+def cells() -> list[Cell]:
+    pairs = [*((codec, codec) for codec in BASELINES), *LOWBIT]
+    found = [
+        Cell(task=task, forward=forward, backward=backward, seed=seed)
+        for seed in SEEDS
+        for task in ("fashion", "digits", "shapes")
+        for forward, backward in pairs
+    ]
+    for seed in SEEDS:
+        found.append(Cell(task="fashion", forward=LOWBIT[1][0], backward="fp32", seed=seed))
+        found += [Cell(task="fashion-void", forward=forward, backward=backward, seed=seed) for forward, backward in LOWBIT[:1]]
+        found += [Cell(task="fashion-relu5", forward=forward, backward=backward, seed=seed) for forward, backward in (("fp32", "fp32"), LOWBIT[1])]
+    return found
+
+
+def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
+    """One run, by its parties' own words. Accuracy is that of the last evaluation, the codec on."""
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="cutlayer-link-") as folder, start_broker(engine="mosquitto") as broker:
+        path = Path(folder, "run.toml")
+        path.write_text(tomli_w.dumps(_table(cell, data)))
+        run = load_run(path)
+        export_run(run, run.bundles)
+        finished: dict[str, dict[str, Any]] = {}
+        with Parties(run) as parties:
+            parties.start("server", server_command(path, broker.url))
+            parties.start("client", client_command(path, "client", broker.url))
+            for event in parties.events():
+                if event["event"] == "finished":
+                    finished[event["party"]] = event
+    client, server = finished["client"], finished["server"]
+    return {
+        "accuracy": server["metrics"]["test"]["accuracy"],
+        "loss": server["metrics"]["test"]["loss"],
+        "applied": client["counts"].get("applied", 0),
+        "voided": client["counts"].get("voided", 0),
+        "samples": _train_samples(cell.task) * TASKS[cell.task].epochs,
+        "bytes_by_use": client["bytes_by_use"],
+        "wire": client["wire"],
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def _train_samples(task: str) -> int:
+    return {"digits": 1438, "shapes": 12000}.get(task, 60000)
+
+
+def _table(cell: Cell, data: Path) -> dict[str, Any]:
+    task = TASKS[cell.task]
+    return {
+        "name": "link",
+        "epochs": task.epochs,
+        "batch_size": task.batch_size,
+        "seed": cell.seed,
+        "checkpoint_every": 1_000_000,
+        "model": {"build": task.model, "cut": [task.cut], **_input_shape(cell.task)},
+        "optimizer": dict(task.optimizer),
+        "lr_schedule": {"kind": "cosine", "warmup_steps": 280 if cell.task.startswith("fashion") else 50},
+        "codec": {"forward": cell.forward, "backward": cell.backward},
+        "evaluate": {"every_epochs": task.epochs},
+        "data": _data(cell.task, data),
+        "clients": [{"name": "client", "threads": 1}],
+        "server": {"threads": 1},
+    }
+
+
+def _input_shape(task: str) -> dict[str, Any]:
+    return {} if task == "digits" else {"input_shape": [3, 32, 32] if task == "shapes" else [1, 28, 28]}
+
+
+def _data(task: str, folder: Path) -> dict[str, Any]:
+    if task == "shapes":
+        return link_data.shapes(folder / "shapes.npz")
+    facts = materialize("digits" if task == "digits" else "fashion-mnist", folder)
+    data = dict(facts.data)
+    if task == "fashion-void":
+        data = link_data.poisoned_fashion(Path(data["path"]), folder / "poisoned.npz", share=0.02, batch_size=TASKS[task].batch_size)
+    return data if task == "digits" else data | {"augment": {"flip": True}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=2, help="cells at once; each keeps about one core busy")
+    parser.add_argument("--only", default="", help="cells whose key contains this text")
+    parser.add_argument("--again", action="store_true", help="also those that link.json has already")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    todo = [cell for cell in cells() if arguments.only in cell.key and (arguments.again or cell.key not in results)]
+    with tempfile.TemporaryDirectory(prefix="cutlayer-link-data-") as folder:
+        for task in {cell.task for cell in todo}:
+            _data(task, Path(folder))
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            waiting = {pool.submit(run_cell, cell, Path(folder)): cell for cell in todo}
+            for done in as_completed(waiting):
+                cell = waiting[done]
+                results[cell.key] = done.result()
+                RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+                print(f"{cell.key}: {results[cell.key]['accuracy']:.4f} in {results[cell.key]['seconds']:.0f} s", flush=True)
+    write_link_page(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Gradients in a few bits: on the support only, rounded at random without bias, one unit for all samples. See ``wire.codecs.lowbit``.
+
+What the support leaves, flattened, are n values. Symbol k stands for the magnitude 0 (k = 0) or 2^(k - 1) units. A sample's class is the octave of its
+root mean square, in units: 11 at 1, limited to 0 … 15; a sample without a value or with nothing but zeros has class 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wire import entropy
+from wire.codecs.base import Context, Support, count_of
+from wire.codecs.bits import pack_bits, read_varint, unpack_bits, write_varint
+from wire.errors import CodecError
+
+__all__ = ["decode_gradient", "encode_gradient"]
+
+Floats = NDArray[np.float32]
+Symbols = NDArray[np.uint8]
+
+_ALPHABET = 16
+_MAGNITUDES = np.array([0.0, *(2.0**k for k in range(_ALPHABET - 1))], np.float32)
+_UNIT_CLASS = 11
+_SMALLEST, _LARGEST = np.float32(2.0**-100), np.float32(2.0**100)
+
+
+def encode_gradient(array: Floats, multiple: float, context: Context) -> bytes:
+    """``multiple``: the unit, in mean magnitudes of what is sent. float32 of any shape; its first dimension is the samples."""
+    values, counts = _chosen(array, context.support)
+    magnitudes = np.abs(values)
+    mean = float(magnitudes.mean(dtype=np.float64)) if values.size else 0.0
+    unit = np.float32(np.clip(mean * multiple, _SMALLEST, _LARGEST))
+    scaled = magnitudes / unit
+    classes = _classes(scaled, counts)
+    symbols = _rounded(scaled, context.uniform(values.shape))
+    order = _by_class(classes, counts)
+    coded_classes = entropy.encode(classes, (len(classes),), _ALPHABET)
+    coded = entropy.encode(symbols[order], _class_counts(classes, counts), _ALPHABET)
+    signs = pack_bits((values[symbols != 0] < 0).view(np.uint8), 1)
+    head = unit.astype("<f4").tobytes()
+    return b"".join((head, write_varint(len(coded_classes)), coded_classes, write_varint(len(coded)), coded, signs))
+
+
+def decode_gradient(data: memoryview, shape: tuple[int, ...], support: Support | None) -> Floats:
+    """float32 of ``shape``, 0 outside the support. Raises CodecError."""
+    if support is not None and support.shape != shape:
+        raise CodecError(f"the support has the shape {list(support.shape)}, the gradient {list(shape)}")
+    if len(data) < 4:
+        raise CodecError("the unit is cut short")
+    unit = np.frombuffer(data[:4], "<f4").astype(np.float32)[0]
+    if not _SMALLEST <= unit <= _LARGEST:
+        raise CodecError("the unit is out of range")
+    counts = _counts(shape, support)
+    size, at = read_varint(data, 4)
+    classes = entropy.decode(bytes(data[at : at + size]), (len(counts),), _ALPHABET)
+    size, at = read_varint(data, at + size)
+    sorted_symbols = entropy.decode(bytes(data[at : at + size]), _class_counts(classes, counts), _ALPHABET)
+    symbols = np.empty_like(sorted_symbols)
+    symbols[_by_class(classes, counts)] = sorted_symbols
+    negative = unpack_bits(data[at + size :], 1, int(np.count_nonzero(symbols)))
+    values = (_MAGNITUDES * unit).take(symbols)
+    values[symbols != 0] *= np.float32(1) - np.float32(2) * negative
+    if support is None:
+        return values.reshape(shape)
+    array = np.zeros(shape, np.float32)
+    array[support] = values
+    return array
+
+
+def _chosen(array: Floats, support: Support | None) -> tuple[Floats, NDArray[np.int64]]:
+    """What is sent, flat, and how many of it each sample has."""
+    return (array.reshape(-1) if support is None else array[support]), _counts(array.shape, support)
+
+
+def _counts(shape: tuple[int, ...], support: Support | None) -> NDArray[np.int64]:
+    samples = shape[0] if shape else 1
+    if support is None:
+        return np.full(samples, count_of(shape) // max(1, samples), np.int64)
+    return np.count_nonzero(support.reshape(samples, -1 if support.size else 0), axis=1).astype(np.int64)
+
+
+def _classes(scaled: Floats, counts: NDArray[np.int64]) -> Symbols:
+    owners = np.repeat(np.arange(len(counts)), counts)
+    power = np.bincount(owners, weights=np.square(scaled, dtype=np.float64), minlength=len(counts)) / np.maximum(counts, 1)
+    octaves = np.log2(np.maximum(power, 2.0**-60)) / 2
+    return np.clip(np.rint(octaves) + _UNIT_CLASS, 0, _ALPHABET - 1).astype(np.uint8)
+
+
+def _class_counts(classes: Symbols, counts: NDArray[np.int64]) -> list[int]:
+    return [int(counts[classes == number].sum()) for number in range(_ALPHABET)]
+
+
+def _by_class(classes: Symbols, counts: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The order in which symbols are coded: by class, as they come within one."""
+    return np.argsort(np.repeat(classes, counts), kind="stable")
+
+
+def _rounded(scaled: Floats, uniform: Floats) -> Symbols:
+    """The symbol below or above, at random, so that what it stands for is ``scaled`` on average."""
+    _, exponents = np.frexp(scaled)
+    below = np.clip(exponents, 0, _ALPHABET - 2)
+    low, high = _MAGNITUDES.take(below), _MAGNITUDES.take(below + 1)
+    symbols = below + (uniform * (high - low) < scaled - low)
+    return symbols.astype(np.uint8)
