@@ -70,6 +70,15 @@ class Transport(Protocol):
         """How long one payload should be at most, as the line is now. Safe from any thread."""
         ...
 
+    @property
+    def part_wish(self) -> int:
+        """How long a payload from the other end should be at most, as far as this end knows the line; 0: it does not."""
+        ...
+
+    def packet_bytes(self, topic: str, size_bytes: int, *, arriving: bool = False) -> int:
+        """Size of a PUBLISH of so many bytes of payload, as the connection is now."""
+        ...
+
     def counted(self) -> WireBytes:
         """What the line has cost until now, or in all after ``close``. Safe from any thread."""
         ...

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from wire.limits import LIMITS
 from wire.transport.base import Delivered, LinkDown, LinkUp, Received, TransportEvent
+from wire.transport.window import publish_bytes
 from wire.transport.wire_bytes import NO_BYTES, WireBytes
 
 __all__ = ["Faults", "MemoryHub", "MemoryTransport"]
@@ -133,6 +134,15 @@ class MemoryTransport:
     def part_bytes(self) -> int:
         """See ``Transport.part_bytes``."""
         return LIMITS.frame_bytes
+
+    @property
+    def part_wish(self) -> int:
+        """See ``Transport.part_wish``."""
+        return 0
+
+    def packet_bytes(self, topic: str, size_bytes: int, *, arriving: bool = False) -> int:
+        """See ``Transport.packet_bytes``."""
+        return publish_bytes(len(topic.encode()), size_bytes, properties_bytes=1)
 
     def counted(self) -> WireBytes:
         """See ``Transport.counted``: nothing, for there is no wire."""

@@ -21,7 +21,7 @@ from wire.transport.broker_config import BrokerConfig
 from wire.transport.credentials import Credentials
 from wire.transport.dial import Cancelled, Waker, dial
 from wire.transport.mqtt_connection import Connection, Publish, Version
-from wire.transport.window import Goodput
+from wire.transport.window import Goodput, publish_bytes
 from wire.transport.wire_bytes import NO_BYTES, WireBytes
 
 __all__ = ["MqttTransport"]
@@ -94,6 +94,18 @@ class MqttTransport:
         """See ``Transport.part_bytes``."""
         keepalive_s = self._broker.keepalive_s or self._goodput.keepalive_s
         return self._goodput.part_bytes(keepalive_s=keepalive_s, most_bytes=self._broker.part_bytes)
+
+    @property
+    def part_wish(self) -> int:
+        """See ``Transport.part_wish``."""
+        return 0 if self._goodput.rate is None else self.part_bytes
+
+    def packet_bytes(self, topic: str, size_bytes: int, *, arriving: bool = False) -> int:
+        """See ``Transport.packet_bytes``."""
+        connection = self._connection
+        if connection is None:
+            return publish_bytes(len(topic.encode()), size_bytes, properties_bytes=1)
+        return connection.packet_bytes(topic, size_bytes, arriving=arriving)
 
     @property
     def held_bytes(self) -> int:

@@ -105,6 +105,13 @@ class Connection:
         """What it has cost until now. Safe from any thread."""
         return self._stream.counted()
 
+    def packet_bytes(self, topic: str, size_bytes: int, *, arriving: bool = False) -> int:
+        """Size of a PUBLISH of so many bytes, to us or to the broker. Safe from any thread."""
+        topic_bytes, properties_bytes = len(topic.encode()), 1 if self._version is Version.MQTTv5 else 0
+        if not arriving and self._aliases.maximum:
+            topic_bytes, properties_bytes = self._aliases.bytes_of(topic)
+        return publish_bytes(topic_bytes, size_bytes, properties_bytes=properties_bytes)
+
     def greet(self) -> None:
         """Send CONNECT. What follows, follows in ``turn``."""
         properties = None
@@ -154,14 +161,14 @@ class Connection:
     # ------------------------------------------------------------ out
 
     def _has_room(self, publish: Publish) -> bool:
-        return self._window.fits(publish_bytes(publish.topic, publish.payload))
+        return self._window.fits(self.packet_bytes(publish.topic, len(publish.payload)))
 
     def _publish(self, outgoing: deque[Publish]) -> int:
         taken = 0
         while outgoing and self._ended is None and self.up_since_s is not None and self._has_room(outgoing[0]):
             publish = outgoing.popleft()
             taken += len(publish.payload)
-            size_bytes = publish_bytes(publish.topic, publish.payload)
+            size_bytes = self.packet_bytes(publish.topic, len(publish.payload))
             if self._longest_bytes is not None and size_bytes > self._longest_bytes:
                 self._sink(Refused(reason=too_large(self._longest_bytes), token=publish.token))
                 continue

@@ -60,6 +60,12 @@ class Aliases:
         self.maximum = 0  # that the broker grants
         self._given: dict[str, _Alias] = {}
 
+    def bytes_of(self, topic: str) -> tuple[int, int]:
+        """What topic and properties will take in the next PUBLISH on ``topic``."""
+        if topic in self._given:
+            return 0, 4
+        return len(topic.encode()), 4 if len(self._given) < self.maximum else 1
+
     def of(self, topic: str) -> tuple[str, Properties | None]:
         """What to publish in place of ``topic``, and with which properties."""
         known = self._given.get(topic)

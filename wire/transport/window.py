@@ -16,9 +16,10 @@ _SLOW = 8000.0  # bytes a second
 _KEEPALIVE_S, _SLOW_KEEPALIVE_S = 60, 180
 
 
-def publish_bytes(topic: str, payload: bytes) -> int:
-    """Upper bound of the PUBLISH packet's size at QoS 1 with a topic and its alias (MQTT 5.0, section 3.3)."""
-    return 1 + 4 + 2 + len(topic.encode()) + 2 + 4 + len(payload)
+def publish_bytes(topic_bytes: int, payload_bytes: int, *, properties_bytes: int) -> int:
+    """Size of a PUBLISH packet at QoS 1 (MQTT 5.0, section 3.3); ``properties_bytes`` with their length, and 0 in MQTT 3.1.1."""
+    body = 2 + topic_bytes + 2 + properties_bytes + payload_bytes
+    return 1 + (1 if body < 1 << 7 else 2 if body < 1 << 14 else 3 if body < 1 << 21 else 4) + body
 
 
 @dataclass(slots=True)

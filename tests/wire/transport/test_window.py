@@ -1,4 +1,4 @@
-"""What the line carries, as acknowledgements show it, and how much is handed to a connection at once. A line is simulated, no clock is read."""
+"""What the line carries, as acknowledgements show it, and how much is handed to a connection at once; on a line that is simulated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from wire.limits import LIMITS
 from wire.transport.stream import PACKET_BYTES
-from wire.transport.window import IN_FLIGHT, SMALLEST_PART_BYTES, Flying, Goodput, Window, publish_bytes
+from wire.transport.window import IN_FLIGHT, SMALLEST_PART_BYTES, Flying, Goodput, Window
 
 MOST = 1 << 16
 
@@ -160,9 +160,3 @@ def test_it_is_empty_again_when_all_is_acknowledged(publishes: list[tuple[int, f
         found.acknowledged(publish, now_s)
     assert (found.used, found.used_bytes) == (0, 0)
     assert found.size_bytes <= IN_FLIGHT * PACKET_BYTES
-
-
-@pytest.mark.parametrize("topic", ["t", "cl/1/run/a-b/0/f", "ü/" * 100])
-def test_packets_are_not_larger_than_they_are_taken_for(topic: str) -> None:
-    body = 2 + len(topic.encode()) + 2 + 1 + 3 + 10
-    assert publish_bytes(topic, bytes(10)) >= 1 + 1 + body
