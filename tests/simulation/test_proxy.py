@@ -121,7 +121,7 @@ def test_where_nobody_listens_the_client_is_turned_away() -> None:
         deaf.bind(("127.0.0.1", 0))
         with (
             TcpProxy(deaf.getsockname()) as proxy,
-            socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as client,
             pytest.raises(ConnectionResetError),
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as client,
         ):
             client.recv(1)
