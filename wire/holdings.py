@@ -2,7 +2,8 @@
 
 The byte format is specified in docs/protocol.md, section 6. Little endian:
 
-    u8                 bit 0: answer with a RESEND of your own
+    u8                 bit 0: answer with a RESEND of your own; the others are 0
+    u8                 number of this question, or of the question that this answers
     u32                parts of at most so many bytes, please; 0: as you like
     u8                 number of ranges; for each:
     u8, u8, u32, u32   kind, mode, first and last step: these messages are here
@@ -25,7 +26,7 @@ from wire.limits import LIMITS
 
 __all__ = ["Holdings", "Whole"]
 
-_HEAD = struct.Struct("<BI")
+_HEAD = struct.Struct("<BBI")
 _RANGE = struct.Struct("<BBII")
 _PART = struct.Struct("<BBIH")
 _ASKS = 1
@@ -52,9 +53,10 @@ class Whole:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """``asks``: an answer is wanted; ``part_bytes``: how long parts should be at most, 0: any."""
+    """``asks``: an answer is wanted; ``number``: of the question; ``part_bytes``: how long parts should be at most, 0: any."""
 
     asks: bool = False
+    number: int = 0
     part_bytes: int = 0
     ranges: Ranges
     partial: tuple[Partial, ...] = ()
@@ -71,7 +73,7 @@ class Holdings:
     def encode(self) -> bytes:
         """At most ``LIMITS.resend_bytes``: what does not fit is left out, and will come again in whole."""
         ranges = [_RANGE.pack(kind, mode, first, last) for (kind, mode), (first, last) in self.ranges.items()]
-        head = _HEAD.pack(_ASKS if self.asks else 0, self.part_bytes) + bytes([len(ranges)]) + b"".join(ranges)
+        head = _HEAD.pack(_ASKS if self.asks else 0, self.number, self.part_bytes) + bytes([len(ranges)]) + b"".join(ranges)
         rows, left = [], LIMITS.resend_bytes - len(head) - 1
         for found in self.partial[:255]:
             row = _PART.pack(found.kind, found.mode, found.step, found.parts) + _bits(found.held, found.parts)
@@ -101,7 +103,7 @@ def _bits(held: Iterable[int], parts: int) -> bytes:
 
 
 def _decode(data: bytes) -> Holdings:
-    flags, part_bytes = _HEAD.unpack_from(data)
+    flags, number, part_bytes = _HEAD.unpack_from(data)
     at = _HEAD.size
     ranges: Ranges = {}
     for _ in range(data[at]):
@@ -121,4 +123,4 @@ def _decode(data: bytes) -> Holdings:
         partial.append(Partial(kind=Kind(kind), mode=Mode(mode), step=step, parts=parts, held=held))
     if at != len(data) or flags & ~_ASKS:
         raise ValueError("its length or its flags are wrong")
-    return Holdings(asks=bool(flags & _ASKS), part_bytes=part_bytes, ranges=ranges, partial=tuple(partial))
+    return Holdings(asks=bool(flags & _ASKS), number=number, part_bytes=part_bytes, ranges=ranges, partial=tuple(partial))

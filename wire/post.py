@@ -43,6 +43,11 @@ class Post:
     def subscriptions(self) -> tuple[str, ...]:
         return tuple(self._by_topic)
 
+    @property
+    def held_bytes(self) -> int:
+        """Payload of messages that have arrived in part."""
+        return self._reassembler.held_bytes
+
     def line_of(self, topic: str) -> Line | None:
         return self._by_topic.get(topic)
 
@@ -70,7 +75,7 @@ class Post:
         if frame.kind is Kind.RESEND:
             holdings = Holdings.decode(frame.payload)
             if holdings.asks:
-                self._say_holdings(line, asks=False)
+                self._say_holdings(line, holdings.number, asks=False)
             self._selection.told(line, holdings, epoch=frame.epoch)
         return frame
 
@@ -131,17 +136,16 @@ class Post:
     def _ask(self, line: Line) -> None:
         self._questions.discard(line)
         if self._up:
-            self._say_holdings(line, asks=True)
-            self._selection.asked(line)
+            self._say_holdings(line, self._selection.ask(line), asks=True)
             self._tell_warnings()
 
-    def _say_holdings(self, line: Line, *, asks: bool) -> None:
+    def _say_holdings(self, line: Line, number: int, *, asks: bool) -> None:
         _, topic = self._topics[line]
         whole = self._selection.whole(line)
         partial = [
             found for found in self._reassembler.unfinished(topic, self._epoch()) if not whole.has(found.kind, found.mode, found.step)
         ]
-        holdings = Holdings(asks=asks, part_bytes=self._transport.part_wish, ranges=whole.ranges, partial=tuple(partial))
+        holdings = Holdings(asks=asks, number=number, part_bytes=self._transport.part_wish, ranges=whole.ranges, partial=tuple(partial))
         frame = Frame(kind=Kind.RESEND, epoch=self._epoch(), lane=line.lane, payload=holdings.encode())
         self._publish(line, encode_part(frame, 0, 1, run_tag=self._tag), next(self._tokens))
 

@@ -13,7 +13,7 @@ Pure; knows frames and lines, and no transport.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wire.frames import HEADER_BYTES, Frame, Kind, Mode, parts_needed
 from wire.graph import Line
@@ -23,6 +23,7 @@ __all__ = ["Choice", "Key", "Selection", "key_of"]
 
 _KEPT = 1024  # messages of which the cut is remembered
 _QUESTIONS = 3  # without an answer; the next attempt sends everything, and a person is told
+_OPEN_QUESTIONS = 16
 _HELLOS = 15
 _FINE = 4  # how much shorter than its parts a message's new parts must be for it to be cut again
 _ALWAYS = (Kind.ACK, Kind.RESEND, Kind.HELLO)
@@ -44,6 +45,7 @@ class _Message:
     """A message that was sent before. ``taken``: the broker has acknowledged all that was sent of it last."""
 
     parts: int
+    sent_at: int  # by the count of all that was chosen
     taken: bool = False
     held: int = -1  # parts at the other end when it last said so
     in_vain: int = 0  # times that all was taken and nothing came of it
@@ -55,8 +57,10 @@ class _Peer:
 
     view: Holdings | None = None  # while its RESEND is being handled
     view_epoch: int = 0
+    view_at: int = 0
     part_bytes: int = 0
     questions: int = 0  # without an answer
+    asked_at: dict[int, int] = field(default_factory=dict)  # by the question's number: the count when it was asked
     hellos: int = 0
     heard: bool = False  # anything sound, since the first of these questions
     told: bool = False
@@ -70,6 +74,8 @@ class Selection:
         self._peers: dict[Line, _Peer] = {}
         self._whole: dict[Line, Whole] = {}
         self.warnings: list[tuple[Line, str]] = []
+        self._count = 0
+        self._number = 0
 
     # ------------------------------------------------------------ what is here
 
@@ -95,6 +101,8 @@ class Selection:
         """The other end has sent a RESEND: until ``settled``, what is chosen for the line is what it lacks."""
         peer = self._peer(line)
         peer.view, peer.view_epoch = holdings, epoch
+        # An answer knows nothing of what we have sent since the question.
+        peer.view_at = self._count if holdings.asks else peer.asked_at.get(holdings.number, -1)
         peer.part_bytes = holdings.part_bytes
         if not holdings.asks:
             peer.questions, peer.told = 0, False
@@ -102,14 +110,20 @@ class Selection:
     def settled(self, line: Line) -> None:
         self._peer(line).view = None
 
-    def asked(self, line: Line) -> None:
-        """We have sent a RESEND that wants an answer."""
+    def ask(self, line: Line) -> int:
+        """The number of a RESEND that wants an answer, and is sent now."""
         peer = self._peer(line)
+        self._number = (self._number + 1) % 256
+        peer.asked_at.pop(self._number, None)
+        peer.asked_at[self._number] = self._count
+        while len(peer.asked_at) > _OPEN_QUESTIONS:
+            del peer.asked_at[next(iter(peer.asked_at))]
         peer.questions += 1
         if peer.questions == 1:
             peer.heard = False
         elif peer.questions == _QUESTIONS:
             self._warn(line)
+        return self._number
 
     def taken(self, key: Key) -> None:
         """The broker has acknowledged all that was chosen of this message."""
@@ -129,6 +143,7 @@ class Selection:
             self._count_hello(line, frame)
             return _all(parts)
         peer.hellos = 0
+        self._count += 1
         key = key_of(line, frame)
         message = self._messages.get(key)
         if message is None:
@@ -138,11 +153,11 @@ class Selection:
             self._count_control(line, message)
             return _all(parts)
         if peer.view is not None:
-            here = peer.view_epoch == frame.epoch
+            here = peer.view_epoch == frame.epoch and message.sent_at <= peer.view_at
             return self._what_it_lacks(line, frame, message, peer.view, parts) if here else Choice(parts=parts, chosen=())
         if peer.questions >= _QUESTIONS:
             peer.questions = _QUESTIONS - 1  # the attempt after this one asks again
-            message.parts, message.taken = parts, False
+            message.parts, message.taken, message.sent_at = parts, False, self._count
             return _all(parts)
         return Choice(parts=message.parts, chosen=(), ask=True)
 
@@ -157,11 +172,11 @@ class Selection:
             if found is not None and found.parts == parts:
                 held = found.held
         self._count_vain(line, message, len(held), view)
-        message.parts, message.taken = parts, False
+        message.parts, message.taken, message.sent_at = parts, False, self._count
         return Choice(parts=parts, chosen=tuple(part for part in range(parts) if part not in held))
 
     def _remember(self, key: Key, parts: int) -> None:
-        self._messages[key] = _Message(parts)
+        self._messages[key] = _Message(parts, self._count)
         if len(self._messages) > _KEPT:
             self._messages.popitem(last=False)
 

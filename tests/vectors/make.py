@@ -71,7 +71,9 @@ def frame_vectors() -> list[dict[str, Any]]:
 
 def resend() -> bytes:
     partial = Partial(kind=Kind.FORWARD, mode=Mode.TRAIN, step=17, parts=10, held=frozenset({0, 1, 9}))
-    return Holdings(asks=True, part_bytes=4096, ranges={(Kind.CONTROL, Mode.TRAIN): (327681, 327683)}, partial=(partial,)).encode()
+    return Holdings(
+        asks=True, number=7, part_bytes=4096, ranges={(Kind.CONTROL, Mode.TRAIN): (327681, 327683)}, partial=(partial,)
+    ).encode()
 
 
 def topic_vectors() -> list[dict[str, Any]]:

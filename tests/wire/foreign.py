@@ -80,9 +80,9 @@ def read_control(data: bytes) -> tuple[str, dict[str, Any], dict[str, bytes]]:
 
 
 def read_resend(data: bytes) -> tuple[bool, int, list[tuple[int, ...]], list[tuple[int, int, int, int, list[int]]]]:
-    flags, part_bytes, count = struct.unpack("<BIB", data[:6])
+    flags, _, part_bytes, count = struct.unpack("<BBIB", data[:7])
     assert flags in (0, 1)
-    at, ranges, partial = 6, [], []
+    at, ranges, partial = 7, [], []
     for _ in range(count):
         ranges.append(struct.unpack_from("<BBII", data, at))
         at += 10
