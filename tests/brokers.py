@@ -27,7 +27,17 @@ from cryptography.x509.oid import NameOID
 from server.broker import BrokerProcess, start_broker
 from wire.transport.broker_config import BrokerConfig
 
-__all__ = ["Authority", "Broker", "embedded", "mosquitto", "mosquitto_acl", "mosquitto_limited", "mosquitto_password", "mosquitto_tls"]
+__all__ = [
+    "Authority",
+    "Broker",
+    "embedded",
+    "mosquitto",
+    "mosquitto_acl",
+    "mosquitto_dropping",
+    "mosquitto_limited",
+    "mosquitto_password",
+    "mosquitto_tls",
+]
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin") or "mosquitto"
 MOSQUITTO_PASSWD = shutil.which("mosquitto_passwd") or "mosquitto_passwd"
@@ -128,6 +138,13 @@ def mosquitto_acl(*rules: str, username: str = "alice") -> Iterator[Broker]:
 def mosquitto_limited(packet_bytes: int) -> Iterator[Broker]:
     """It takes packets of at most ``packet_bytes``."""
     with _folder() as folder, _mosquitto(folder, ["allow_anonymous true", f"max_packet_size {packet_bytes}"]) as broker:
+        yield broker
+
+
+@contextlib.contextmanager
+def mosquitto_dropping(payload_bytes: int) -> Iterator[Broker]:
+    """It drops payloads over ``payload_bytes``; who speaks MQTT 3.1.1 is not told."""
+    with _folder() as folder, _mosquitto(folder, ["allow_anonymous true", f"message_size_limit {payload_bytes}"]) as broker:
         yield broker
 
 

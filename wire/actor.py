@@ -142,6 +142,7 @@ class Actor:
         self._last_seq = -1
         self._last_done = 0  # number of our newest `done`
         self._held_acks: dict[Line, Frame] = {}
+        self._last_acks: dict[Line, Frame] = {}
         self._finished = False
         self._steps = self._new_steps()
 
@@ -219,7 +220,7 @@ class Actor:
         if frame.kind is Kind.HELLO:
             self._hello_arrived(line, frame)
         elif frame.kind is Kind.RESEND:
-            self._outbox.resend(line)
+            self._repeat(line, frame.epoch)
         elif frame.kind is Kind.CONTROL:
             self._control_arrived(line, frame)
         elif frame.epoch != self._epoch or not self._joined:
@@ -232,6 +233,14 @@ class Actor:
         elif frame.kind is Kind.BACKWARD and line.upstream:
             self._steps.backward_arrived(line, frame)
             self._check_steps()
+
+    def _repeat(self, line: Line, epoch: int) -> None:
+        """Send again whatever the other end may lack, of which not all is kept in the outbox."""
+        if epoch == self._epoch and self._joined:
+            if line in self._last_acks:
+                self._outbox.send_once(line, self._last_acks[line])
+            self._steps.repeat(line)
+        self._outbox.resend(line)
 
     def _on_corrupt(self, event: Corrupt) -> None:
         self._emit(Note(kind="corrupt", text=f"a frame on lane {event.line.lane} was dropped: {event.reason}; asked for it again"))
@@ -266,6 +275,7 @@ class Actor:
             self._emit(Note(kind="protocol", text=f"a {control.kind} message was not understood ({type(exc).__name__}: {exc})"))
             return
         if answer:
+            self._last_acks[line] = ack
             self._outbox.send_once(line, ack)
 
     def _control(self, line: Line, control: Control, ack: Frame) -> bool:
@@ -311,6 +321,7 @@ class Actor:
         self._joins.clear()
         self._child_boots.clear()
         self._held_acks.clear()
+        self._last_acks.clear()
         self._running = None
         self._last_seq = -1
         self._last_done = 0

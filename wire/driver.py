@@ -10,17 +10,14 @@ import itertools
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from wire.actor import Actor
 from wire.cut import Cuts
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, PeerMismatch
-from wire.frames import Reassembler, encode
-from wire.graph import PartySlice, topics
+from wire.graph import PartySlice
 from wire.limits import LIMITS
 from wire.messages import (
     Abandon,
@@ -49,12 +46,14 @@ from wire.messages import (
     StoreFinished,
     TimerFired,
 )
+from wire.post import Post
 from wire.runfile import Run
 from wire.runner import Runner
 from wire.store import Checkpoint, LedgerRow, Store, collected_path, dump_state, load_state, weights_of, write_atomically
+from wire.traffic import Traffic
 from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused, Transport, TransportEvent
 
-__all__ = ["Driver", "Observer", "Traffic"]
+__all__ = ["Driver", "Observer"]
 
 _CODECS = "@codecs"  # the blob of a hand-over that holds encoders' state; no segment is called like this
 
@@ -63,21 +62,6 @@ class Observer(Protocol):
     """Hears what a person may want to see. ``event`` is one word, ``fields`` are JSON-ready."""
 
     def __call__(self, event: str, **fields: Any) -> None: ...
-
-
-@dataclass(slots=True)
-class Traffic:
-    """Bytes of MQTT PUBLISH packets of this party (topic, properties, frame), and what was dropped."""
-
-    bytes_up: int = 0
-    bytes_down: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-
-
-def _packet_bytes(topic: str, payload: bytes) -> int:
-    """Size of a QoS 1 PUBLISH in MQTT 5 without properties (MQTT 5.0, 3.3)."""
-    body = 2 + len(topic) + 2 + 1 + len(payload)
-    return 1 + (1 if body < 128 else 2 if body < 16384 else 3 if body < 2097152 else 4) + body
 
 
 class Driver:
@@ -115,17 +99,20 @@ class Driver:
         self._training = training
         self._clock = clock
         self.traffic = Traffic()
-        self._topics = {line: topics(run.name, run.topic_key or run.name, line) for line in party.lines}
-        self._by_topic = {subscribe: line for line, (_, subscribe) in self._topics.items()}
-        self._reassembler = Reassembler()
+        self._post = Post(
+            run,
+            party,
+            transport=transport,
+            traffic=self.traffic,
+            epoch=lambda: actor.epoch,
+            warn=lambda text: self._note("unanswered", text),
+        )
         self._inbox: queue.SimpleQueue[TransportEvent | None] = queue.SimpleQueue()
         self._inbox_bytes = 0
         self._inbox_lock = threading.Lock()
         self._timers: list[tuple[float, int, tuple[Any, ...]]] = []
         self._timer_ids: dict[tuple[Any, ...], int] = {}
         self._ids = itertools.count()
-        self._parts_left: dict[int, int] = {}  # by the actor's token: parts that the broker has not taken
-        self._part_tokens: dict[int, int] = {}
         self._over = False
         self._stop = threading.Event()
 
@@ -133,16 +120,16 @@ class Driver:
 
     def run(self) -> None:
         """Returns at the end of the run, or after ``stop``. Raises CutlayerError where the party cannot go on."""
-        subscriptions = tuple(subscribe for _, subscribe in self._topics.values())
         try:
             if not self._store.checkpoints():
                 self._save(0, None)
             self._feed(Started(boot=self._store.boot, epoch=self._store.epoch, finished=self._store.finished and self._training))
-            self._transport.open(subscriptions, self._queue_event)
+            self._transport.open(self._post.subscriptions, self._queue_event)
             while not self._over and not self._stop.is_set():
                 self._turn()
         finally:
             self._transport.close()
+            self.traffic.wire = self._transport.counted()
             self._store.close()
 
     @property
@@ -188,6 +175,7 @@ class Driver:
                 answer = self._carry_out(effect)
                 if answer is not None:
                     waiting.append(answer)
+        self._post.ask_open_questions()
 
     # ------------------------------------------------------------ transport
 
@@ -207,54 +195,33 @@ class Driver:
                 self._inbox_bytes -= len(event.payload)
             self._received(event)
         elif isinstance(event, Delivered):
-            self._part_delivered(event.token)
+            token = self._post.delivered(event.token)
+            if token is not None:
+                self._feed(SendDelivered(token=token))
         elif isinstance(event, LinkUp):
-            self._forget_tokens()
+            self._post.link(up=True)
             self._observe("link", up=True)
             self._feed(LinkIsUp())
         elif isinstance(event, LinkDown):
-            self._forget_tokens()
+            self._post.link(up=False)
             self._observe("link", up=False, reason=event.reason, retry_in_s=round(event.retry_in_s, 1))
             self._feed(LinkIsDown())
         elif isinstance(event, Refused):
             raise BrokerRefused(f"the broker at {self._run.broker.url} refused: {event.reason}")
 
     def _received(self, event: Received) -> None:
-        line = self._by_topic.get(event.topic)
+        line = self._post.line_of(event.topic)
         if line is None:
             return
-        self.traffic.bytes_down += _packet_bytes(event.topic, event.payload)
         try:
-            frame = self._reassembler.feed(event.topic, event.payload, self._run.tag)
+            frame = self._post.received(line, event)
         except FrameError as exc:
             self.traffic.counts["corrupt"] += 1
             self._feed(Corrupt(line=line, reason=str(exc)))
             return
         if frame is not None:
             self._feed(FrameArrived(line=line, frame=frame))
-
-    def _send(self, effect: Send) -> None:
-        topic, _ = self._topics[effect.line]
-        parts = encode(effect.frame, run_tag=self._run.tag, part_bytes=self._run.broker.part_bytes)
-        self._parts_left[effect.token] = len(parts)
-        for part in parts:
-            token = next(self._ids)
-            self._part_tokens[token] = effect.token
-            self.traffic.bytes_up += _packet_bytes(topic, part)
-            self._transport.publish(topic, part, token)
-
-    def _part_delivered(self, token: int) -> None:
-        message = self._part_tokens.pop(token, None)
-        if message is None:
-            return
-        self._parts_left[message] -= 1
-        if self._parts_left[message] == 0:
-            del self._parts_left[message]
-            self._feed(SendDelivered(token=message))
-
-    def _forget_tokens(self) -> None:
-        self._part_tokens.clear()
-        self._parts_left.clear()
+            self._post.handled(line)
 
     # ------------------------------------------------------------ effects
 
@@ -269,7 +236,7 @@ class Driver:
             case Execute():
                 return self._execute(effect)
             case Send():
-                self._send(effect)
+                return None if self._post.send(effect) else SendDelivered(token=effect.token)
             case SetTimer():
                 self._set_timer(effect.key, effect.after_s)
             case CancelTimer():
@@ -285,18 +252,20 @@ class Driver:
                 self._record(effect)
             case StoreEpoch():
                 self._store.store_epoch(effect.epoch)
-                self._reassembler.forget_before(effect.epoch)
             case StoreFinished():
                 if self._training:
                     self._store.store_finished()
             case Note():
-                self.traffic.counts[effect.kind] += 1
-                self._observe("note", kind=effect.kind, text=effect.text)
+                self._note(effect.kind, effect.text)
             case Exit():
                 self._exit(effect)
             case Abandon():
                 pass  # dealt with before this
         return None
+
+    def _note(self, kind: str, text: str) -> None:
+        self.traffic.counts[kind] += 1
+        self._observe("note", kind=kind, text=text)
 
     def _set_timer(self, key: tuple[Any, ...], after_s: float) -> None:
         number = next(self._ids)
@@ -321,6 +290,7 @@ class Driver:
         """Steps in flight are gone; ``restore`` follows before anything is run."""
         self._timers.clear()
         self._timer_ids.clear()
+        self._post.new_epoch()
 
     def _exit(self, effect: Exit) -> None:
         if effect.error is not None:

@@ -32,7 +32,18 @@ from enum import IntEnum
 from wire.errors import FrameError
 from wire.limits import LIMITS, Limits
 
-__all__ = ["HEADER_BYTES", "VERSION", "Frame", "Kind", "Mode", "Reassembler", "encode"]
+__all__ = [
+    "HEADER_BYTES",
+    "VERSION",
+    "Frame",
+    "Kind",
+    "Mode",
+    "Partial",
+    "Reassembler",
+    "encode",
+    "encode_part",
+    "parts_needed",
+]
 
 VERSION = 2
 HEADER_BYTES = 32
@@ -41,6 +52,7 @@ _MAGIC = b"CL"
 _HEAD = struct.Struct("<2sBBBBHIIIIHH")
 _CRC = struct.Struct("<I")
 _VOID = 1
+_MOST_PARTS = 65535
 
 
 class Kind(IntEnum):
@@ -76,19 +88,33 @@ class Frame:
     payload: bytes = b""
 
 
+def parts_needed(size_bytes: int, *, part_bytes: int) -> int:
+    """Into how many parts a payload is cut, where a part is at most ``part_bytes`` long, header included.
+
+    Raises ValueError for a payload over ``LIMITS.message_bytes``, or one that needs more parts than there are numbers.
+    """
+    room = part_bytes - HEADER_BYTES
+    if room < 1 or size_bytes > LIMITS.message_bytes or size_bytes > room * _MOST_PARTS:
+        raise ValueError(f"a message of {size_bytes} bytes cannot be sent in parts of {part_bytes} bytes")
+    return max(1, -(-size_bytes // room))
+
+
 def encode(frame: Frame, *, run_tag: int, part_bytes: int) -> tuple[bytes, ...]:
     """The frame as MQTT payloads of at most ``part_bytes`` each, headers included; equal frames give equal bytes.
 
-    Raises ValueError for a field out of range, or a payload that needs more than 65,535 parts or is over ``LIMITS.message_bytes``.
+    Raises ValueError for a field out of range, or as ``parts_needed`` does.
     """
-    room = part_bytes - HEADER_BYTES
-    if room < 1 or len(frame.payload) > LIMITS.message_bytes:
-        raise ValueError(f"a message of {len(frame.payload)} bytes cannot be sent in parts of {part_bytes} bytes")
-    pieces = [frame.payload[at : at + room] for at in range(0, len(frame.payload), room)] or [b""]
-    return tuple(_encode_part(frame, run_tag, at, len(pieces), piece) for at, piece in enumerate(pieces))
+    parts = parts_needed(len(frame.payload), part_bytes=part_bytes)
+    return tuple(encode_part(frame, part, parts, run_tag=run_tag) for part in range(parts))
 
 
-def _encode_part(frame: Frame, run_tag: int, part: int, parts: int, payload: bytes) -> bytes:
+def encode_part(frame: Frame, part: int, parts: int, *, run_tag: int) -> bytes:
+    """One of the ``parts`` into which the frame is cut: how many they are says where, so two ways to cut never look the same.
+
+    Raises ValueError for a field out of range.
+    """
+    size = -(-len(frame.payload) // parts)
+    payload = frame.payload[part * size : (part + 1) * size]
     flags = _VOID if frame.void else 0
     try:
         head = _HEAD.pack(
@@ -148,6 +174,17 @@ class _Unfinished:
     size_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """A message of which some parts are there."""
+
+    kind: Kind
+    mode: Mode
+    step: int
+    parts: int
+    held: frozenset[int]
+
+
 _Key = tuple[str, Kind, Mode, int, int, int]
 
 
@@ -168,7 +205,7 @@ class Reassembler:
         """The whole message that ``data`` completes, or None: more parts are wanted, or the frame is of another run.
 
         Raises FrameError for bytes that are not a sound frame. Where memory runs out, the oldest unfinished message is dropped; its
-        sender will send it again.
+        sender will send it again. A part of a message that was cut in another way before takes the place of all that was there.
         """
         found = _decode(data, self._limits)
         if found.run_tag != run_tag:
@@ -176,6 +213,15 @@ class Reassembler:
         if found.parts == 1:
             return found.frame
         return self._add(topic, found)
+
+    def unfinished(self, topic: str, epoch: int) -> tuple[Partial, ...]:
+        """What is there of messages on ``topic``, the newest first."""
+        found = [
+            Partial(kind=kind, mode=mode, step=step, parts=message.parts, held=frozenset(message.pieces))
+            for (name, kind, mode, at, _, step), message in self._unfinished.items()
+            if (name, at) == (topic, epoch)
+        ]
+        return tuple(reversed(found))
 
     def forget_before(self, epoch: int) -> None:
         """Drop unfinished messages of older epochs."""
@@ -186,10 +232,13 @@ class Reassembler:
         frame = found.frame
         key = (topic, frame.kind, frame.mode, frame.epoch, frame.lane, frame.step)
         message = self._unfinished.get(key)
+        if message is not None and message.parts != found.parts:
+            self._drop(key)
+            message = None
         if message is None:
             message = self._unfinished[key] = _Unfinished(found.parts, frame)
         first = message.first
-        if (message.parts, first.void, first.global_step) != (found.parts, frame.void, frame.global_step):
+        if (first.void, first.global_step) != (frame.void, frame.global_step):
             self._drop(key)
             raise FrameError(f"parts of one message disagree on step {frame.step}")
         if found.part not in message.pieces:

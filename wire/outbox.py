@@ -65,7 +65,7 @@ class Outbox:
         """Send everything kept (for ``line``, or for all) again, in the order in which it was first sent."""
         for key, kept in list(self._kept.items()):
             if line is None or kept.line == line:
-                kept.tries = 0
+                kept.tries = 0 if line is None else kept.tries
                 self._send(key)
 
     def delivered(self, token: int) -> None:

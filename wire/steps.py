@@ -146,6 +146,12 @@ class Steps:
             self._inbox[("b", *at)] = frame
             self._pump()
 
+    def repeat(self, line: Line) -> None:
+        """Send the replies that are kept for the line again."""
+        for (edge, lane, _, _), reply in self._replies.items():
+            if (edge, lane) == (line.edge, line.lane) and not line.upstream:
+                self._outbox.send_once(line, reply)
+
     def _forget_replies(self, at: tuple[str, int, Mode], up_to: int) -> None:
         for key in [key for key in self._replies if key[:3] == at and key[3] <= up_to]:
             del self._replies[key]

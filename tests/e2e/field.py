@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from simulation.datasets import materialize
 from wire.runfile import Run, load_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+Place = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
-def small_run(folder: Path, **changes: Any) -> Path:
-    """A run file of two clients on digits that trains in seconds; its client segments are exported."""
+def small_run(folder: Path, *, samples: int = 320, test_samples: int | None = None, **changes: Any) -> Path:
+    """A run file of two clients on digits that trains in seconds; its client segments are exported. ``samples``: of each client."""
     facts = materialize("digits", folder / "data")
     table: dict[str, Any] = {
         "name": "field",
@@ -39,7 +40,7 @@ def small_run(folder: Path, **changes: Any) -> Path:
         "model": {"build": "digits-cnn", "cut": ["pool1"]},
         "optimizer": {"kind": "sgd", "lr": 0.02, "momentum": 0.9},
         "codec": {"forward": "int8", "backward": "int8"},
-        "data": dict(facts.data) | {"limit": 320},
+        "data": dict(facts.data) | {"limit": samples} | ({"test": {"limit": test_samples}} if test_samples else {}),
         "clients": [{"name": f"c{at}", "threads": 1, "data": {"shard": f"{at + 1}/2"}} for at in range(2)],
         "server": {"threads": 1},
     }
@@ -53,8 +54,9 @@ def small_run(folder: Path, **changes: Any) -> Path:
 class Field:
     """Parties of a run file as processes. ``kill`` is SIGKILL; ``start`` brings a party up (again)."""
 
-    def __init__(self, path: Path, url: str) -> None:
-        self.path, self.url = path, url
+    def __init__(self, path: Path, url: str, place: Place = lambda name: contextlib.nullcontext()) -> None:
+        """``place``: where a party is started."""
+        self.path, self.url, self.place = path, url, place
         self.run: Run = load_run(path)
         self.names = [self.run.server.name, *(client.name for client in self.run.clients)]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -70,7 +72,7 @@ class Field:
         for name in names or self.names:
             folder = self.run.state_of(name)
             folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / "stderr.txt", "ab") as stderr:
+            with open(folder / "stderr.txt", "ab") as stderr, self.place(name):
                 process = subprocess.Popen(self.command(name), stdout=subprocess.PIPE, stderr=stderr, cwd=REPOSITORY)
             self.processes[name] = process
             threading.Thread(target=self._listen, args=(process,), daemon=True).start()
@@ -80,7 +82,7 @@ class Field:
         with process.stdout as lines:
             for line in lines:
                 with contextlib.suppress(ValueError):
-                    self.events.put(json.loads(line))
+                    self.events.put(json.loads(line) | {"heard_s": time.monotonic()})
 
     def kill(self, name: str) -> None:
         process = self.processes[name]
@@ -89,16 +91,25 @@ class Field:
 
     def await_step(self, step: int, timeout_s: float = 60.0) -> bool:
         """Until the server has done this global step in its present life; False where the run ended first."""
+        server = self.run.server.name
+        return self.await_event(
+            lambda event: event["party"] == server and event["event"] == "step" and event["global_step"] >= step, f"step {step}", timeout_s
+        )
+
+    def await_event(self, wanted: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 60.0) -> bool:
+        """Until a party says what is ``wanted``; False where the run ended first."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            with contextlib.suppress(queue.Empty):
+            try:
                 event = self.events.get(timeout=0.1)
-                self.seen.append(event)
-                if event["party"] == self.run.server.name and event["event"] == "step" and event["global_step"] >= step:
-                    return True
-            if self.processes[self.run.server.name].poll() is not None:
-                return False
-        raise AssertionError(f"step {step} is not reached: {self.words()}")
+            except queue.Empty:
+                if self.processes[self.run.server.name].poll() is not None:
+                    return False
+                continue
+            self.seen.append(event)
+            if wanted(event):
+                return True
+        raise AssertionError(f"{what} is not reached: {self.words()}")
 
     def finish(self, timeout_s: float = 120.0) -> None:
         """Until all have ended; each must end well."""
@@ -154,9 +165,9 @@ class Field:
 
 
 @contextlib.contextmanager
-def field(path: Path, broker: BrokerProcess | str) -> Iterator[Field]:
-    """All parties started; killed at the end, whatever happens."""
-    found = Field(path, broker if isinstance(broker, str) else broker.url)
+def field(path: Path, broker: BrokerProcess | str, place: Place = lambda name: contextlib.nullcontext()) -> Iterator[Field]:
+    """All parties started, each at its ``place``; killed at the end, whatever happens."""
+    found = Field(path, broker if isinstance(broker, str) else broker.url, place)
     try:
         found.start()
         yield found

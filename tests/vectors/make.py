@@ -10,8 +10,9 @@ import numpy as np
 
 from wire.codecs import PLAIN, encode_array, encode_lossless, parse_codec
 from wire.control import Control, encode_control
-from wire.frames import VERSION, Frame, Kind, Mode, encode
+from wire.frames import VERSION, Frame, Kind, Mode, Partial, encode
 from wire.graph import Line, topics
+from wire.holdings import Holdings
 from wire.manifest import TensorSpec
 from wire.tensors import encode_tensors
 
@@ -72,6 +73,7 @@ def frame_vectors() -> list[dict[str, Any]]:
         "backward, void": Frame(kind=Kind.BACKWARD, void=True, epoch=2, lane=1, step=17, global_step=35),
         "evaluation": Frame(kind=Kind.FORWARD, mode=Mode.EVAL, epoch=9, step=4, payload=bytes(range(8))),
         "control": Frame(kind=Kind.CONTROL, epoch=2, lane=1, step=(5 << 16) + 1, payload=encode_control(control)),
+        "resend": Frame(kind=Kind.RESEND, epoch=2, lane=1, payload=resend()),
         "ack": Frame(kind=Kind.ACK, epoch=2, lane=1, step=(5 << 16) + 1),
         "largest fields": Frame(
             kind=Kind.FORWARD, mode=Mode.INFER, epoch=2**32 - 1, lane=2**16 - 1, step=2**32 - 1, global_step=2**32 - 1, payload=b"z" * 100
@@ -94,6 +96,13 @@ def frame_vectors() -> list[dict[str, Any]]:
         }
         for name, frame in frames.items()
     ]
+
+
+def resend() -> bytes:
+    partial = Partial(kind=Kind.FORWARD, mode=Mode.TRAIN, step=17, parts=10, held=frozenset({0, 1, 9}))
+    return Holdings(
+        asks=True, number=7, part_bytes=4096, ranges={(Kind.CONTROL, Mode.TRAIN): (327681, 327683)}, partial=(partial,)
+    ).encode()
 
 
 def topic_vectors() -> list[dict[str, Any]]:

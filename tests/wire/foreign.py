@@ -149,6 +149,26 @@ def read_control(data: bytes) -> tuple[str, dict[str, Any], dict[str, bytes]]:
     return head["kind"], head["body"], blobs
 
 
+def read_resend(data: bytes) -> tuple[bool, int, list[tuple[int, ...]], list[tuple[int, int, int, int, list[int]]]]:
+    flags, _, part_bytes, count = struct.unpack("<BBIB", data[:7])
+    assert flags in (0, 1)
+    at, ranges, partial = 7, [], []
+    for _ in range(count):
+        ranges.append(struct.unpack_from("<BBII", data, at))
+        at += 10
+    count = data[at]
+    at += 1
+    for _ in range(count):
+        kind, mode, step, parts = struct.unpack_from("<BBIH", data, at)
+        at += 8
+        size = (parts + 7) // 8
+        number = int.from_bytes(data[at : at + size], "little")
+        partial.append((kind, mode, step, parts, [part for part in range(parts) if number >> part & 1]))
+        at += size
+    assert at == len(data)
+    return flags == 1, part_bytes, ranges, partial
+
+
 def topic_pair(run: str, key: str, edge: str, lane: int) -> list[str]:
     token = hmac.new(key.encode(), edge.encode(), hashlib.sha256).hexdigest()[:16]
     return [f"cl/1/{run}/{token}/{lane}/{way}" for way in "fb"]

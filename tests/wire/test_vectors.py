@@ -12,6 +12,7 @@ from tests.vectors.make import FILE, vectors
 from tests.wire import foreign
 from wire.control import decode_control
 from wire.frames import Reassembler
+from wire.holdings import Holdings
 from wire.tensors import decode_plain
 
 GOLDEN: dict[str, Any] = json.loads(FILE.read_text())
@@ -51,6 +52,14 @@ def test_control() -> None:
     data = bytes.fromhex(next(each for each in GOLDEN["frames"] if each["name"] == "control")["payload"])
     ours = decode_control(data)
     assert (ours.kind, ours.body, ours.blobs) == foreign.read_control(data)
+
+
+def test_resend() -> None:
+    data = bytes.fromhex(next(each for each in GOLDEN["frames"] if each["name"] == "resend")["payload"])
+    ours, (asks, part_bytes, ranges, partial) = Holdings.decode(data), foreign.read_resend(data)
+    assert (ours.asks, ours.part_bytes) == (asks, part_bytes)
+    assert [(*key, *steps) for key, steps in ours.ranges.items()] == ranges
+    assert [(each.kind, each.mode, each.step, each.parts, sorted(each.held)) for each in ours.partial] == partial
 
 
 @pytest.mark.parametrize("vector", GOLDEN["topics"], ids=lambda vector: vector["key"])

@@ -121,7 +121,7 @@ class Party:
         self.engines = {slot.segment: ToyEngine(slot.segment) for slot in self.slice.slots}
         self.ledger: list[tuple[str, int, int, bool]] = []
         self.tasks: list[Effect] = []  # engine work and commands, in order, not yet done
-        self.timers: set[tuple[Any, ...]] = set()
+        self.timers: dict[tuple[Any, ...], float] = {}  # seconds from when it was set
         self.gone = False
         self.error: str | None = None
         self.up = False
@@ -145,9 +145,9 @@ class Party:
             case Send():
                 self.world.send(self, effect)
             case SetTimer():
-                self.timers.add(effect.key)
+                self.timers[effect.key] = effect.after_s
             case CancelTimer():
-                self.timers.discard(effect.key)
+                self.timers.pop(effect.key, None)
             case StoreEpoch():
                 assert effect.epoch > self.disk.epoch
                 self.disk.epoch = effect.epoch
@@ -327,7 +327,7 @@ class World:
         due = [(party, key) for party in alive for key in sorted(party.timers, key=repr) if over or key != ("linger",)]
         assert due, "nothing can move and the run is not over"
         party, key = self.random.choice(due)
-        party.timers.discard(key)
+        del party.timers[key]
         party.feed(TimerFired(key=key))
 
     def strike(self, kind: str, chance: float) -> bool:

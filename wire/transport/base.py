@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from wire.transport.wire_bytes import WireBytes
+
 __all__ = ["Delivered", "LinkDown", "LinkUp", "Received", "Refused", "Transport", "TransportEvent"]
 
 
@@ -61,6 +63,24 @@ class Transport(Protocol):
 
     def publish(self, topic: str, payload: bytes, token: int) -> None:
         """Hand over one publish; never blocks. While the link is down it is dropped: the caller sends again on LinkUp."""
+        ...
+
+    @property
+    def part_bytes(self) -> int:
+        """How long one payload should be at most, as the line is now. Safe from any thread."""
+        ...
+
+    @property
+    def part_wish(self) -> int:
+        """How long a payload from the other end should be at most, as far as this end knows the line; 0: it does not."""
+        ...
+
+    def packet_bytes(self, topic: str, size_bytes: int, *, arriving: bool = False) -> int:
+        """Size of a PUBLISH of so many bytes of payload, as the connection is now."""
+        ...
+
+    def counted(self) -> WireBytes:
+        """What the line has cost until now, or in all after ``close``. Safe from any thread."""
         ...
 
     def close(self) -> None:

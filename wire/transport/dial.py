@@ -15,14 +15,11 @@ import time
 from collections.abc import Callable
 
 from wire.errors import BrokerRefused, BrokerUnreachable
-from wire.limits import LIMITS
 from wire.transport.broker_config import BrokerConfig
 from wire.transport.credentials import Credentials
+from wire.transport.stream import Stream
 
-__all__ = ["PACKET_BYTES", "Cancelled", "Stream", "Waker", "dial", "tls_error"]
-
-PACKET_BYTES = LIMITS.frame_bytes + (1 << 16)  # one MQTT packet that arrives: payload, the longest topic and headers
-_CHUNK_BYTES = 1 << 16
+__all__ = ["Cancelled", "Waker", "dial", "tls_error"]
 
 # OpenSSL's names of the alerts by which a broker says that our certificate is missing or no good.
 _WANTS_CERTIFICATE = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE", "PEER_DID_NOT_RETURN_A_CERTIFICATE"}
@@ -72,76 +69,6 @@ class Waker:
     def close(self) -> None:
         self._read.close()
         self._write.close()
-
-
-class Stream:
-    """A socket as paho wants it: non-blocking, read in large pieces, and with the error kept that paho would swallow."""
-
-    def __init__(self, link: socket.socket) -> None:
-        self._link = link
-        self._buffer = b""
-        self._at = 0
-        self.failure: OSError | None = None
-        self.hung_up = False  # by the broker
-
-    def recv(self, buffer_size: int) -> bytes:
-        """At most ``buffer_size`` bytes; paho asks for what is missing of a packet. Raises OSError where a packet is over the limit."""
-        if buffer_size > PACKET_BYTES:
-            self.failure = OSError(f"a packet of over {PACKET_BYTES} bytes arrived")
-            raise self.failure
-        if self._at == len(self._buffer):
-            self._buffer, self._at = self._receive(max(buffer_size, _CHUNK_BYTES)), 0
-        found = self._buffer[self._at : self._at + buffer_size]
-        self._at += len(found)
-        return found
-
-    def _receive(self, size: int) -> bytes:
-        try:
-            found = self._link.recv(size)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
-            raise BlockingIOError from exc
-        except OSError as exc:
-            self._fail(exc)
-            raise
-        self.hung_up = self.hung_up or not found
-        return found
-
-    def send(self, buffer: bytes | bytearray) -> int:
-        """As much as the kernel takes. Raises BlockingIOError where that is nothing."""
-        view, sent = memoryview(buffer), 0
-        try:
-            while sent < len(view):
-                sent += self._link.send(view[sent:])
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
-            if not sent:
-                raise BlockingIOError from exc
-        except OSError as exc:
-            self._fail(exc)
-            raise
-        return sent
-
-    def _fail(self, exc: OSError) -> None:
-        self.failure = self.failure or exc
-        self.hung_up = self.hung_up or exc.errno in (errno.ECONNRESET, errno.EPIPE) or isinstance(exc, ssl.SSLEOFError)
-
-    def pending(self) -> int:
-        """Bytes that have left the kernel, and are not seen by poll."""
-        return len(self._buffer) - self._at + (self._link.pending() if isinstance(self._link, ssl.SSLSocket) else 0)
-
-    def acknowledge_at_once(self) -> None:
-        """Keep the kernel from putting off its acknowledgement for 40 ms, for which a broker without TCP_NODELAY waits."""
-        if hasattr(socket, "TCP_QUICKACK"):
-            with contextlib.suppress(OSError):  # closed meanwhile
-                self._link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # until the kernel thinks better of it
-
-    def fileno(self) -> int:
-        return self._link.fileno()
-
-    def setblocking(self, flag: bool) -> None:
-        self._link.setblocking(flag)
-
-    def close(self) -> None:
-        self._link.close()
 
 
 def dial(broker: BrokerConfig, credentials: Credentials, *, waker: Waker, cancelled: Callable[[], bool]) -> Stream:

@@ -7,7 +7,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from wire.limits import LIMITS
 from wire.transport.base import Delivered, LinkDown, LinkUp, Received, TransportEvent
+from wire.transport.window import publish_bytes
+from wire.transport.wire_bytes import NO_BYTES, WireBytes
 
 __all__ = ["Faults", "MemoryHub", "MemoryTransport"]
 
@@ -126,6 +129,24 @@ class MemoryTransport:
         """See ``Transport.publish``."""
         if self._sink is not None:
             self._hub._publish(self, topic, payload, token)
+
+    @property
+    def part_bytes(self) -> int:
+        """See ``Transport.part_bytes``."""
+        return LIMITS.frame_bytes
+
+    @property
+    def part_wish(self) -> int:
+        """See ``Transport.part_wish``."""
+        return 0
+
+    def packet_bytes(self, topic: str, size_bytes: int, *, arriving: bool = False) -> int:
+        """See ``Transport.packet_bytes``."""
+        return publish_bytes(len(topic.encode()), size_bytes, properties_bytes=1)
+
+    def counted(self) -> WireBytes:
+        """See ``Transport.counted``: nothing, for there is no wire."""
+        return NO_BYTES
 
     def close(self) -> None:
         """See ``Transport.close``."""

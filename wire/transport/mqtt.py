@@ -21,13 +21,15 @@ from wire.transport.broker_config import BrokerConfig
 from wire.transport.credentials import Credentials
 from wire.transport.dial import Cancelled, Waker, dial
 from wire.transport.mqtt_connection import Connection, Publish, Version
+from wire.transport.window import Goodput, publish_bytes
+from wire.transport.wire_bytes import NO_BYTES, WireBytes
 
 __all__ = ["MqttTransport"]
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
 _FLUSH_S = 2.0
 _JOIN_S = 5.0
-_IDLE_S = 1.0  # paho's keepalive is looked after this often
+_IDLE_S = 1.0  # the keepalive is looked after this often
 
 # Two clients with one name throw each other out as often as they can connect, and few brokers tell them why.
 _SHORT_LIVES = 10
@@ -55,6 +57,9 @@ class MqttTransport:
         self._waker: Waker | None = None
         self._has_mqtt5 = True  # until the broker says no
         self._short_lives = 0
+        self._goodput = Goodput()
+        self._counted = NO_BYTES  # of connections that are closed
+        self._connection: Connection | None = None
 
     # ------------------------------------------------------------ the seam
 
@@ -83,6 +88,35 @@ class MqttTransport:
             self._waker.wake()
         else:
             self._sink(Delivered(token=token))
+
+    @property
+    def part_bytes(self) -> int:
+        """See ``Transport.part_bytes``."""
+        keepalive_s = self._broker.keepalive_s or self._goodput.keepalive_s
+        return self._goodput.part_bytes(keepalive_s=keepalive_s, most_bytes=self._broker.part_bytes)
+
+    @property
+    def part_wish(self) -> int:
+        """See ``Transport.part_wish``."""
+        return 0 if self._goodput.rate is None else self.part_bytes
+
+    def packet_bytes(self, topic: str, size_bytes: int, *, arriving: bool = False) -> int:
+        """See ``Transport.packet_bytes``."""
+        connection = self._connection
+        if connection is None:
+            return publish_bytes(len(topic.encode()), size_bytes, properties_bytes=1)
+        return connection.packet_bytes(topic, size_bytes, arriving=arriving)
+
+    @property
+    def held_bytes(self) -> int:
+        """Payload that waits for room on the line."""
+        return self._outgoing_bytes
+
+    def counted(self) -> WireBytes:
+        """See ``Transport.counted``."""
+        with self._lock:
+            connection = self._connection
+            return self._counted if connection is None else self._counted + connection.counted()
 
     def close(self) -> None:
         """See ``Transport.close``; takes ``_FLUSH_S`` at most, and ``_JOIN_S`` where the system looks a name up, which nothing can end."""
@@ -161,10 +195,13 @@ class MqttTransport:
             client_id=self._client_id,
             version=version,
             subscriptions=self._subscriptions,
+            goodput=self._goodput,
             waker=waker,
             sink=self._sink,
             is_up=self._set_up,
         )
+        with self._lock:
+            self._connection = connection
         try:
             connection.greet()
             self._converse(connection)
@@ -178,6 +215,8 @@ class MqttTransport:
             raise
         finally:
             connection.hang_up()
+            with self._lock:
+                self._counted, self._connection = self._counted + connection.counted(), None
 
     def _converse(self, connection: Connection) -> None:
         answer_until_s = time.monotonic() + self._broker.connect_timeout_s

@@ -11,11 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from paho.mqtt import MQTTException
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -24,35 +23,20 @@ from wire.errors import BrokerRefused, BrokerUnreachable, LinkError
 from wire.transport.base import Delivered, LinkUp, Received, Refused, TransportEvent
 from wire.transport.broker_config import BrokerConfig
 from wire.transport.credentials import Credentials
-from wire.transport.dial import PACKET_BYTES, Stream, Waker, tls_error
-from wire.transport.window import IN_FLIGHT, Window, publish_bytes
-
-if TYPE_CHECKING:
-    from paho.mqtt.client import SocketLike
+from wire.transport.dial import Waker, tls_error
+from wire.transport.paho_client import Aliases, PahoClient
+from wire.transport.reasons import HOPELESS, TOPIC_BYTES, UNSUPPORTED_VERSION, failure, too_large
+from wire.transport.stream import PACKET_BYTES, Stream
+from wire.transport.window import IN_FLIGHT, Flying, Goodput, Window, publish_bytes
+from wire.transport.wire_bytes import WireBytes
 
 __all__ = ["Connection", "Publish", "Version"]
 
 Version = MQTTProtocolVersion
 
 _TOPICS_A_SUBSCRIBE = 8  # AWS IoT takes no more
-_TOPIC_BYTES = 256  # room for a topic and headers, where the topic is not known yet
 _READS_A_TURN = 64
-
-_UNSUPPORTED_VERSION = 0x84
-_TOO_LARGE = 0x95
-# What a person has to mend: trying again would not help. MQTT 5.0, tables 3-1, 3-4 and 3-13.
-_HOPELESS = {
-    0x85: "it does not accept our client id",
-    0x86: "wrong user name or password; check `username` and `password_file` in [broker]",
-    0x87: "not authorized; check `username`, `password_file` and `cert` in [broker], and the broker's access list",
-    0x8A: "this client is banned; ask who runs the broker",
-    0x8C: "it wants an authentication method that we lack",
-    0x8E: "another client with the same name has taken over; run each party only once",
-    0x8F: "a topic filter is not allowed; check the broker's access list",
-    0x90: "a topic name is not allowed; check the broker's access list",
-    _TOO_LARGE: "a packet is too large for it; lower `part_bytes` in [broker]",
-    0x9B: "it does not do QoS 1",
-}
+_SILENCE = 1.5  # keepalives without a sign of life, after which a connection is no more: MQTT gives our end as much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,24 +44,6 @@ class Publish:
     topic: str
     payload: bytes
     token: int
-
-
-class _Client(Client):
-    """paho on a stream that is connected already."""
-
-    def __init__(self, stream: Stream, *, client_id: str, version: Version) -> None:
-        super().__init__(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            protocol=version,
-            clean_session=None if version is Version.MQTTv5 else True,
-            reconnect_on_failure=False,
-        )
-        self._stream = stream
-        self.max_inflight_messages = 0  # ours to count; paho would look through all of them at each PUBACK
-
-    def _create_socket(self) -> SocketLike:
-        return self._stream
 
 
 class Connection:
@@ -92,6 +58,7 @@ class Connection:
         client_id: str,
         version: Version,
         subscriptions: tuple[str, ...],
+        goodput: Goodput,
         waker: Waker,
         sink: Callable[[TransportEvent], None],
         is_up: Callable[[], None],
@@ -104,13 +71,16 @@ class Connection:
         self.up_since_s: float | None = None
         self._ended: LinkError | None = None
         self._ungranted: dict[int, tuple[str, ...]] = {}
-        self._in_flight: dict[int, tuple[int, int, float]] = {}  # by packet id: token, bytes, when
+        self._in_flight: dict[int, tuple[int, Flying]] = {}  # by packet id: token, and what is on its way
+        self._aliases = Aliases()
         self._longest_bytes: int | None = None
-        self._window = Window(floor_bytes=2 * broker.part_bytes, keepalive_s=broker.keepalive_s)
+        self._keepalive_s = broker.keepalive_s or goodput.keepalive_s
+        self._asked_s = self._pinged_s = time.monotonic()
+        self._window = Window(goodput=goodput, most_bytes=broker.part_bytes, keepalive_s=self._keepalive_s)
         self._client = self._make_client(client_id, credentials)
 
-    def _make_client(self, client_id: str, credentials: Credentials) -> _Client:
-        client = _Client(self._stream, client_id=client_id, version=self._version)
+    def _make_client(self, client_id: str, credentials: Credentials) -> PahoClient:
+        client = PahoClient(self._stream, client_id=client_id, version=self._version)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
@@ -131,13 +101,25 @@ class Connection:
         """All that was handed over has gone out and is acknowledged."""
         return not self._in_flight and not self._client.want_write()
 
+    def counted(self) -> WireBytes:
+        """What it has cost until now. Safe from any thread."""
+        return self._stream.counted()
+
+    def packet_bytes(self, topic: str, size_bytes: int, *, arriving: bool = False) -> int:
+        """Size of a PUBLISH of so many bytes, to us or to the broker. Safe from any thread."""
+        topic_bytes, properties_bytes = len(topic.encode()), 1 if self._version is Version.MQTTv5 else 0
+        if not arriving and self._aliases.maximum:
+            topic_bytes, properties_bytes = self._aliases.bytes_of(topic)
+        return publish_bytes(topic_bytes, size_bytes, properties_bytes=properties_bytes)
+
     def greet(self) -> None:
         """Send CONNECT. What follows, follows in ``turn``."""
         properties = None
         if self._version is Version.MQTTv5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.MaximumPacketSize = PACKET_BYTES
-        self._client.connect(self._broker.host, self._broker.port, keepalive=self._broker.keepalive_s, properties=properties)
+        self._stream.tune(silence_s=_SILENCE * self._keepalive_s)
+        self._client.connect(self._broker.host, self._broker.port, keepalive=self._keepalive_s, properties=properties)
 
     def turn(self, outgoing: deque[Publish], timeout_s: float) -> int:
         """Wait until something can be read, written or published, and do it; returns how many bytes of payload left ``outgoing``.
@@ -153,33 +135,46 @@ class Connection:
             self._read()
         if self._client.want_write():
             self._check(self._client.loop_write())
-        self._check(self._client.loop_misc())
+        self._keep_alive()
         return taken
+
+    def _keep_alive(self) -> None:
+        """Ask for a sign of life in time, and raise BrokerUnreachable where none comes."""
+        now_s, stream = time.monotonic(), self._stream
+        if now_s - stream.heard_s >= _SILENCE * self._keepalive_s:
+            raise BrokerUnreachable(f"nothing was heard from the broker for {now_s - stream.heard_s:.0f} s")
+        quiet_s = now_s - min(stream.heard_s, stream.said_s)
+        if self.answered and quiet_s >= self._keepalive_s and now_s - self._pinged_s >= self._keepalive_s / 2:
+            self._pinged_s = now_s
+            self._client.ping()
+            self._check(self._client.loop_write())
 
     def hang_up(self) -> None:
         """Say goodbye where that can be done at once, and close."""
         if self._client.socket() is not None and self._ended is None and not self._stream.hung_up:
             self._client.disconnect()
             self._client.loop_write()
+        if self._in_flight:
+            self._window.lost(next(iter(self._in_flight.values()))[1], time.monotonic())
         self._stream.close()
 
     # ------------------------------------------------------------ out
 
     def _has_room(self, publish: Publish) -> bool:
-        return self._window.fits(publish_bytes(publish.topic, publish.payload))
+        return self._window.fits(self.packet_bytes(publish.topic, len(publish.payload)))
 
     def _publish(self, outgoing: deque[Publish]) -> int:
         taken = 0
         while outgoing and self._ended is None and self.up_since_s is not None and self._has_room(outgoing[0]):
             publish = outgoing.popleft()
             taken += len(publish.payload)
-            size_bytes = publish_bytes(publish.topic, publish.payload)
+            size_bytes = self.packet_bytes(publish.topic, len(publish.payload))
             if self._longest_bytes is not None and size_bytes > self._longest_bytes:
-                self._sink(Refused(reason=_too_large(self._longest_bytes), token=publish.token))
+                self._sink(Refused(reason=too_large(self._longest_bytes), token=publish.token))
                 continue
-            info = self._client.publish(publish.topic, publish.payload, qos=1)
-            self._in_flight[info.mid] = (publish.token, size_bytes, time.monotonic())
-            self._window.sent(size_bytes)
+            topic, properties = self._aliases.of(publish.topic)
+            info = self._client.publish(topic, publish.payload, qos=1, properties=properties)
+            self._in_flight[info.mid] = (publish.token, self._window.sent(size_bytes, time.monotonic()))
         return taken
 
     # ------------------------------------------------------------ in
@@ -214,16 +209,17 @@ class Connection:
             return BrokerUnreachable((failure.strerror or str(failure)).lower())
         if self._stream.hung_up:
             return BrokerUnreachable("the broker closed the connection")
-        return BrokerUnreachable(f"nothing was heard from the broker for {self._broker.keepalive_s} s")
+        return BrokerUnreachable("the connection is lost")
 
     # ------------------------------------------------------------ paho's callbacks
 
     def _on_connect(self, client: Client, _: object, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None) -> None:
         self.answered = True
         if reason.is_failure:
-            self.lacks_version = reason.value == _UNSUPPORTED_VERSION
-            self._ended = _failure(reason)
+            self.lacks_version = reason.value == UNSUPPORTED_VERSION
+            self._ended = failure(reason)
             return
+        self._window.answered(time.monotonic() - self._asked_s)
         self._respect(properties)
         topics = self._subscriptions
         for at in range(0, len(topics), _TOPICS_A_SUBSCRIBE):
@@ -237,9 +233,14 @@ class Connection:
     def _respect(self, properties: Properties | None) -> None:
         """What the broker says that it can take; paho does not look at it."""
         self._longest_bytes = getattr(properties, "MaximumPacketSize", None)
-        if self._longest_bytes is not None and self._longest_bytes < self._broker.part_bytes + _TOPIC_BYTES:
-            self._ended = BrokerRefused(_too_large(self._longest_bytes))
+        if self._longest_bytes is not None and self._longest_bytes < self._broker.part_bytes + TOPIC_BYTES:
+            self._ended = BrokerRefused(too_large(self._longest_bytes))
         self._window.limit = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
+        self._aliases.maximum = getattr(properties, "TopicAliasMaximum", 0)
+        keepalive_s = getattr(properties, "ServerKeepAlive", None)
+        if keepalive_s:
+            self._keepalive_s = self._window.keepalive_s = keepalive_s
+            self._stream.tune(silence_s=_SILENCE * keepalive_s)
 
     def _on_subscribe(self, client: Client, _: object, mid: int, reasons: list[ReasonCode], properties: Properties | None) -> None:
         topics = self._ungranted.pop(mid, ())
@@ -258,10 +259,10 @@ class Connection:
         self._sink(LinkUp())
 
     def _on_publish(self, client: Client, _: object, mid: int, reason: ReasonCode, properties: Properties | None) -> None:
-        token, size_bytes, sent_s = self._in_flight.pop(mid)
-        self._window.acknowledged(size_bytes, time.monotonic() - sent_s)
-        if reason.is_failure and reason.value in _HOPELESS:
-            self._sink(Refused(reason=f"a publish: {_HOPELESS[reason.value]}", token=token))
+        token, flying = self._in_flight.pop(mid)
+        self._window.acknowledged(flying, time.monotonic())
+        if reason.is_failure and reason.value in HOPELESS:
+            self._sink(Refused(reason=f"a publish: {HOPELESS[reason.value]}", token=token))
         else:  # also where it was out of room for a moment: the sender's timer starts, and brings it again
             self._sink(Delivered(token=token))
 
@@ -271,17 +272,4 @@ class Connection:
     def _on_disconnect(self, client: Client, _: object, flags: DisconnectFlags, reason: ReasonCode, properties: Properties | None) -> None:
         """Can come twice, and also after our own DISCONNECT; only what the broker says is news."""
         if flags.is_disconnect_packet_from_server and self._ended is None:
-            self._ended = _failure(reason)
-
-
-def _failure(reason: ReasonCode) -> LinkError:
-    if reason.value in _HOPELESS:
-        return BrokerRefused(_HOPELESS[reason.value])
-    if reason.value == _UNSUPPORTED_VERSION:
-        return BrokerRefused("it speaks neither MQTT 5 nor 3.1.1")
-    return BrokerUnreachable(f"the broker says: {reason.getName().lower()}")
-
-
-def _too_large(longest_bytes: int) -> str:
-    fits = max(0, longest_bytes - _TOPIC_BYTES)
-    return f"it takes packets of at most {longest_bytes} bytes; set `part_bytes` in [broker] to {fits} or less"
+            self._ended = failure(reason)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.foreign_broker import ForeignBroker, Talk, foreign_broker
 from tests.links import Link, mqtt_link
 from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused
-from wire.transport.dial import PACKET_BYTES
+from wire.transport.stream import PACKET_BYTES
 
 
 def echo(talk: Talk, version: int) -> None:
