@@ -225,6 +225,20 @@ def test_a_codec_on_which_the_ends_do_not_agree(other: str, said: str, good: Pat
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+def test_a_server_of_another_version_of_the_protocol(good: Path, tmp_path: Path) -> None:
+    path = changed(good, tmp_path, lambda table: None)
+    with start_broker() as broker:
+        words = ["serve", str(path), "--broker", broker.url]
+        code = f"import wire.frames; wire.frames.VERSION = 3; import cutlayer; cutlayer.main({words!r})"
+        server = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            words = ["edge_client", path, "--party", "c0", "--broker", broker.url, "--bundle", copied(good, tmp_path)]
+            refused(words, "a frame of protocol version 3; this party speaks 2; give both ends the same Cutlayer version")
+        finally:
+            server.kill()
+            server.wait()
+
+
 def copied(good: Path, folder: Path) -> Path:
     target = folder / "bundle"
     if not target.exists():
