@@ -67,7 +67,7 @@ def _draw(rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], NDAr
 def poisoned_fashion(folder: Path, path: Path, *, share: float, batch_size: int) -> dict[str, Any]:
     """Fashion-MNIST (IDX files in ``folder``) as float32, with one pixel NaN in as many samples as make ``share`` of the batches void."""
     if not path.exists():
-                images, tests = (_normalized(_idx(folder, f"{split}-images-idx3-ubyte")) for split in ("train", "t10k"))
+        images, tests = (_normalized(_idx(folder, f"{split}-images-idx3-ubyte")) for split in ("train", "t10k"))
         labels, test_labels = (_idx(folder, f"{split}-labels-idx1-ubyte") for split in ("train", "t10k"))
         chosen = np.random.default_rng(0).choice(len(images), round(share * len(images) / batch_size), replace=False)
         images[chosen, 0, 0] = np.nan

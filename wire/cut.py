@@ -152,7 +152,7 @@ class Cuts:
                     self._check_arrival(header, specs.get(header.name))
                 elif not header.shape or header.shape[0] > self._run.batch_size:
                     raise CodecError(f"its shape is {list(header.shape)}; expected one row a sample of a batch")
-                return self._decode(edge, work, "forward", header, data, progress)
+                return self._decode(edge, "forward", header, data, self._context(edge, work, "forward", header.name, progress))
 
             tensors = decode_tensors(payload, decode)
             received[edge] = {name: decoded.support for name, decoded in tensors.items()}
@@ -206,7 +206,8 @@ class Cuts:
                     raise CodecError(
                         f"its gradient arrived as {header.dtype} {list(header.shape)}; sent was {mine.dtype} {list(mine.shape)}"
                     )
-                return self._decode(edge, work, "backward", header, data, progress, mine.support)
+                context = self._context(edge, work, "backward", header.name, progress, mine.support)
+                return self._decode(edge, "backward", header, data, context)
 
             arrived += [(edge, name, decoded.array) for name, decoded in decode_tensors(payload, decode).items()]
         sums: dict[str, Array] = {}
@@ -280,16 +281,6 @@ class Cuts:
         except CodecError as exc:
             raise CodecError(f"`{name}`: {exc}") from exc
 
-    def _decode(
-        self,
-        edge: str,
-        work: Work,
-        direction: Direction,
-        header: Header,
-        data: memoryview,
-        progress: float,
-        support: Support | None = None,
-    ) -> Decoded:
-        context = self._context(edge, work, direction, header.name, progress, support)
+    def _decode(self, edge: str, direction: Direction, header: Header, data: memoryview, context: Context) -> Decoded:
         marks = direction == "forward" and self._codec(edge, direction).marks_support
         return decode_array(header.codec, data, header.dtype, header.shape, context, marks_support=marks)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from wire.actor import Actor
 from wire.cut import Cuts
 from wire.engine import Engine
-from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, PeerMismatch
+from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, OtherVersion, PeerMismatch
 from wire.graph import PartySlice
 from wire.limits import LIMITS
 from wire.messages import (
@@ -217,6 +217,8 @@ class Driver:
             frame = self._post.received(line, event)
         except FrameError as exc:
             self.traffic.counts["corrupt"] += 1
+            if isinstance(exc, OtherVersion) and line == self._party.parent:
+                raise PeerMismatch(str(exc)) from exc  # nothing that we say will be understood there
             self._feed(Corrupt(line=line, reason=str(exc)))
             return
         if frame is not None:

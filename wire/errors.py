@@ -15,6 +15,7 @@
     ├── CheckFailed               `cutlayer doctor` has found something unfit, and shown it
     └── ProtocolError             what the peer sent does not follow docs/protocol.md
         ├── FrameError            a truncated or corrupt frame: dropped, counted, asked for again
+        │   └── OtherVersion      a sound frame of another version of the protocol
         ├── CodecError            a payload whose header and bytes disagree
         └── PeerMismatch          the peer runs another run, version or optimizer           (exit code 2)
 
@@ -36,6 +37,7 @@ __all__ = [
     "FrameError",
     "GraphError",
     "LinkError",
+    "OtherVersion",
     "PeerMismatch",
     "ProtocolError",
     "RunFileError",
@@ -103,6 +105,10 @@ class ProtocolError(CutlayerError):
 
 class FrameError(ProtocolError):
     """Bytes that are not a whole, undamaged frame."""
+
+
+class OtherVersion(FrameError):
+    """A frame whose checksum holds, of another version of the protocol."""
 
 
 class CodecError(ProtocolError):

@@ -29,7 +29,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from wire.errors import FrameError
+from wire.errors import FrameError, OtherVersion
 from wire.limits import LIMITS, Limits
 
 __all__ = [
@@ -142,11 +142,11 @@ def _decode(data: bytes, limits: Limits) -> _Part:
     magic, version, kind, mode, flags, lane, run_tag, epoch, step, global_step, part, parts = _HEAD.unpack_from(data)
     if magic != _MAGIC:
         raise FrameError("these bytes are not a Cutlayer frame")
-    if version != VERSION:
-        raise FrameError(f"a frame of protocol version {version}; this party speaks {VERSION}; give both ends the same Cutlayer version")
     view = memoryview(data)
     if zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[: _HEAD.size])) != _CRC.unpack_from(data, _HEAD.size)[0]:
         raise FrameError("the checksum is wrong; bytes were damaged or lost on the way")
+    if version != VERSION:
+        raise OtherVersion(f"a frame of protocol version {version}; this party speaks {VERSION}; give both ends the same Cutlayer version")
     if flags & ~_VOID or part >= parts:
         raise FrameError(f"flags {flags}, part {part} of {parts}: no frame has these")
     try:

@@ -144,7 +144,8 @@ class Field:
         for name in self.names:
             folder = self.run.state_of(name) / "checkpoints"
             newest = max((each for each in folder.iterdir() if each.name.isdigit()), key=lambda each: int(each.name))
-            found |= {f"{name}/{newest.name}/{file.name}": file.read_bytes() for file in sorted(newest.glob("*.safetensors"))}
+            files = [*sorted(newest.glob("*.safetensors")), newest / "codecs.state"]
+            found |= {f"{name}/{newest.name}/{file.name}": file.read_bytes() for file in files}
         return found
 
     def ledger(self, name: str) -> list[tuple[Any, ...]]:

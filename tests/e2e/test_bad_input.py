@@ -192,6 +192,53 @@ def test_different_run_files_at_the_two_ends(good: Path, tmp_path: Path) -> None
     assert "digests differ" in done.stderr
 
 
+@pytest.mark.parametrize("command", [client, serve])
+def test_a_codec_or_a_cut_that_does_not_exist(command: Callable[[Path], list[str | Path]], good: Path, tmp_path: Path) -> None:
+    path = changed(good, tmp_path, lambda table: table["codec"].update(forward="zip:level=9"))
+    refused(command(path), "codec: `forward`: there is no codec 'zip'", "int8")
+    path = changed(good, tmp_path, lambda table: table["codec"].update(cuts={"bottom>head": {"forward": "int4"}}))
+    refused(command(path), "`codec.cuts` names the cut 'bottom>head'; cuts are bottom>top")
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            "from wire.codecs.affine import Int8; Int8.version = 2",
+            "version 2 at the party on lane 0 and version 1 at `server`; update Cutlayer at",
+        ),
+        ("from wire.codecs import registry; registry._ALL = registry._ALL[:4]", "is unknown to the party on lane 0; update Cutlayer there"),
+    ],
+    ids=["newer", "unknown"],
+)
+def test_a_codec_on_which_the_ends_do_not_agree(other: str, said: str, good: Path, tmp_path: Path) -> None:
+    """A client of another version of Cutlayer, with another run file: the codec is named, before the first step."""
+    path = changed(good, tmp_path, lambda table: table.update(seed=9))
+    with start_broker() as broker, field(good, broker) as run:
+        words = [str(path), "--party", "c0", "--broker", run.url, "--bundle", str(copied(good, tmp_path))]
+        code = f"import sys; {other}; from edge_client.__main__ import main; sys.exit(main({words!r}))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+        run.close()
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "codec `int8`" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_server_of_another_version_of_the_protocol(good: Path, tmp_path: Path) -> None:
+    path = changed(good, tmp_path, lambda table: None)
+    with start_broker() as broker:
+        words = ["serve", str(path), "--broker", broker.url]
+        code = f"import wire.frames; wire.frames.VERSION = 3; import cutlayer; cutlayer.main({words!r})"
+        server = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            words = ["edge_client", path, "--party", "c0", "--broker", broker.url, "--bundle", copied(good, tmp_path)]
+            refused(words, "a frame of protocol version 3; this party speaks 2; give both ends the same Cutlayer version")
+        finally:
+            server.kill()
+            server.wait()
+
+
 def copied(good: Path, folder: Path) -> Path:
     target = folder / "bundle"
     if not target.exists():

@@ -55,3 +55,26 @@ def test_a_run_that_was_killed_is_the_run_that_was_not(
         weights, losses = undisturbed
         assert run.weights() == weights
         assert run.losses() == losses
+
+
+def test_codecs_that_draw_at_random_and_rely_on_both_ends_go_on_where_they_were(tmp_path: Path) -> None:
+    """Two lanes, two steps of each in flight: what is kept of them is lost with a process, and what is drawn is drawn again."""
+    codec = {
+        "forward": "randtopk:keep=0.2,alpha=0.3",
+        "backward": "topk:keep=0.2",
+        "cuts": {"bottom>top": {"backward": "randtopk:keep=0.2"}},
+    }
+    found = []
+    for victims in ([], ["c1", "server", "c0"]):
+        folder = tmp_path / str(len(victims))
+        folder.mkdir()
+        path = small_run(folder, schedule="independent", in_flight=2, codec=codec)
+        with start_broker() as broker, field(path, broker) as run:
+            for victim, point in zip(victims, (15, 33, 55), strict=False):
+                assert run.await_step(point), "nothing was killed in mid-run"
+                run.kill(victim)
+                run.start(victim)
+            run.finish()
+            run.check_ledgers(2 * 20)
+            found.append((run.weights(), run.losses()))
+    assert found[0] == found[1]

@@ -193,7 +193,19 @@ def test_another_run_file_is_refused() -> None:
     assert all("digests differ" in text for text in refused(setup, "c0"))
 
 
-@pytest.mark.parametrize("codecs", [None, {}, {"known": [], "used": []}, {"known": {"int8": "x"}, "used": []}, {"known": {}, "used": 3}])
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        None,
+        {},
+        {"known": [], "used": []},
+        {"known": {"int8": "x"}, "used": []},
+        {"known": {"int8": -1}, "used": []},
+        {"known": {}, "used": 3},
+        {"known": {}, "used": [3]},
+        {"known": {}, "used": ["a\nline of one's own"]},
+    ],
+)
 def test_a_hello_with_unreadable_codecs_is_dropped(codecs: object) -> None:
     setup = make(GRAPHS["vanilla"])
     world = World(setup)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import struct
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.errors import FrameError
+from wire.errors import FrameError, OtherVersion
 from wire.frames import HEADER_BYTES, Frame, Kind, Mode, Reassembler, encode
 from wire.limits import Limits
 
@@ -85,8 +87,11 @@ def test_a_frame_of_another_run_is_nobodys_error() -> None:
 
 def test_a_newer_version_says_what_to_do() -> None:
     (whole,) = encode(Frame(kind=Kind.ACK), run_tag=TAG, part_bytes=1000)
-    with pytest.raises(FrameError, match=r"version 9.*same Cutlayer version"):
-        Reassembler().feed("t", whole[:2] + b"\x09" + whole[3:], TAG)
+    head = whole[:2] + b"\x09" + whole[3:28]
+    with pytest.raises(OtherVersion, match=r"version 9.*same Cutlayer version"):
+        Reassembler().feed("t", head + struct.pack("<I", zlib.crc32(head)), TAG)
+    with pytest.raises(FrameError, match="checksum"):  # damage alone must not pass for another version
+        Reassembler().feed("t", head + whole[28:], TAG)
 
 
 def test_parts_that_disagree_are_refused() -> None:

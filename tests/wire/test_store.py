@@ -257,7 +257,10 @@ def damaged(tmp_path: Path) -> Iterator[tuple[Store, Path]]:
         yield store, tmp_path / "checkpoints" / "2"
 
 
-@pytest.mark.parametrize("name", ["bottom.safetensors", "head.safetensors", "codecs.state", "meta.json"])
+FILES = ["bottom.safetensors", "head.safetensors", "codecs.state", "meta.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_checkpoint_cut_off_at_any_byte_is_refused_and_the_one_before_serves(name: str, damaged: tuple[Store, Path]) -> None:
     store, folder = damaged
     data, rows = (folder / name).read_bytes(), store.rows()
@@ -273,7 +276,7 @@ def test_a_checkpoint_cut_off_at_any_byte_is_refused_and_the_one_before_serves(n
     _same(store.load(1), _checkpoint(1, program={"at": 1}))
 
 
-@pytest.mark.parametrize("name", ["bottom.safetensors", "head.safetensors", "codecs.state", "meta.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_checkpoint_with_a_file_missing_is_not_used(name: str, damaged: tuple[Store, Path]) -> None:
     store, folder = damaged
     (folder / name).unlink()
@@ -284,7 +287,7 @@ def test_a_checkpoint_with_a_file_missing_is_not_used(name: str, damaged: tuple[
 
 
 @given(
-    name=st.sampled_from(["bottom.safetensors", "head.safetensors", "codecs.state", "meta.json"]),
+    name=st.sampled_from(FILES),
     at=st.integers(0, 10**6),
     bit=st.integers(0, 7),
 )

@@ -98,7 +98,8 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, array: NDArray[np.float32], context: Context) -> Encoded:
-        """Raises CodecError for a tensor that cannot be carried; the step is VOID then. May change the encoder where ``context.train``.
+        """May change the encoder where ``context.train``. Forward, it raises CodecError for a tensor that cannot be carried, which makes
+        the step VOID. Backward it must not: the segment has been updated by then.
 
         Where the payload is not smaller than float32 elements, those are sent in its place: the caller sees to it, and drops ``kept``.
         """

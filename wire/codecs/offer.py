@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +27,17 @@ class Offer:
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Offer:
         """Raises KeyError, TypeError, AttributeError or ValueError for anything else."""
-        known = {str(name): int(version) for name, version in data["known"].items()}
-        return cls(known=known, used=tuple(str(name) for name in data["used"]))
+        known = {_name(name): int(version) for name, version in data["known"].items()}
+        if not all(0 <= version < 1 << 16 for version in known.values()):
+            raise ValueError("a codec's version is 0 to 65,535")
+        return cls(known=known, used=tuple(_name(name) for name in data["used"]))
+
+
+def _name(name: Any) -> str:
+    """It will stand in a line that a person reads."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
+        raise ValueError("a codec has a name of 1 to 40 letters, digits, `_` or `-`")
+    return str(name)
 
 
 def offer_for(texts: Iterable[str]) -> Offer:
@@ -39,12 +49,11 @@ def disagreement(ours: Offer, theirs: Offer, *, us: str, them: str) -> str | Non
     """Why the two cannot train together, and what to do; None: they can. ``us`` and ``them`` name the ends in it."""
     for name in sorted({*ours.used, *theirs.used}):
         mine, other = ours.known.get(name), theirs.known.get(name)
-        shown = name[:40]
         if other is None:
-            return f"codec `{shown}` is unknown to {them}; update Cutlayer there, or name another codec in `[codec]` at all parties"
+            return f"codec `{name}` is unknown to {them}; update Cutlayer there, or name another codec in `[codec]` at all parties"
         if mine is None:
-            return f"codec `{shown}`, which {them} asks for, is unknown to {us}; update Cutlayer there, or name another codec"
+            return f"codec `{name}`, which {them} asks for, is unknown to {us}; update Cutlayer there, or name another codec"
         if mine != other:
             older = us if mine < other else them
-            return f"codec `{shown}` has version {other} at {them} and version {mine} at {us}; update Cutlayer at {older}"
+            return f"codec `{name}` has version {other} at {them} and version {mine} at {us}; update Cutlayer at {older}"
     return None

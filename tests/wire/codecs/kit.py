@@ -24,6 +24,10 @@ FOR_RUNS = (
     "topk:keep=0.3",
     "topk:keep=0.1,values=fp32",
     "randtopk:keep=0.2,alpha=0.3",
+    "lowbit",
+    "lowbit:levels=1,step=2",
+    "lowbit:levels=15,step=0.1",
+    "lowbit:bytes_per_sample=8",
 )
 
 
