@@ -86,7 +86,9 @@ def cells() -> list[Cell]:
     for seed in SEEDS:
         found.append(Cell(task="fashion", forward=LOWBIT[1][0], backward="fp32", seed=seed))
         found += [Cell(task="fashion-void", forward=forward, backward=backward, seed=seed) for forward, backward in LOWBIT[:1]]
-        found += [Cell(task="fashion-relu5", forward=forward, backward=backward, seed=seed) for forward, backward in (("fp32", "fp32"), LOWBIT[1])]
+        found += [
+            Cell(task="fashion-relu5", forward=forward, backward=backward, seed=seed) for forward, backward in (("fp32", "fp32"), LOWBIT[1])
+        ]
     return found
 
 

@@ -86,7 +86,9 @@ def _group(task: str, forward: str, backward: str, runs: Mapping[int, Mapping[st
     )
 
 
-def write_link_page(results: Mapping[str, Mapping[str, Any]], *, bottleneck_flops: tuple[int, int], coder: Mapping[str, Any] | None = None) -> None:
+def write_link_page(
+    results: Mapping[str, Mapping[str, Any]], *, bottleneck_flops: tuple[int, int], coder: Mapping[str, Any] | None = None
+) -> None:
     """``bottleneck_flops``: of the client a sample, forward, with the cut of 784 activations and with the later one."""
     groups = grouped(results)
     lines = ["# The link: accuracy against bytes", "", "Made by `python -m benchmarks.link` (`make bench-link`).", ""]
@@ -138,17 +140,23 @@ def _bars(groups: Sequence[Group], flops: tuple[int, int]) -> list[str]:
     best = _cheapest(both, reference, lambda group: group.bits_up + group.bits_down)
     if best is not None:
         bits, lost = best.bits_up + best.bits_down, best.lost(reference)
-        rows.append(f"| round trip, bits an activation, at most 0.5 points lost | ≤ 1.5 | ≤ 1.0 | {bits:.2f} (lost {lost:+.2f}): `{best.name}` |")
+        rows.append(
+            f"| round trip, bits an activation, at most 0.5 points lost | ≤ 1.5 | ≤ 1.0 | {bits:.2f} (lost {lost:+.2f}): `{best.name}` |"
+        )
         rows.append(f"| bytes a sample, round trip, everything counted, same run | ≤ 155 | ≤ 105 | {best.line:.1f} |")
     later = [group for group in groups if group.task == "fashion-relu5" and group.forward != "fp32"]
     cut = _cheapest(later, reference, lambda group: group.line)
     if cut is not None:
         more = f"client {flops[1] / 1e6:.2f} MFLOP a sample forward instead of {flops[0] / 1e6:.2f}"
-        rows.append(f"| the same, any cut of the same network | ≤ 80 | ≤ 40 | {cut.line:.1f} (lost {cut.lost(reference):+.2f}), cut after `relu5`, {more} |")
+        rows.append(
+            f"| the same, any cut of the same network | ≤ 80 | ≤ 40 | {cut.line:.1f} (lost {cut.lost(reference):+.2f}), cut after `relu5`, {more} |"
+        )
     up_only = [group for group in fashion.values() if group.forward != "fp32" and group.backward == "fp32"]
     up = _cheapest(up_only, reference, lambda group: group.bits_up)
     if up is not None:
-        rows.append(f"| uplink alone, at most 0.5 points lost | ≤ 1.0 | ≤ 0.5 | {up.bits_up:.2f} (lost {up.lost(reference):+.2f}): `{up.forward}` |")
+        rows.append(
+            f"| uplink alone, at most 0.5 points lost | ≤ 1.0 | ≤ 0.5 | {up.bits_up:.2f} (lost {up.lost(reference):+.2f}): `{up.forward}` |"
+        )
     for group in groups:
         clean = fashion.get((group.forward, group.backward))
         if group.task == "fashion-void" and clean is not None:
