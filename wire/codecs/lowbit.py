@@ -77,8 +77,6 @@ class LowBit(Codec):
         return bytes_per_sample(self.bytes_per_sample, self.rate_bps, self.deadline_s, self.samples)
 
     def check(self, tensor: TensorSpec, direction: Direction) -> None:
-        if len(tensor.shape) > 2 and not isinstance(tensor.shape[1], int):
-            raise ValueError("it has a step a channel, and the number of channels (dimension 1) is not fixed; use int8")
         elements = tensor.bytes_at(1) // 4
         least = max(1.0, elements / 800)
         if self.budget is not None and self.budget < least:
