@@ -192,13 +192,15 @@ def smooth_maps(shape: tuple[int, int, int, int], seed: int = 0) -> Symbols:
     """What a convolution and a ReLU make of noise: neighbours are alike, and so are channels that share inputs."""
     rng = np.random.default_rng(seed)
     batch, channels, height, width = shape
-    hidden = rng.normal(size=(batch, 4, height + 1, width + 1))
-    hidden = hidden[:, :, 1:, 1:] + hidden[:, :, :-1, 1:] + hidden[:, :, 1:, :-1]
-    field = np.einsum("ck,nkhw->nchw", rng.normal(size=(channels, 4)), hidden) - 1.5
-    return np.clip(field / 2, 0, 3).astype(np.uint8)
+    hidden = rng.normal(size=(batch, 3, height + 2, width + 2))
+    for _ in range(2):
+        hidden = hidden[:, :, 1:] + hidden[:, :, :-1]
+        hidden = hidden[..., 1:] + hidden[..., :-1]
+    field = np.einsum("ck,nkhw->nchw", rng.normal(size=(channels, 3)), hidden) - 4
+    return np.clip(field / 5, 0, 3).astype(np.uint8)
 
 
-@pytest.mark.parametrize("shape", [(64, 16, 7, 7), (32, 40, 5, 8), (64, 4, 12, 12), (16, 64, 4, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(64, 16, 7, 7), (32, 40, 5, 8), (64, 8, 12, 12), (16, 64, 4, 4)], ids=str)
 def test_neighbours_take_maps_below_the_entropy_of_their_channels(shape: tuple[int, int, int, int]) -> None:
     symbols = smooth_maps(shape)
     data = encode_maps(symbols, 4)

@@ -39,7 +39,7 @@ def encode(symbols: NDArray[np.uint8], counts: Sequence[int], alphabet: int) -> 
     return writer.to_bytes(last)
 
 
-def decode(data: bytes, counts: Sequence[int], alphabet: int) -> NDArray[np.uint8]:
+def decode(data: bytes | memoryview, counts: Sequence[int], alphabet: int) -> NDArray[np.uint8]:
     """The symbols that encode was given with the same ``counts`` and ``alphabet``.
 
     Raises CodecError for other bytes; time and memory go with the sum of ``counts`` and the length of ``data``, whatever the bytes.
@@ -78,7 +78,7 @@ def encode_maps(symbols: NDArray[np.uint8], alphabet: int) -> bytes:
     return writer.to_bytes(last)
 
 
-def decode_maps(data: bytes, shape: Sequence[int], alphabet: int) -> NDArray[np.uint8]:
+def decode_maps(data: bytes | memoryview, shape: Sequence[int], alphabet: int) -> NDArray[np.uint8]:
     """The symbols [shape] that encode_maps was given with the same ``alphabet``.
 
     Raises CodecError for other bytes; time and memory go with the size of the maps and the length of ``data``, whatever the bytes.
