@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire.entropy_oracles import constriction_bytes, zstd_bytes
 from wire.entropy import decode, decode_maps, encode, encode_maps
 from wire.errors import CodecError
 from wire.limits import LIMITS
@@ -255,3 +256,20 @@ def test_maps_cut_short_or_of_another_shape_are_refused() -> None:
 def test_absurd_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(CodecError):
         decode_maps(b"\x81" * 40, shape, 4)
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=str)
+@pytest.mark.parametrize("counts", [[16_384], [3136] * 16, [10_000, 30, 5000, 1]], ids=str)
+def test_size_against_constriction_that_is_told_the_distributions(counts: list[int], shares: list[float]) -> None:
+    symbols = drawn(counts, [shares, shares[::-1]], seed=3)
+    theirs = constriction_bytes(symbols, counts)
+    assert abs(8 * theirs - entropy_bits(symbols, counts)) <= 64 + 0.01 * 8 * theirs, "the yardstick itself is off"
+    assert len(encode(symbols, counts, len(shares))) <= 1.01 * theirs
+
+
+# Of 2 bits a symbol, and whatever else zstd itself brings close to its entropy, no coder could take 8 % off.
+@pytest.mark.parametrize("shares", [[0.97, 0.03], *SHARES[:3], [0.7, 0.15, 0.1, 0.05], [0.9, 0.06, 0.03, 0.01]], ids=str)
+def test_size_against_zstd_of_2048_symbols(shares: list[float]) -> None:
+    for seed in range(5):
+        symbols = drawn([2048], [shares], seed=seed)
+        assert len(encode(symbols, [2048], 4)) <= 0.92 * zstd_bytes(symbols)

@@ -135,8 +135,8 @@ class Part:
         self.add_horizontal(self.known[channels], horizontal)
         vertical *= scaled[:, 0]
         horizontal *= scaled[:, 1]
-        vertical += horizontal
-        return vertical
+        total: Floats = vertical + horizontal
+        return total
 
     def add_vertical(self, values: Floats, total: Floats) -> None:
         """Add the neighbours above and below, of ``values`` [channels, places, batch]."""
