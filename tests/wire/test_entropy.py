@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire import foreign_entropy
 from tests.wire.entropy_oracles import constriction_bytes, zstd_bytes
 from wire.entropy import decode, decode_maps, encode, encode_maps
 from wire.errors import CodecError
@@ -273,3 +274,40 @@ def test_size_against_zstd_of_2048_symbols(shares: list[float]) -> None:
     for seed in range(5):
         symbols = drawn([2048], [shares], seed=seed)
         assert len(encode(symbols, [2048], 4)) <= 0.92 * zstd_bytes(symbols)
+
+
+@pytest.mark.parametrize("alphabet", [2, 3, 5, 16])
+@pytest.mark.parametrize("counts", [[5000], [300] * 7, [0, 4, 1, 2000, 77], [3], [20_000, 9000]], ids=str)
+def test_a_decoder_written_from_the_specification_reads_groups_alike(counts: list[int], alphabet: int) -> None:
+    rng = np.random.default_rng(alphabet)
+    symbols = drawn(counts, [rng.dirichlet([0.4] * alphabet) for _ in range(3)], seed=alphabet)
+    assert foreign_entropy.read_groups(encode(symbols, counts, alphabet), counts, alphabet) == symbols.tolist()
+
+
+@pytest.mark.parametrize(
+    ("shape", "by_neighbours"),
+    [
+        ((16, 6, 6, 6), True),
+        ((40, 5, 4, 7), True),
+        ((7, 9, 8, 8), True),
+        ((400, 12, 1, 1), True),
+        ((9, 9, 5, 1), False),
+        ((3, 2, 2, 2), False),
+    ],
+    ids=str,
+)
+def test_a_decoder_written_from_the_specification_reads_maps_alike(shape: tuple[int, int, int, int], by_neighbours: bool) -> None:
+    symbols = smooth_maps(shape, seed=1)
+    data = encode_maps(symbols, 4)
+    assert data[0] >> 5 & 1 == by_neighbours, "a bit says which of the two a message is; the shapes are chosen to see both"
+    found = foreign_entropy.read_maps(data, shape, 4)
+    assert [found[c, y, x, n] for n, c, y, x in np.ndindex(shape)] == symbols.reshape(-1).tolist()
+
+
+def test_millions_of_symbols_come_back() -> None:
+    symbols = drawn([3_000_000], [[0.9, 0.07, 0.03]])
+    data = encode(symbols, [3_000_000], 3)
+    assert 8 * len(data) <= 1.002 * entropy_bits(symbols, [3_000_000])
+    assert np.array_equal(decode(data, [3_000_000], 3), symbols)
+    maps = symbols[: 1 << 21].reshape(128, 16, 32, 32)
+    assert np.array_equal(decode_maps(encode_maps(maps, 3), maps.shape, 3), maps)

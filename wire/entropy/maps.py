@@ -62,7 +62,7 @@ class _Classes:
 
     def ofgrades_of(self) -> Ints:
         """[256]"""
-        return np.clip((np.arange(256) - self.lowest) * self.number // (self.highest - self.lowest + 1), 0, self.number - 1)
+        return np.clip((np.arange(256, dtype=np.int64) - self.lowest) * self.number // (self.highest - self.lowest + 1), 0, self.number - 1)
 
 
 def write_maps(writer: BitWriter, maps: Symbols, *, highest: int, most_bits: float) -> int | None:

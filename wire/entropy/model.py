@@ -32,7 +32,7 @@ _STEPS = np.arange(_SHARED + 1)
 
 def _base_step(total: int) -> int:
     """Log2 of the step of a base that ``total`` answers determine: half of them are off by less than their own uncertainty."""
-    return min(_T_BITS, ((2_550_000 // max(total, 1)).bit_length() - 1) // 2)
+    return min(_T_BITS, max(0, ((2_550_000 // max(total, 1)).bit_length() - 1) // 2))
 
 
 def _base(index: int, step: int) -> int:
