@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire import foreign_entropy
+from tests.wire.entropy_oracles import constriction_bytes, zstd_bytes
 from wire.entropy import decode, decode_maps, encode, encode_maps
 from wire.errors import CodecError
 from wire.limits import LIMITS
@@ -192,13 +194,15 @@ def smooth_maps(shape: tuple[int, int, int, int], seed: int = 0) -> Symbols:
     """What a convolution and a ReLU make of noise: neighbours are alike, and so are channels that share inputs."""
     rng = np.random.default_rng(seed)
     batch, channels, height, width = shape
-    hidden = rng.normal(size=(batch, 4, height + 1, width + 1))
-    hidden = hidden[:, :, 1:, 1:] + hidden[:, :, :-1, 1:] + hidden[:, :, 1:, :-1]
-    field = np.einsum("ck,nkhw->nchw", rng.normal(size=(channels, 4)), hidden) - 1.5
-    return np.clip(field / 2, 0, 3).astype(np.uint8)
+    hidden = rng.normal(size=(batch, 3, height + 2, width + 2))
+    for _ in range(2):
+        hidden = hidden[:, :, 1:] + hidden[:, :, :-1]
+        hidden = hidden[..., 1:] + hidden[..., :-1]
+    field = np.einsum("ck,nkhw->nchw", rng.normal(size=(channels, 3)), hidden) - 4
+    return np.clip(field / 5, 0, 3).astype(np.uint8)
 
 
-@pytest.mark.parametrize("shape", [(64, 16, 7, 7), (32, 40, 5, 8), (64, 4, 12, 12), (16, 64, 4, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(64, 16, 7, 7), (32, 40, 5, 8), (64, 8, 12, 12), (16, 64, 4, 4)], ids=str)
 def test_neighbours_take_maps_below_the_entropy_of_their_channels(shape: tuple[int, int, int, int]) -> None:
     symbols = smooth_maps(shape)
     data = encode_maps(symbols, 4)
@@ -253,3 +257,57 @@ def test_maps_cut_short_or_of_another_shape_are_refused() -> None:
 def test_absurd_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(CodecError):
         decode_maps(b"\x81" * 40, shape, 4)
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=str)
+@pytest.mark.parametrize("counts", [[16_384], [3136] * 16, [10_000, 30, 5000, 1]], ids=str)
+def test_size_against_constriction_that_is_told_the_distributions(counts: list[int], shares: list[float]) -> None:
+    symbols = drawn(counts, [shares, shares[::-1]], seed=3)
+    theirs = constriction_bytes(symbols, counts)
+    assert abs(8 * theirs - entropy_bits(symbols, counts)) <= 64 + 0.01 * 8 * theirs, "the yardstick itself is off"
+    assert len(encode(symbols, counts, len(shares))) <= 1.01 * theirs
+
+
+# Of 2 bits a symbol, and whatever else zstd itself brings close to its entropy, no coder could take 8 % off.
+@pytest.mark.parametrize("shares", [[0.97, 0.03], *SHARES[:3], [0.7, 0.15, 0.1, 0.05], [0.9, 0.06, 0.03, 0.01]], ids=str)
+def test_size_against_zstd_of_2048_symbols(shares: list[float]) -> None:
+    for seed in range(5):
+        symbols = drawn([2048], [shares], seed=seed)
+        assert len(encode(symbols, [2048], 4)) <= 0.92 * zstd_bytes(symbols)
+
+
+@pytest.mark.parametrize("alphabet", [2, 3, 5, 16])
+@pytest.mark.parametrize("counts", [[5000], [300] * 7, [0, 4, 1, 2000, 77], [3], [20_000, 9000]], ids=str)
+def test_a_decoder_written_from_the_specification_reads_groups_alike(counts: list[int], alphabet: int) -> None:
+    rng = np.random.default_rng(alphabet)
+    symbols = drawn(counts, [rng.dirichlet([0.4] * alphabet) for _ in range(3)], seed=alphabet)
+    assert foreign_entropy.read_groups(encode(symbols, counts, alphabet), counts, alphabet) == symbols.tolist()
+
+
+@pytest.mark.parametrize(
+    ("shape", "by_neighbours"),
+    [
+        ((16, 6, 6, 6), True),
+        ((40, 5, 4, 7), True),
+        ((7, 9, 8, 8), True),
+        ((400, 12, 1, 1), True),
+        ((9, 9, 5, 1), False),
+        ((3, 2, 2, 2), False),
+    ],
+    ids=str,
+)
+def test_a_decoder_written_from_the_specification_reads_maps_alike(shape: tuple[int, int, int, int], by_neighbours: bool) -> None:
+    symbols = smooth_maps(shape, seed=1)
+    data = encode_maps(symbols, 4)
+    assert data[0] >> 5 & 1 == by_neighbours, "a bit says which of the two a message is; the shapes are chosen to see both"
+    found = foreign_entropy.read_maps(data, shape, 4)
+    assert [found[c, y, x, n] for n, c, y, x in np.ndindex(shape)] == symbols.reshape(-1).tolist()
+
+
+def test_millions_of_symbols_come_back() -> None:
+    symbols = drawn([3_000_000], [[0.9, 0.07, 0.03]])
+    data = encode(symbols, [3_000_000], 3)
+    assert 8 * len(data) <= 1.002 * entropy_bits(symbols, [3_000_000])
+    assert np.array_equal(decode(data, [3_000_000], 3), symbols)
+    maps = symbols[: 1 << 21].reshape(128, 16, 32, 32)
+    assert np.array_equal(decode_maps(encode_maps(maps, 3), maps.shape, 3), maps)

@@ -22,6 +22,7 @@ from wire.limits import LIMITS
 __all__ = ["decode", "decode_maps", "encode", "encode_maps"]
 
 Ints = NDArray[np.int64]
+_MOST_BY_NEIGHBOURS = 1 << 20  # symbols; it takes about 100 bytes of memory for each
 
 
 def encode(symbols: NDArray[np.uint8], counts: Sequence[int], alphabet: int) -> bytes:
@@ -39,7 +40,7 @@ def encode(symbols: NDArray[np.uint8], counts: Sequence[int], alphabet: int) -> 
     return writer.to_bytes(last)
 
 
-def decode(data: bytes, counts: Sequence[int], alphabet: int) -> NDArray[np.uint8]:
+def decode(data: bytes | memoryview, counts: Sequence[int], alphabet: int) -> NDArray[np.uint8]:
     """The symbols that encode was given with the same ``counts`` and ``alphabet``.
 
     Raises CodecError for other bytes; time and memory go with the sum of ``counts`` and the length of ``data``, whatever the bytes.
@@ -68,9 +69,11 @@ def encode_maps(symbols: NDArray[np.uint8], alphabet: int) -> bytes:
     head.write(highest, (alphabet - 1).bit_length())
     if not highest:
         return head.to_bytes()
-    writer = head.fork()
-    writer.write(1, 1)
-    last = write_maps(writer, maps, highest=highest, most_bits=_order_0_bits(maps))
+    last = None
+    if maps.size <= _MOST_BY_NEIGHBOURS:
+        writer = head.fork()
+        writer.write(1, 1)
+        last = write_maps(writer, maps, highest=highest, most_bits=_order_0_bits(maps))
     if last is None:
         writer = head.fork()
         writer.write(0, 1)
@@ -78,7 +81,7 @@ def encode_maps(symbols: NDArray[np.uint8], alphabet: int) -> bytes:
     return writer.to_bytes(last)
 
 
-def decode_maps(data: bytes, shape: Sequence[int], alphabet: int) -> NDArray[np.uint8]:
+def decode_maps(data: bytes | memoryview, shape: Sequence[int], alphabet: int) -> NDArray[np.uint8]:
     """The symbols [shape] that encode_maps was given with the same ``alphabet``.
 
     Raises CodecError for other bytes; time and memory go with the size of the maps and the length of ``data``, whatever the bytes.
@@ -90,6 +93,8 @@ def decode_maps(data: bytes, shape: Sequence[int], alphabet: int) -> NDArray[np.
     if not highest:
         return _nothing_else(reader, shape)
     if reader.read(1):
+        if total > _MOST_BY_NEIGHBOURS:
+            raise CodecError(f"{total} symbols are too many to be coded by their neighbours")
         maps = read_maps(reader, (channels, height, width, batch), highest=highest)
     else:
         maps = read_groups(reader, np.full(channels, total // channels), highest=highest).reshape(channels, height, width, batch)

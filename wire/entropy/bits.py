@@ -67,7 +67,7 @@ class BitWriter:
 class BitReader:
     """Raises CodecError where the bytes end too early."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self.data = data
         self.at = 0
 
@@ -126,10 +126,10 @@ class BitReader:
         return digits
 
     def last(self) -> int:
-        """The number behind everything else. Raises CodecError where there are more bytes than it takes."""
+        """The number behind everything else. Raises CodecError where the bytes are more than it takes, or too few."""
         bits = 8 * len(self.data) - self.at
-        number = self.read(bits)
-        if bits - number.bit_length() >= 8:
+        number = self.read(bits) if bits >= 0 else 0
+        if bits < 0 or bits - number.bit_length() >= 8:
             raise CodecError("entropy-coded symbols do not end where they should")
         return number
 
@@ -154,7 +154,7 @@ def pack_bits(values: NDArray[np.int64], widths: NDArray[np.int64]) -> str:
 class BitWindows:
     """The bits from any bit on, for many places at once; zeros follow the end. Holds a segment of the bytes at a time."""
 
-    def __init__(self, data: bytes, reach_bits: int) -> None:
+    def __init__(self, data: bytes | memoryview, reach_bits: int) -> None:
         """``reach_bits``: how far from the asked bit on a caller reads before it asks again."""
         self._data = data
         self._spare_bytes = (reach_bits + 7) // 8 + 4

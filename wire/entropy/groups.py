@@ -26,7 +26,7 @@ class _Layout:
         self.total = int(counts.sum())
         self.code = ItemCode(symbols=symbols, total=self.total, classes=self.groups)
         length = self.code.length
-        self.classes = np.repeat(np.arange(self.groups), counts // length)
+        self.classes = np.repeat(np.arange(self.groups, dtype=np.int64), counts // length)
         rest = counts % length
         self.rest_classes = np.flatnonzero(rest)
         self.rest_lengths = rest[self.rest_classes]

@@ -17,7 +17,7 @@ from wire.entropy.rans import STATE_BITS, FrequencyTable, LaneReader, Scalar, en
 __all__ = ["ItemCode", "ItemReader", "write_items"]
 
 Ints = NDArray[np.int64]
-_MOST_VALUES = 256
+_MOST_VALUES = 640
 _LANES = (0, 32, 64, 128, 256, 512, 1024, 2048)
 _CHUNK = 32  # the number of items at the end is a multiple of it, and what is left over
 
@@ -26,7 +26,7 @@ class ItemCode:
     """``length`` symbols below ``symbols`` as a value below ``values``; the first symbol is the most significant."""
 
     def __init__(self, *, symbols: int, total: int, classes: int) -> None:
-        """For ``total`` symbols in ``classes`` classes: as long as 256 values allow, shorter where the tables would be the larger work."""
+        """For ``total`` symbols in ``classes`` classes: as long as 640 values allow, shorter where the tables would be the larger work."""
         longest = max(length for length in range(1, 9) if symbols**length <= _MOST_VALUES)
         self.symbols = symbols
         self.length = min(range(1, longest + 1), key=lambda length: 8 * total // length + classes * symbols**length)
@@ -34,12 +34,12 @@ class ItemCode:
         powers = symbols ** np.arange(self.length - 1, -1, -1)
         self._digits = (np.arange(self.values)[:, None] // powers % symbols).astype(np.uint8)  # [values, length]
 
-    def pack(self, symbols: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def pack(self, symbols: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Values [n / length] of symbols [n]."""
         rows = symbols.reshape(-1, self.length)
-        values = rows[:, 0].copy()
+        values = rows[:, 0].astype(np.uint16)
         for column in range(1, self.length):
-            values *= np.uint8(self.symbols)
+            values *= np.uint16(self.symbols)
             values += rows[:, column]
         return values
 
@@ -129,7 +129,7 @@ def _choose_lanes(items: int, bits: float) -> int:
     """What takes the least time, by the microseconds of one machine: the bits of the lanes' states are the scalar's work."""
     each = bits / max(items, 1)
     fitting = [lanes for lanes in _LANES if STATE_BITS * lanes < bits / 2]
-    return min(fitting, key=lambda lanes: (items / lanes * (22 + lanes / 10) + 0.5 * STATE_BITS * lanes / each) if lanes else 0.5 * items)
+    return min(fitting, key=lambda lanes: (items / lanes * (20 + lanes / 8) + 0.6 * STATE_BITS * lanes / each) if lanes else 0.5 * items)
 
 
 def _to_states(number: int, lanes: int) -> Ints:

@@ -138,11 +138,12 @@ def encode_lanes(table: FrequencyTable, entries: Ints, steps: Sequence[tuple[int
 class LaneReader:
     """The other way round, a stretch of items at a time, so that what is known already can tell the classes of what follows."""
 
-    def __init__(self, table: FrequencyTable, states: Ints, data: bytes, at: int) -> None:
+    def __init__(self, table: FrequencyTable, states: Ints, data: bytes | memoryview, at: int) -> None:
         """``states`` [lanes], below 2**22; the lanes' bits begin in ``data`` at bit ``at``."""
         self._table = table
         self._states = states + _LOW
-        self._windows = BitWindows(data, len(states) * FREQUENCY_BITS)
+        self._bits = BitWindows(data, len(states) * FREQUENCY_BITS)
+        self._windows, self._origin, self._last_bit = self._bits.at(at)
         self.at = at
 
     @property
@@ -155,10 +156,9 @@ class LaneReader:
         frequency, start = self._table.frequency, self._table.start
         entries = np.empty(len(classes), np.int64)
         offset = classes << FREQUENCY_BITS
-        windows, origin, last_bit = self._windows.at(self.at)
         for first, last in steps:
-            if self.at > last_bit:
-                windows, origin, last_bit = self._windows.at(self.at)
+            if self.at > self._last_bit:
+                self._windows, self._origin, self._last_bit = self._bits.at(self.at)
             state = self._states[: last - first]
             key = state & (_TOTAL - 1)
             key += offset[first:last]
@@ -172,6 +172,6 @@ class LaneReader:
             width = (1023 + STATE_BITS) - (state.astype(np.float64).view(np.int64) >> 52)  # a float's exponent is the length in bits
             end = width.cumsum()
             np.left_shift(state, width, out=state)
-            state |= windows.take(end - width + (self.at - origin)) >> (32 - width)
+            state |= self._windows.take(end - width + (self.at - self._origin)) >> (32 - width)
             self.at += int(end[-1])
         return entries
