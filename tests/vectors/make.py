@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wire.codecs import PLAIN, encode_array, encode_lossless, parse_codec
+from wire.codecs import PLAIN, Direction, encode_array, encode_lossless, parse_codec
 from wire.control import Control, encode_control
 from wire.frames import VERSION, Frame, Kind, Mode, Partial, encode
 from wire.graph import Line, topics
@@ -44,6 +44,9 @@ ARRAYS: dict[str, tuple[str, np.ndarray[Any, Any]]] = {
     "mxfp4 of zeros": ("mxfp4", np.array([0, -0.0, 0, 0, 1e-42], np.float32)),
     "topk by index": ("topk:keep=0.1", np.roll(np.linspace(-1, 2, 80, dtype=np.float32), 7).reshape(2, 2, 20)),
     "topk by bitmap, fp32": ("topk:keep=0.4,values=fp32", np.roll(RAMP, 5).reshape(1, 12)),
+    "lowbit of maps": ("lowbit", np.maximum(np.roll(np.linspace(-3, 2, 96, dtype=np.float32), 11) ** 3, 0).reshape(2, 3, 4, 4)),
+    "lowbit of rows with signs": ("lowbit:levels=2,step=0.7", np.linspace(-1.5, 2.5, 60, dtype=np.float32).reshape(4, 15) ** 3),
+    "lowbit gradient": ("backward lowbit:step=3", np.linspace(-1, 1.5, 90, dtype=np.float32).reshape(6, 15) ** 5),
     "randtopk in evaluation": ("randtopk:keep=0.1,alpha=0.5", np.roll(np.linspace(-1, 2, 80, dtype=np.float32), 7).reshape(2, 2, 20)),
 }
 
@@ -52,9 +55,10 @@ def encoded(codec: str, array: np.ndarray[Any, Any]) -> bytes:
     """The tensor as the message's only one, called `x`."""
     if not codec:
         return encode_tensors([("x", array, encode_lossless(array))])
-    chosen = parse_codec(codec)
+    chosen = parse_codec(codec.removeprefix("backward "))
     shape = ("batch", *array.shape[1:]) if array.ndim else ()
-    encoder = chosen.encoder(TensorSpec(name="x", dtype="float32", shape=shape), "forward")
+    direction: Direction = "backward" if codec.startswith("backward ") else "forward"
+    encoder = chosen.encoder(TensorSpec(name="x", dtype="float32", shape=shape), direction)
     return encode_tensors([("x", array, encode_array(chosen, encoder, array, PLAIN))])
 
 

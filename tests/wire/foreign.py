@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.wire import foreign_entropy
+
 DTYPES = ["<f4", "<f2", "<f8", "<i8", "<i4", "<i2", "i1", "u1", "?"]
 
 
@@ -85,6 +87,8 @@ def read_payload(codec: int, dtype: int, shape: tuple[int, ...], payload: bytes)
         return np.array(values, DTYPES[dtype]).reshape(shape)
     if codec == 7:
         return np.array(read_mxfp4(payload, count), np.float32).reshape(shape)
+    if codec == 16:
+        return read_lowbit(payload, shape)
     if codec in (8, 9):
         return read_topk(payload, shape)
     return read_affine(payload, shape, AFFINE_BITS[codec])
@@ -117,6 +121,51 @@ def read_mxfp4(payload: bytes, count: int) -> list[float]:
     blocks = -(-count // 32)
     codes = read_bits(payload[blocks:], 4, count)
     return [math.copysign(E2M1[code % 8], -1 if code > 7 else 1) * 2.0 ** (payload[at // 32] - 127) for at, code in enumerate(codes)]
+
+
+def read_lowbit(payload: bytes, shape: tuple[int, ...]) -> Any:
+    if payload[0] == 2:
+        return read_lowbit_gradient(payload, shape)
+    channels = shape[1] if len(shape) > 2 else 1
+    levels, base = payload[1], int.from_bytes(payload[2:4], "little", signed=True)
+    steps = [np.float32(np.float32(2.0 ** (n % 8 / 8)) * 2.0 ** (n // 8)) for n in (base + offset for offset in payload[4 : 4 + channels])]
+    at = 4 + channels + 2 * levels
+    centroids = [np.float32(each) for each in np.frombuffer(payload[4 + channels : at], "<f2")]
+    size = len(payload) - at
+    if payload[0] == 1:
+        size, at = read_varint(payload, at)
+    batch, others = shape[0], shape[2:] if len(shape) > 2 else shape[1:]
+    height, width = math.prod(others[:-1]), others[-1]
+    places = foreign_entropy.read_maps(payload[at : at + size], (batch, channels, height, width), levels + 1)
+    found = np.zeros((batch, channels, height, width), np.float32)
+    for sample, channel, row, column in np.ndindex(found.shape):
+        symbol = places[channel, row, column, sample]
+        found[sample, channel, row, column] = steps[channel] * centroids[symbol - 1] if symbol else 0
+    with_signs(found.reshape(-1), payload[at + size :] if payload[0] == 1 else b"")
+    return found.reshape(shape)
+
+
+def read_lowbit_gradient(payload: bytes, shape: tuple[int, ...]) -> Any:
+    """Without a support."""
+    (unit,) = struct.unpack("<f", payload[1:5])
+    size, at = read_varint(payload, 5)
+    classes = foreign_entropy.read_groups(payload[at : at + size], [shape[0]], 16)
+    size, at = read_varint(payload, at + size)
+    each = math.prod(shape[1:])
+    order = [sample for number in range(16) for sample in range(shape[0]) if classes[sample] == number]
+    symbols = foreign_entropy.read_groups(payload[at : at + size], [each * classes.count(number) for number in range(16)], 16)
+    found = np.zeros((shape[0], each), np.float32)
+    for turn, sample in enumerate(order):
+        mine = symbols[turn * each : (turn + 1) * each]
+        found[sample] = [np.float32(unit) * 2.0 ** (symbol - 1) if symbol else 0 for symbol in mine]
+    with_signs(found.reshape(-1), payload[at + size :])
+    return found.reshape(shape)
+
+
+def with_signs(values: Any, signs: bytes) -> None:
+    places = np.flatnonzero(values)
+    for place, negative in zip(places, read_bits(signs, 1, len(places)) if signs else [0] * len(places), strict=True):
+        values[place] *= -1 if negative else 1
 
 
 def read_topk(payload: bytes, shape: tuple[int, ...]) -> Any:
