@@ -51,9 +51,10 @@ def messages(draw: st.DrawFn, most: int = 60) -> tuple[Symbols, list[int], int]:
 def test_what_comes_back_is_what_went_in(message: tuple[Symbols, list[int], int]) -> None:
     symbols, counts, alphabet = message
     data = encode(symbols, counts, alphabet)
-    found = decode(data, counts, alphabet)
+    found = decode(memoryview(data), counts, alphabet)
     assert found.dtype == np.uint8
     assert found.tolist() == symbols.tolist()
+    assert found.flags.writeable
     assert encode(symbols, counts, alphabet) == data
 
 
@@ -184,8 +185,9 @@ def feature_maps(draw: st.DrawFn) -> tuple[Symbols, int]:
 def test_maps_come_back(message: tuple[Symbols, int]) -> None:
     symbols, alphabet = message
     data = encode_maps(symbols, alphabet)
-    found = decode_maps(data, symbols.shape, alphabet)
+    found = decode_maps(memoryview(data), symbols.shape, alphabet)
     assert found.dtype == np.uint8
+    assert found.flags.writeable
     assert found.tolist() == symbols.tolist()
     assert encode_maps(symbols, alphabet) == data
 

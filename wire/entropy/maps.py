@@ -60,7 +60,7 @@ class _Classes:
     lowest: int
     highest: int
 
-    def ofgrades_of(self) -> Ints:
+    def of_grades(self) -> Ints:
         """[256]"""
         return np.clip((np.arange(256, dtype=np.int64) - self.lowest) * self.number // (self.highest - self.lowest + 1), 0, self.number - 1)
 
@@ -83,7 +83,7 @@ def write_maps(writer: BitWriter, maps: Symbols, *, highest: int, most_bits: flo
         values.append(code.pack(sorters[-1].sort(parts[part][geometry.blocks[block], geometry.phases[phase]].reshape(-1))))
     grades = np.concatenate([one.item_grades for one in sorters])
     classes = _Classes(number=number, lowest=int(grades.min()), highest=int(grades.max()))
-    entries = classes.ofgrades_of()[grades] * code.values + np.concatenate(values)
+    entries = classes.of_grades()[grades] * code.values + np.concatenate(values)
     _write_predictor(writer, predictor)
     for value, bits in [(classes.number, _CLASS_BITS), (classes.lowest, 8), (classes.highest, 8)]:
         writer.write(value, bits)
@@ -105,7 +105,7 @@ def read_maps(reader: BitReader, shape: tuple[int, int, int, int], *, highest: i
     code = ItemCode(symbols=highest + 1, total=total, classes=classes.number)
     table = FrequencyTable(item_frequencies(read_model(reader, classes.number, code.symbols, total), code.length))
     items = ItemReader(reader, table, sum(-(-geometry.length(*stage) // code.length) for stage in geometry.stages()))
-    of_grades = classes.ofgrades_of()
+    of_grades = classes.of_grades()
     parts: list[Part] = []
     found = []
     for part, block, phase in geometry.stages():
@@ -116,10 +116,8 @@ def read_maps(reader: BitReader, shape: tuple[int, int, int, int], *, highest: i
         channels, places = geometry.blocks[block], geometry.phases[phase]
         if not phase:
             parts[part].predict(block, predictor.cross[block], predictor.bias[channels])
-        grades = grades_of(
-            parts[part].features(block, phase, predictor.beside[channels]), predictor.coefficients[geometry.kinds.index((part, phase))]
-        )
-        sorter = _Sorter(grades, code.length)
+        features = parts[part].features(block, phase, predictor.beside[channels])
+        sorter = _Sorter(grades_of(features, predictor.coefficients[geometry.kinds.index((part, phase))]), code.length)
         symbols = sorter.unsort(code.unpack(items.take(of_grades[sorter.item_grades]) % code.values)).reshape(-1, len(places), size)
         found[part][channels, places] = symbols
         parts[part].known[channels, places] = np.minimum(symbols, CAP)
