@@ -1,7 +1,7 @@
 """Accuracy against bytes on the line, codec by codec: real runs of a client, a broker and a server as processes of this computer.
 
-A cell is one run: data set, cut, codecs, seed. Cells that ``docs/benchmarks/link.json`` has already are not run again, so this can be ended and
-started again at any time; ``--again`` runs all anew. Six epochs of Fashion-MNIST take about two minutes a cell.
+A cell is one run: data set, cut, codecs, seed. Cells that ``docs/benchmarks/link.json`` has already are not run again, so this can be ended
+and started again at any time; ``--again`` runs all anew. Six epochs of Fashion-MNIST take about two minutes a cell.
 
     python -m benchmarks.link [--jobs 2] [--only TEXT] [--again]      writes docs/benchmarks/link.md, link.json and the plots
 """

@@ -17,7 +17,7 @@ ACTIVATIONS = {"fashion": 784, "fashion-void": 784, "fashion-relu5": 128, "digit
 _TITLES = {
     "fashion": "Fashion-MNIST, cut of 784 activations, 6 epochs, batch 128",
     "digits": "Digits (scikit-learn), cut of 128 activations, 20 epochs, batch 32",
-    "shapes": "Coloured shapes of 3×32×32 (generated, 8 classes), cut of 1,024 activations, 8 epochs, batch 64",
+    "shapes": "Coloured shapes of 3 x 32 x 32 (generated, 8 classes), cut of 1,024 activations, 8 epochs, batch 64",
 }
 _LOST_POINTS = 0.5
 
@@ -105,11 +105,12 @@ def write_link_page(
 
 def _what() -> list[str]:
     return [
-        "Each row is real runs, a client process with its ONNX segment, mosquitto and a PyTorch server process, one a seed (0, 1, 2). Bytes are a",
-        "training sample, each epoch counted anew. *Line*: everything that the client's TCP socket carried both ways, less the evaluation's messages:",
-        "payloads, labels, frames, MQTT, acknowledgements, the joining and leaving. *TCP/IP*: the same with segments' headers, as the kernel counts them;",
-        "on the loopback here each message and each acknowledgement is a segment of its own. *Bits* are an activation of the cut, whole PUBLISH packets",
-        "counted. The quantizer is on at test time. *Lost*: points below fp32 of the same seed and epochs, the mean over the seeds.",
+        "Each row is real runs, a seed each: a client process with its ONNX segment, mosquitto, and a PyTorch server process. Bytes",
+        "are a training sample, each epoch counted anew. *Line*: all that the client's TCP socket carried both ways, less the messages",
+        "of evaluation: payloads, labels, frames, MQTT, acknowledgements, joining and leaving. *TCP/IP*: the same with the segments'",
+        "headers, as the kernel counts them (on the loopback each message and acknowledgement is a segment of its own). *Bits* are an",
+        "activation of the cut, whole PUBLISH packets counted. The quantizer is on at test time. *Lost*: points below fp32 of the same",
+        "seed and epochs, the mean over the seeds.",
         "",
     ]
 
@@ -149,7 +150,8 @@ def _bars(groups: Sequence[Group], flops: tuple[int, int]) -> list[str]:
     if cut is not None:
         more = f"client {flops[1] / 1e6:.2f} MFLOP a sample forward instead of {flops[0] / 1e6:.2f}"
         rows.append(
-            f"| the same, any cut of the same network | ≤ 80 | ≤ 40 | {cut.line:.1f} (lost {cut.lost(reference):+.2f}), cut after `relu5`, {more} |"
+            f"| the same, any cut of the same network | ≤ 80 | ≤ 40 "
+            f"| {cut.line:.1f} (lost {cut.lost(reference):+.2f}), cut after `relu5`, {more} |"
         )
     up_only = [group for group in fashion.values() if group.forward != "fp32" and group.backward == "fp32"]
     up = _cheapest(up_only, reference, lambda group: group.bits_up)

@@ -138,7 +138,8 @@ class ActivationEncoder(Encoder):
             return grad
         keys = magnitudes + kept.slopes.shape[1] * np.arange(len(kept.slopes))[:, None]
         price = kept.slopes.reshape(-1).take(keys) * signs
-        return grad + price.reshape(grad.shape)
+        priced: Floats = grad + price.reshape(grad.shape)
+        return priced
 
     def _move_steps(self, kept: _Kept, magnitudes: NDArray[np.intp], grad: Floats) -> None:
         """Learned step sizes (Esser et al., arXiv 1902.08153); their logarithms learn, so that the tensor's scale does not matter.

@@ -99,7 +99,7 @@ def decode_gradient(data: memoryview, shape: tuple[int, ...], support: Support |
     symbols = np.empty_like(sorted_symbols)
     symbols[_by_class(classes, counts)] = sorted_symbols
     negative = unpack_bits(data[at + size :], 1, int(np.count_nonzero(symbols)))
-    values = (_MAGNITUDES * unit).take(symbols)
+    values: Floats = np.multiply(_MAGNITUDES, unit, dtype=np.float32).take(symbols)
     values[symbols != 0] *= np.float32(1) - np.float32(2) * negative
     if support is None:
         return values.reshape(shape)
@@ -124,14 +124,14 @@ def _counts(shape: tuple[int, ...], support: Support | None) -> NDArray[np.int64
     samples = shape[0] if shape else 1
     if support is None:
         return np.full(samples, count_of(shape) // max(1, samples), np.int64)
-    return np.count_nonzero(support.reshape(samples, -1 if support.size else 0), axis=1).astype(np.int64)
+    return np.asarray(np.count_nonzero(support.reshape(samples, -1 if support.size else 0), axis=1), np.int64)
 
 
 def _classes(scaled: Floats, counts: NDArray[np.int64]) -> Symbols:
     owners = np.repeat(np.arange(len(counts)), counts)
     power = np.bincount(owners, weights=np.square(scaled, dtype=np.float64), minlength=len(counts)) / np.maximum(counts, 1)
     octaves = np.log2(np.maximum(power, 2.0**-60)) / 2
-    return np.clip(np.rint(octaves) + _UNIT_CLASS, 0, _ALPHABET - 1).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(octaves) + _UNIT_CLASS, 0, _ALPHABET - 1), np.uint8)
 
 
 def _class_counts(classes: Symbols, counts: NDArray[np.int64]) -> list[int]:

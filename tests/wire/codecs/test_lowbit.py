@@ -234,7 +234,7 @@ def test_options_that_cannot_be(text: str, said: str) -> None:
 
 def test_what_does_not_fit_is_said_before_the_first_step() -> None:
     maps = TensorSpec(name="x", dtype="float32", shape=("batch", 16, 7, 7))
-    with pytest.raises(ValueError, match="budget of 0.5 bytes a sample cannot be held for 784 elements"):
+    with pytest.raises(ValueError, match=r"budget of 0\.5 bytes a sample cannot be held for 784 elements"):
         parse_codec("lowbit:bytes_per_sample=0.5").check(maps, "forward")
     with pytest.raises(ValueError, match="leave it out backward"):
         parse_codec("lowbit:rate_weight=1e-5").check(maps, "backward")
