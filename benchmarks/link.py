@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import link_data
+from benchmarks import link_data, link_models
 from benchmarks.common import PAGES
 from benchmarks.link_page import write_link_page
 from export.prepare import export_run
@@ -157,6 +159,15 @@ def _data(task: str, folder: Path) -> dict[str, Any]:
     return data if task == "digits" else data | {"augment": {"flip": True}}
 
 
+def _client_flops(cut: str) -> int:
+    """Floating-point operations of the Fashion-MNIST network up to ``cut``, a sample, forward, as PyTorch counts them."""
+    children = dict(link_models.fashion().eval().named_children())
+    upto = list(children).index(cut) + 1
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.nn.Sequential(*list(children.values())[:upto])(torch.zeros(1, 1, 28, 28))
+    return counter.get_total_flops()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="cells at once; each keeps about one core busy")
@@ -175,7 +186,7 @@ def main() -> None:
                 results[cell.key] = done.result()
                 RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
                 print(f"{cell.key}: {results[cell.key]['accuracy']:.4f} in {results[cell.key]['seconds']:.0f} s", flush=True)
-    write_link_page(results)
+    write_link_page(results, flops=(_client_flops("pool2"), _client_flops("relu5")))
 
 
 if __name__ == "__main__":

@@ -86,15 +86,13 @@ def _group(task: str, forward: str, backward: str, runs: Mapping[int, Mapping[st
     )
 
 
-def write_link_page(
-    results: Mapping[str, Mapping[str, Any]], *, bottleneck_flops: tuple[int, int], coder: Mapping[str, Any] | None = None
-) -> None:
-    """``bottleneck_flops``: of the client a sample, forward, with the cut of 784 activations and with the later one."""
+def write_link_page(results: Mapping[str, Mapping[str, Any]], *, flops: tuple[int, int]) -> None:
+    """``flops``: of the client a sample, forward, with the cut of 784 activations and with the later one."""
     groups = grouped(results)
     lines = ["# The link: accuracy against bytes", "", "Made by `python -m benchmarks.link` (`make bench-link`).", ""]
     lines += [*hardware("torch", "onnxruntime", "paho-mqtt", "numpy"), ""]
     lines += _what()
-    lines += _bars(groups, bottleneck_flops)
+    lines += _bars(groups, flops)
     for task, title in _TITLES.items():
         mine = [group for group in groups if group.task == task]
         if mine:
