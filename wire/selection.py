@@ -136,7 +136,7 @@ class Selection:
     def choose(self, line: Line, frame: Frame, *, part_bytes: int) -> Choice:
         """``part_bytes``: what a part may be now."""
         peer = self._peer(line)
-        if peer.part_bytes > HEADER_BYTES:
+        if peer.part_bytes:
             part_bytes = min(part_bytes, max(peer.part_bytes, _shortest(frame)))
         parts = parts_needed(len(frame.payload), part_bytes=part_bytes)
         if frame.kind in _ALWAYS:
