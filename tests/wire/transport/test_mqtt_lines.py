@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 
 import pytest
 
+from server.broker import start_broker
+from simulation.namespaces import why_not
 from simulation.proxy import TcpProxy
+from simulation.shaped import LineShape, ShapedLines
 from tests.brokers import mosquitto, mosquitto_tls
 from tests.foreign_broker import Talk, foreign_broker
 from tests.links import Link, mqtt_link
@@ -42,6 +46,26 @@ def test_a_line_that_stalls_for_ever_is_noticed(busy: bool) -> None:
             link.next(LinkUp)
             link.transport.publish("t", b"x", 1)
             assert link.next(Received).payload == b"x"
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "sending"])
+def test_a_line_on_which_every_packet_is_lost_is_noticed(busy: bool) -> None:
+    """Neither end is told; where TCP has something to repeat, the kernel may be the first to say so."""
+    shape = LineShape(up_bps=10_000_000, down_bps=10_000_000)
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(ShapedLines(shape))
+        stack.enter_context(lines.at_hub())
+        broker = stack.enter_context(start_broker(engine="mosquitto", host=lines.address))
+        stack.enter_context(lines.at_end(0))
+        link = stack.enter_context(mqtt_link(BrokerConfig(url=broker.url, keepalive_s=5), "t"))
+        with lines.being_cut(0):
+            if busy:
+                link.transport.publish("t", bytes(1 << 16), 1)
+            assert link.next(LinkDown).reason
+        link.next(LinkUp)
+        link.transport.publish("t", b"x", 1)
+        assert link.next(Received).payload == b"x"
 
 
 def test_a_broker_that_only_receives_slowly_is_alive() -> None:
