@@ -1,10 +1,10 @@
 """What a RESEND frame says: which messages of the other end are here already, whole or in part, so that only the rest goes again.
 
-The byte format is specified in docs/protocol.md, section 6. Little endian:
+The byte format is specified in docs/protocol.md, section 3. Little endian:
 
     u8                 bit 0: answer with a RESEND of your own; bit 1: we have just connected; the others are 0
-    u8                 number of this question, or of the question that this answers
-    u32                parts of at most so many bytes, please; 0: as you like
+    u8                 number of this question; in an answer, of the question
+    u32                parts should be at most so long, header included; 0: as you like
     u8                 number of ranges; for each:
     u8, u8, u32, u32   kind, mode, first and last step: these messages are here
     u8                 number of messages that are here in part; for each:
