@@ -27,7 +27,7 @@ _OPEN_QUESTIONS = 16
 _IN_VAIN = 2  # times that a message went again for nothing
 _HELLOS = 15
 _FINE = 4  # how much shorter than its parts a message's new parts must be for it to be cut again
-_ALWAYS = (Kind.ACK, Kind.RESEND, Kind.HELLO)
+_SELECTED = (Kind.FORWARD, Kind.BACKWARD, Kind.CONTROL)  # all else is short, and goes whenever it is sent
 
 Key = tuple[Line, Kind, Mode, int, int]
 
@@ -85,7 +85,7 @@ class Selection:
         """A whole message is here, which the application has been given; of another epoch than ``epoch`` it makes nothing of it."""
         peer = self._peer(line)
         peer.heard = True
-        if frame.epoch == epoch and frame.kind not in _ALWAYS:
+        if frame.epoch == epoch and frame.kind in _SELECTED:
             self._whole.setdefault(line, Whole()).add(frame)
 
     def whole(self, line: Line) -> Whole:
@@ -146,7 +146,7 @@ class Selection:
         if peer.part_bytes:
             part_bytes = min(part_bytes, max(peer.part_bytes, _shortest(frame)))
         parts = parts_needed(len(frame.payload), part_bytes=part_bytes)
-        if frame.kind in _ALWAYS:
+        if frame.kind not in _SELECTED:
             self._count_hello(line, frame)
             return _all(parts)
         peer.hellos = 0
