@@ -13,6 +13,7 @@ from rich.table import Table
 
 from simulation.twin import TwinResult
 from wire.runfile import Run
+from wire.transport.wire_bytes import NO_BYTES, WireBytes
 
 __all__ = ["Report", "print_report"]
 
@@ -20,7 +21,8 @@ __all__ = ["Report", "print_report"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """``bytes_up`` and ``bytes_down``: MQTT PUBLISH packets of all clients, hand-over of weights, evaluation and repeats included;
-    ``bytes_per_sample``: both, by training samples served. ``max_loss_difference``: over all steps, NaN where a step was void."""
+    ``bytes_per_sample``: those of training steps, both ways, by training samples served. ``wire``: bytes of all clients as their sockets
+    carried them. ``max_loss_difference``: over all steps, NaN where a step was void."""
 
     dataset: str
     model: str
@@ -33,6 +35,7 @@ class Report:
     bytes_up: int
     bytes_down: int
     bytes_per_sample: float
+    wire: WireBytes
     client_peak_rss_mb: tuple[float, ...]
     client_modules_forbidden: tuple[str, ...]
     broker: str
@@ -54,6 +57,7 @@ class Report:
         clients = [results[client.name] for client in run.clients]
         split = run.evaluate.splits[-1]
         up, down = (sum(int(client[key]) for client in clients) for key in ("bytes_up", "bytes_down"))
+        trained = sum(int(client["bytes_by_use"][way].get("train", 0)) for client in clients for way in ("up", "down"))
         epochs = len(losses) / max(1, len(twin.losses)) * run.epochs  # fewer after early stopping
         return cls(
             dataset=dataset,
@@ -66,7 +70,8 @@ class Report:
             max_loss_difference=_largest_difference(losses, twin.losses),
             bytes_up=up,
             bytes_down=down,
-            bytes_per_sample=(up + down) / max(1.0, epochs * sum(samples.values())),
+            bytes_per_sample=trained / max(1.0, epochs * sum(samples.values())),
+            wire=sum((WireBytes(**client["wire"]) for client in clients), NO_BYTES),
             client_peak_rss_mb=tuple(float(client["peak_rss_mb"]) for client in clients),
             client_modules_forbidden=tuple(sorted({name for client in clients for name in client["modules_forbidden"]})),
             broker=broker,
@@ -88,6 +93,7 @@ class Report:
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "bytes_per_sample": round(self.bytes_per_sample, 1),
+            "wire": self.wire.plain(),
             "client_peak_rss_mb": list(self.client_peak_rss_mb),
             "client_modules_forbidden": list(self.client_modules_forbidden),
             "broker": self.broker,
@@ -114,6 +120,12 @@ def print_report(report: Report, *, as_json: bool) -> None:
     table.add_row("largest difference of a step's loss", f"{report.max_loss_difference:.1e}", "")
     table.add_row("bytes up", f"{report.bytes_up:,}", "")
     table.add_row("bytes down", f"{report.bytes_down:,}", "")
+    about = "about " if report.wire.estimated else ""
+    for name, up, down in (
+        ("on the wire", report.wire.sent_bytes, report.wire.received_bytes),
+        ("with TCP/IP", report.wire.ip_sent_bytes, report.wire.ip_received_bytes),
+    ):
+        table.add_row(f"bytes {name}, up and down", f"{about}{up:,} + {down:,}", "")
     table.add_row("bytes a training sample", f"{report.bytes_per_sample:,.0f}", "")
     table.add_row("peak memory of each client, MB", ", ".join(f"{value:.0f}" for value in report.client_peak_rss_mb), "")
     table.add_row("torch or onnx in a client", ", ".join(report.client_modules_forbidden) or "none", "")

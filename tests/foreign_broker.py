@@ -18,6 +18,7 @@ class Talk:
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
+        self.keepalive_s = 0  # of CONNECT
 
     def packet(self) -> tuple[int, bytes]:
         """The next packet: its first byte and its body (MQTT 3.1.1, section 2.2). Raises EOFError at the end."""
@@ -47,6 +48,7 @@ class Talk:
         head, body = self.packet()
         assert head == 0x10, f"{head:#x} is no CONNECT"
         assert body[:6] == b"\0\4MQTT"
+        self.keepalive_s = int.from_bytes(body[8:10], "big")
         return body[6]
 
     def welcome(self, version: int, *, properties: bytes = b"") -> None:
@@ -66,6 +68,7 @@ class Talk:
 class ForeignBroker:
     port: int
     versions: list[int] = field(default_factory=list)  # that were asked for, in their order
+    keepalives: list[int] = field(default_factory=list)
 
     def config(self, *, connect_timeout_s: float = 30.0) -> BrokerConfig:
         return BrokerConfig(url=f"mqtt://127.0.0.1:{self.port}", connect_timeout_s=connect_timeout_s)
@@ -90,6 +93,7 @@ def foreign_broker(script: Callable[[Talk, int], None]) -> Iterator[ForeignBroke
                     talk = Talk(link)
                     try:
                         broker.versions.append(talk.version())
+                        broker.keepalives.append(talk.keepalive_s)
                         script(talk, broker.versions[-1])
                     except (EOFError, OSError):
                         pass

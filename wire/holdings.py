@@ -1,10 +1,10 @@
 """What a RESEND frame says: which messages of the other end are here already, whole or in part, so that only the rest goes again.
 
-The byte format is specified in docs/protocol.md, section 6. Little endian:
+The byte format is specified in docs/protocol.md, section 3. Little endian:
 
-    u8                 bit 0: answer with a RESEND of your own; the others are 0
-    u8                 number of this question, or of the question that this answers
-    u32                parts of at most so many bytes, please; 0: as you like
+    u8                 bit 0: answer with a RESEND of your own; bit 1: we have just connected; the others are 0
+    u8                 number of this question; in an answer, of the question
+    u32                parts should be at most so long, header included; 0: as you like
     u8                 number of ranges; for each:
     u8, u8, u32, u32   kind, mode, first and last step: these messages are here
     u8                 number of messages that are here in part; for each:
@@ -29,7 +29,7 @@ __all__ = ["Holdings", "Whole"]
 _HEAD = struct.Struct("<BBI")
 _RANGE = struct.Struct("<BBII")
 _PART = struct.Struct("<BBIH")
-_ASKS = 1
+_ASKS, _FRESH = 1, 2
 
 Ranges = dict[tuple[Kind, Mode], tuple[int, int]]
 
@@ -53,9 +53,11 @@ class Whole:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """``asks``: an answer is wanted; ``number``: of the question; ``part_bytes``: how long parts should be at most, 0: any."""
+    """``asks``: an answer is wanted; ``fresh``: the connection is new, so what was on its way is lost; ``number``: of the question;
+    ``part_bytes``: how long parts should be at most, 0: any."""
 
     asks: bool = False
+    fresh: bool = False
     number: int = 0
     part_bytes: int = 0
     ranges: Ranges
@@ -73,7 +75,7 @@ class Holdings:
     def encode(self) -> bytes:
         """At most ``LIMITS.resend_bytes``: what does not fit is left out, and will come again in whole."""
         ranges = [_RANGE.pack(kind, mode, first, last) for (kind, mode), (first, last) in self.ranges.items()]
-        head = _HEAD.pack(_ASKS if self.asks else 0, self.number, self.part_bytes) + bytes([len(ranges)]) + b"".join(ranges)
+        head = _HEAD.pack(_ASKS * self.asks | _FRESH * self.fresh, self.number, self.part_bytes) + bytes([len(ranges)]) + b"".join(ranges)
         rows, left = [], LIMITS.resend_bytes - len(head) - 1
         for found in self.partial[:255]:
             row = _PART.pack(found.kind, found.mode, found.step, found.parts) + _bits(found.held, found.parts)
@@ -121,6 +123,13 @@ def _decode(data: bytes) -> Holdings:
         at += -(-parts // 8)
         held = frozenset(part for part in range(parts) if bits[part // 8] >> part % 8 & 1)
         partial.append(Partial(kind=Kind(kind), mode=Mode(mode), step=step, parts=parts, held=held))
-    if at != len(data) or flags & ~_ASKS:
+    if at != len(data) or flags & ~(_ASKS | _FRESH):
         raise ValueError("its length or its flags are wrong")
-    return Holdings(asks=bool(flags & _ASKS), number=number, part_bytes=part_bytes, ranges=ranges, partial=tuple(partial))
+    return Holdings(
+        asks=bool(flags & _ASKS),
+        fresh=bool(flags & _FRESH),
+        number=number,
+        part_bytes=part_bytes,
+        ranges=ranges,
+        partial=tuple(partial),
+    )

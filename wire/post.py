@@ -33,6 +33,7 @@ class Post:
         self._reassembler = Reassembler()
         self._selection = Selection()
         self._questions: set[Line] = set()  # lines whose other end is to be asked what it has
+        self._fresh: set[Line] = set()  # lines on which we have not asked since the link is up
         self._up = False
         self._tokens = itertools.count()
         self._left: dict[int, int] = {}  # by the actor's token: parts that the broker has not taken
@@ -54,6 +55,9 @@ class Post:
     def link(self, *, up: bool) -> None:
         """What was on its way is lost, or nobody will tell."""
         self._up = up
+        if up:
+            self._fresh = set(self._topics)
+            self._selection.link_up()
         self._left.clear()
         self._parts.clear()
         self._flying.clear()
@@ -145,7 +149,12 @@ class Post:
         partial = [
             found for found in self._reassembler.unfinished(topic, self._epoch()) if not whole.has(found.kind, found.mode, found.step)
         ]
-        holdings = Holdings(asks=asks, number=number, part_bytes=self._transport.part_wish, ranges=whole.ranges, partial=tuple(partial))
+        fresh = asks and line in self._fresh
+        if asks:
+            self._fresh.discard(line)
+        holdings = Holdings(
+            asks=asks, fresh=fresh, number=number, part_bytes=self._transport.part_wish, ranges=whole.ranges, partial=tuple(partial)
+        )
         frame = Frame(kind=Kind.RESEND, epoch=self._epoch(), lane=line.lane, payload=holdings.encode())
         self._publish(line, encode_part(frame, 0, 1, run_tag=self._tag), next(self._tokens))
 

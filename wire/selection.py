@@ -24,9 +24,10 @@ __all__ = ["Choice", "Key", "Selection", "key_of"]
 _KEPT = 1024  # messages of which the cut is remembered
 _QUESTIONS = 3  # without an answer; the next attempt sends everything, and a person is told
 _OPEN_QUESTIONS = 16
+_IN_VAIN = 2  # times that a message went again for nothing
 _HELLOS = 15
 _FINE = 4  # how much shorter than its parts a message's new parts must be for it to be cut again
-_ALWAYS = (Kind.ACK, Kind.RESEND, Kind.HELLO)
+_SELECTED = (Kind.FORWARD, Kind.BACKWARD, Kind.CONTROL)  # all else is short, and goes whenever it is sent
 
 Key = tuple[Line, Kind, Mode, int, int]
 
@@ -48,6 +49,7 @@ class _Message:
     sent_at: int  # by the count of all that was chosen
     taken: bool = False
     held: int = -1  # parts at the other end when it last said so
+    waited: bool = False  # the last view of the other end did not make us send anything
     in_vain: int = 0  # times that all was taken and nothing came of it
 
 
@@ -83,12 +85,17 @@ class Selection:
         """A whole message is here, which the application has been given; of another epoch than ``epoch`` it makes nothing of it."""
         peer = self._peer(line)
         peer.heard = True
-        if frame.epoch == epoch and frame.kind not in _ALWAYS:
+        if frame.epoch == epoch and frame.kind in _SELECTED:
             self._whole.setdefault(line, Whole()).add(frame)
 
     def whole(self, line: Line) -> Whole:
         """What has arrived on the line."""
         return self._whole.get(line, Whole())
+
+    def link_up(self) -> None:
+        """The connection is new: what the broker took before may be lost with it."""
+        for message in self._messages.values():
+            message.taken = False
 
     def new_epoch(self) -> None:
         """Nothing of what was sent or has arrived counts any more."""
@@ -136,10 +143,10 @@ class Selection:
     def choose(self, line: Line, frame: Frame, *, part_bytes: int) -> Choice:
         """``part_bytes``: what a part may be now."""
         peer = self._peer(line)
-        if peer.part_bytes > HEADER_BYTES:
+        if peer.part_bytes:
             part_bytes = min(part_bytes, max(peer.part_bytes, _shortest(frame)))
         parts = parts_needed(len(frame.payload), part_bytes=part_bytes)
-        if frame.kind in _ALWAYS:
+        if frame.kind not in _SELECTED:
             self._count_hello(line, frame)
             return _all(parts)
         peer.hellos = 0
@@ -171,7 +178,8 @@ class Selection:
             parts = message.parts
             if found is not None and found.parts == parts:
                 held = found.held
-        self._count_vain(line, message, len(held), view)
+        if message.taken and not view.fresh and self._is_coming(line, message, len(held)):
+            return Choice(parts=parts, chosen=())
         message.parts, message.taken, message.sent_at = parts, False, self._count
         return Choice(parts=parts, chosen=tuple(part for part in range(parts) if part not in held))
 
@@ -182,15 +190,18 @@ class Selection:
 
     # ------------------------------------------------------------ what a person should know
 
-    def _count_vain(self, line: Line, message: _Message, held: int, view: Holdings) -> None:
+    def _is_coming(self, line: Line, message: _Message, held: int) -> bool:
+        """The broker has taken all of it, and may be passing it on over a slow line: until two views in a row show that nothing moves."""
         if held != message.held:
-            message.in_vain = 0
-        message.held = held
-        if message.taken and not view.asks:
-            message.in_vain += 1
-            if message.in_vain == _QUESTIONS:
-                self._peer(line).heard = True
-                self._warn(line)
+            message.held, message.in_vain, message.waited = held, 0, False
+        message.waited = not message.waited
+        if message.waited:
+            return True
+        message.in_vain += 1
+        if message.in_vain == _IN_VAIN:
+            self._peer(line).heard = True
+            self._warn(line)
+        return False
 
     def _count_control(self, line: Line, message: _Message) -> None:
         message.in_vain += message.taken

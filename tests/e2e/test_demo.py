@@ -20,6 +20,7 @@ KEYS = {
     "bytes_up",
     "bytes_down",
     "bytes_per_sample",
+    "wire",
     "client_peak_rss_mb",
     "client_modules_forbidden",
     "broker",
@@ -48,6 +49,11 @@ def test_without_quantization_nothing_is_lost(clients: int, tmp_path: Path) -> N
     shares = [TRAINING_SAMPLES // clients + (at < TRAINING_SAMPLES % clients) for at in range(clients)]
     assert found["steps"] == 3 * sum(-(-share // 32) for share in shares)
     assert found["broker"].startswith("embedded")
+    wire = found["wire"]
+    assert not wire["estimated"]
+    assert found["bytes_up"] <= wire["sent_bytes"] < wire["ip_sent_bytes"]
+    assert found["bytes_down"] <= wire["received_bytes"] < wire["ip_received_bytes"]
+    assert 0 < found["bytes_per_sample"] * 3 * TRAINING_SAMPLES < found["bytes_up"] + found["bytes_down"]
     assert list(tmp_path.iterdir()) == [], "the demo leaves nothing behind"
 
 

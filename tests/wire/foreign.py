@@ -200,7 +200,7 @@ def read_control(data: bytes) -> tuple[str, dict[str, Any], dict[str, bytes]]:
 
 def read_resend(data: bytes) -> tuple[bool, int, list[tuple[int, ...]], list[tuple[int, int, int, int, list[int]]]]:
     flags, _, part_bytes, count = struct.unpack("<BBIB", data[:7])
-    assert flags in (0, 1)
+    assert flags in range(4)
     at, ranges, partial = 7, [], []
     for _ in range(count):
         ranges.append(struct.unpack_from("<BBII", data, at))
@@ -215,7 +215,7 @@ def read_resend(data: bytes) -> tuple[bool, int, list[tuple[int, ...]], list[tup
         partial.append((kind, mode, step, parts, [part for part in range(parts) if number >> part & 1]))
         at += size
     assert at == len(data)
-    return flags == 1, part_bytes, ranges, partial
+    return flags & 1 == 1, part_bytes, ranges, partial
 
 
 def topic_pair(run: str, key: str, edge: str, lane: int) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from wire.codecs import Offer, offer_for
 from wire.control import Control, encode_control
 from wire.frames import Frame, Kind
 from wire.graph import Edge, Graph, Line, Segment
-from wire.messages import FrameArrived
+from wire.messages import FrameArrived, Send
 from wire.program import Plan
 
 
@@ -135,6 +137,23 @@ def test_no_fault_changes_the_weights_or_the_ledgers(graph: Graph, seed: int, fa
     voids = data.draw(st.frozensets(void, max_size=3))
     setup = make(graph, in_flight=in_flight, schedule=schedule, voids=voids)
     check(setup, World(setup, seed=seed, faults=faults))
+
+
+def test_a_resend_brings_back_what_is_kept_the_replies_and_the_newest_acknowledgement() -> None:
+    world = World(make(GRAPHS["vanilla"]))
+    while min(len(party.ledger) for party in world.parties.values()) < 3:
+        world.turn()
+    said: dict[str, list[tuple[Kind, int]]] = {}
+    for name, party in world.parties.items():
+        (line,) = party.slice.lines
+        resend = Frame(kind=Kind.RESEND, epoch=party.actor.epoch, lane=line.lane)
+        effects = party.actor.handle(FrameArrived(line=line, frame=resend))
+        said[name] = [(effect.frame.kind, effect.frame.step) for effect in effects if isinstance(effect, Send)]
+        older = dataclasses.replace(resend, epoch=party.actor.epoch - 1)
+        kinds = {effect.frame.kind for effect in party.actor.handle(FrameArrived(line=line, frame=older)) if isinstance(effect, Send)}
+        assert kinds <= {Kind.FORWARD, Kind.CONTROL}, "replies and acknowledgements are of this epoch"
+    assert (Kind.BACKWARD, world.parties["server"].ledger[-1][2]) in said["server"]
+    assert Kind.ACK in {kind for sent in said.values() for kind, _ in sent}
 
 
 def test_a_void_step_is_void_at_both_ends_and_changes_no_weights() -> None:

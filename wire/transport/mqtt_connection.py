@@ -25,7 +25,7 @@ from wire.transport.broker_config import BrokerConfig
 from wire.transport.credentials import Credentials
 from wire.transport.dial import Waker, tls_error
 from wire.transport.paho_client import Aliases, PahoClient
-from wire.transport.reasons import HOPELESS, TOPIC_BYTES, UNSUPPORTED_VERSION, failure, too_large
+from wire.transport.reasons import HOPELESS, TOO_LARGE, TOPIC_BYTES, UNSUPPORTED_VERSION, failure, too_large
 from wire.transport.stream import PACKET_BYTES, Stream
 from wire.transport.window import IN_FLIGHT, Flying, Goodput, Window, publish_bytes
 from wire.transport.wire_bytes import WireBytes
@@ -261,8 +261,10 @@ class Connection:
     def _on_publish(self, client: Client, _: object, mid: int, reason: ReasonCode, properties: Properties | None) -> None:
         token, flying = self._in_flight.pop(mid)
         self._window.acknowledged(flying, time.monotonic())
-        if reason.is_failure and reason.value in HOPELESS:
-            self._sink(Refused(reason=f"a publish: {HOPELESS[reason.value]}", token=token))
+        code = TOO_LARGE if mid in self._client.too_large else reason.value
+        self._client.too_large.discard(mid)
+        if code in HOPELESS:
+            self._sink(Refused(reason=f"a publish: {HOPELESS[code]}", token=token))
         else:  # also where it was out of room for a moment: the sender's timer starts, and brings it again
             self._sink(Delivered(token=token))
 

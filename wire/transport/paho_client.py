@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from paho.mqtt.client import Client
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from wire.transport.reasons import TOO_LARGE
 from wire.transport.stream import Stream
 
 if TYPE_CHECKING:
     from paho.mqtt.client import SocketLike
 
 __all__ = ["Aliases", "PahoClient"]
+
+_UNSPECIFIED = 0x80  # "unspecified error"
 
 
 class PahoClient(Client):
@@ -29,10 +32,19 @@ class PahoClient(Client):
             reconnect_on_failure=False,
         )
         self._stream = stream
+        self.too_large: set[int] = set()  # packet ids of publishes that the broker said are over its limit
         self.max_inflight_messages = 0  # ours to count; paho would look through all of them at each PUBACK
 
     def _create_socket(self) -> SocketLike:
         return self._stream
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        """mosquitto answers a PUBLISH over its limit with a code that MQTT does not have there, and at which paho gives up."""
+        packet = self._in_packet["packet"]
+        if cmd == "PUBACK" and len(packet) > 2 and packet[2] == TOO_LARGE:
+            self.too_large.add(int.from_bytes(packet[:2], "big"))
+            packet[2] = _UNSPECIFIED
+        return super()._handle_pubackcomp(cmd)
 
     def ping(self) -> None:
         """Queue a PINGREQ."""

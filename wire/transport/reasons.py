@@ -6,11 +6,11 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from wire.errors import BrokerRefused, BrokerUnreachable, LinkError
 
-__all__ = ["HOPELESS", "TOPIC_BYTES", "UNSUPPORTED_VERSION", "failure", "too_large"]
+__all__ = ["HOPELESS", "TOO_LARGE", "TOPIC_BYTES", "UNSUPPORTED_VERSION", "failure", "too_large"]
 
 TOPIC_BYTES = 256  # room for a topic and headers, where the topic is not known yet
 
-UNSUPPORTED_VERSION = 0x84
+UNSUPPORTED_VERSION, TOO_LARGE = 0x84, 0x95
 # What a person has to mend: trying again would not help. All else passes: quota exceeded (0x97), no subscribers (0x10) and their like.
 HOPELESS = {
     0x85: "it does not accept our client id",
@@ -21,7 +21,7 @@ HOPELESS = {
     0x8E: "another client with the same name has taken over; run each party only once",
     0x8F: "a topic filter is not allowed; check the broker's access list",
     0x90: "a topic name is not allowed; check the broker's access list",
-    0x95: "a packet is too large for it; lower `part_bytes` in [broker]",
+    TOO_LARGE: "a packet is too large for it; lower `part_bytes` in [broker]",
     0x99: "it inspects payloads and does not like ours; have it pass binary payloads on our topics",
     0x9B: "it does not do QoS 1",
 }

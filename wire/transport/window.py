@@ -12,6 +12,7 @@ IN_FLIGHT = 20  # publishes without PUBACK: what most brokers allow, and a 3.1.1
 SMALLEST_PART_BYTES = 4096  # at which frames, MQTT and TCP cost little
 
 _PART_S = 2.0  # what a cut may cost of the line's time
+_WINDOW_S = 15.0  # what waits behind others may wait so long
 _SLOW = 8000.0  # bytes a second
 _KEEPALIVE_S, _SLOW_KEEPALIVE_S = 60, 180
 
@@ -59,8 +60,8 @@ class Flying:
 
 @dataclass(slots=True, kw_only=True)
 class Window:
-    """How much may be on its way without PUBACK: two parts, or what the line carries in a quarter of ``keepalive_s`` (in two round
-    trips, where that is more), so it never runs dry, and a PINGREQ turns around in time behind all of it.
+    """How much may be on its way without PUBACK: two parts, or what the line carries in a quarter of ``keepalive_s`` and in 15 s at most
+    (in two round trips, where that is more), so it never runs dry, and a PINGREQ turns around in time behind all of it.
     """
 
     goodput: Goodput
@@ -80,7 +81,7 @@ class Window:
         if rate is None:
             return 2 * part_bytes
         rtt_s = self.rtt_s if self.rtt_s < float("inf") else 0.0
-        wanted = rate * max(self.keepalive_s / 4, 2 * rtt_s)
+        wanted = rate * max(min(_WINDOW_S, self.keepalive_s / 4), 2 * rtt_s)
         return max(2 * part_bytes, min(int(wanted), IN_FLIGHT * PACKET_BYTES))
 
     def fits(self, size_bytes: int) -> bool:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.brokers import Broker, embedded, mosquitto, mosquitto_acl, mosquitto_limited, mosquitto_password, mosquitto_tls
+from tests.brokers import (
+    Broker,
+    embedded,
+    mosquitto,
+    mosquitto_acl,
+    mosquitto_dropping,
+    mosquitto_limited,
+    mosquitto_password,
+    mosquitto_tls,
+)
 from tests.links import Link, mqtt_link
+from tests.old_broker import without_mqtt5
 from wire.errors import UsageError
-from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused
+from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused, TransportEvent
 from wire.transport.mqtt import MqttTransport
 
 
@@ -186,6 +197,28 @@ def test_a_publish_over_the_limit_is_refused_and_the_link_stays() -> None:
         assert "`part_bytes`" in refused.reason
         link.transport.publish("t", bytes(4096), 6)
         assert len(link.next(Received).payload) == 4096
+
+
+def test_a_payload_over_the_limit_is_refused_where_only_its_puback_says_so() -> None:
+    with mosquitto_dropping(2000) as broker, mqtt_link(broker.config(), "t") as link:
+        link.transport.publish("t", bytes(4096), 5)
+        refused = link.next(Refused)
+        assert refused.token == 5
+        assert "lower `part_bytes` in [broker]" in refused.reason
+
+
+def test_a_packet_over_the_limit_in_mqtt_311_does_not_loop_for_ever() -> None:
+    """The broker closes the connection without a word, and would each time."""
+    with contextlib.ExitStack() as stack:
+        broker = stack.enter_context(mosquitto_limited(10_000))
+        port = stack.enter_context(without_mqtt5(broker.port))
+        link = stack.enter_context(mqtt_link(broker.config(url=f"mqtt://127.0.0.1:{port}"), "t"))
+        event: TransportEvent = LinkUp()
+        while not isinstance(event, Refused):
+            if isinstance(event, LinkUp):
+                link.transport.publish("t", bytes(20_000), 5)
+            event = link.events.get(timeout=60)
+        assert "our messages are too large for it (lower `part_bytes` in [broker])" in event.reason
 
 
 # ------------------------------------------------------------ one name, two clients

@@ -185,7 +185,9 @@ def test_a_goodbye_of_a_broker_that_shuts_down() -> None:
         link.next(LinkUp)
 
 
-@pytest.mark.parametrize(("code", "refused"), [(0x10, False), (0x80, False), (0x97, False), (0x87, True), (0x90, True)])
+@pytest.mark.parametrize(
+    ("code", "refused"), [(0x10, False), (0x80, False), (0x97, False), (0x87, True), (0x90, True), (0x95, True), (0x99, True)]
+)
 def test_reasons_of_a_puback(code: int, refused: bool) -> None:
     def script(talk: Talk, version: int) -> None:
         talk.welcome(version)
