@@ -57,6 +57,12 @@ ORT_TRAINING_PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 2>/d
 bench-engine: $(STAMP) .venv-ort-training/.installed
 	$(BIN)/python -m benchmarks.engine --ort-training-python .venv-ort-training/bin/python
 
+# The link on slow lines, shaped in the kernel: both need root. Goodput, also a part of bench-link; and a run whose line is cut for a minute
+# in every phase.
+bench-link: bench-link-line
+bench-link-line: bench-line
+bench-link-cuts: bench-line_cuts
+
 # docs/coverage.md, from what the tests train.
 coverage-page: $(STAMP)
 	$(BIN)/python -m docs.make_coverage

@@ -36,7 +36,8 @@ class LineShape:
     lost, in each direction. ``round_trip_s``: both ways, on an idle line, beside the time that the bits take. ``queue_s``: how long a
     packet may wait before the line; what would wait longer is dropped, but four packets may always wait.
 
-    tbf is a line that gathers breath: after a pause its first packet passes at once.
+    tbf is a line that gathers breath: after a pause its first packet passes at once. Not so where there is a round trip time, by a cable
+    that gives each bit its time: measure there.
     """
 
     up_bps: int
@@ -156,7 +157,8 @@ class ShapedLines:
         (hub, there), (end, here) = self._sides(at)
         shape = self._shapes[at]
         if shape.round_trip_s:
-            cable = Cable(hub, end, near_name=there, far_name=here, delay_s=shape.round_trip_s / 2)
+            rates = {"near_bps": shape.down_bps, "far_bps": shape.up_bps}
+            cable = Cable(hub, end, near_name=there, far_name=here, delay_s=shape.round_trip_s / 2, **rates)
             self._open.callback(cable.close)
         else:
             hub.run("ip", "link", "add", there, "type", "veth", "peer", "name", here, "netns", end.path)

@@ -91,8 +91,8 @@ PHASES = (
     Phase(name="hand-over, to the client", lane=1, party="server", event="command", op="take"),
     Phase(name="evaluation", lane=0, party="c0", event="command", op="evaluate"),
     Phase(name="weights collected", lane=1, party="c1", event="command", op="collect"),
-    Phase(name="end", lane=1, party="c1", event="command", op="end"),
-    Phase(name="goodbye", lane=1, party="server", event="finished"),
+    Phase(name="end", lane=0, party="server", event="command", op="end"),
+    Phase(name="goodbye", lane=1, party="c1", event="command", op="end"),
 )
 
 
@@ -109,10 +109,10 @@ class Cut:
         downs = (event for event in seen if event["event"] == "link" and not event["up"])
         return sorted({event["party"] for event in downs if self.began_s < event["heard_s"] < self.ended_s + KEEPALIVE_S})
 
-    def recovery_s(self, seen: list[dict[str, Any]]) -> float:
-        """From the line's return until the run moved on."""
-        signs = (event["heard_s"] for event in seen if event["event"] in ("command", "step", "finished", "checkpoint", "metrics"))
-        return min(heard_s for heard_s in signs if heard_s > self.ended_s) - self.ended_s
+    def recovery_s(self, seen: list[dict[str, Any]]) -> float | None:
+        """From the line's return until the run moved on; None: nothing was left to do."""
+        signs = [event["heard_s"] for event in seen if event["event"] in ("command", "step", "finished", "checkpoint", "metrics")]
+        return min((heard_s - self.ended_s for heard_s in signs if heard_s > self.ended_s), default=None)
 
 
 def cut_in_each_phase(run: Field, lines: ShapedLines, cut_s: float, *, phases: tuple[Phase, ...] = PHASES) -> list[Cut]:
