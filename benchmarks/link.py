@@ -59,10 +59,11 @@ TASKS = {
 BASELINES = ("fp32", "fp16", "bf16", "int8", "int4", "int2", "mxfp4", "topk:keep=0.1", "randtopk:keep=0.1")
 # Forward and backward options of the low-bit codec, from the dearest to the cheapest.
 LOWBIT = (
-    ("lowbit:rate_weight=5e-6", "lowbit"),
-    ("lowbit:rate_weight=1.5e-5", "lowbit:step=8"),
-    ("lowbit:rate_weight=4e-5", "lowbit:step=8"),
+    ("lowbit:step=0.7,rate_weight=5e-6", "lowbit:step=5"),
+    ("lowbit:rate_weight=1.5e-5", "lowbit"),
+    ("lowbit:rate_weight=5e-5", "lowbit:step=12"),
 )
+UPLINK_ALONE = ("lowbit:rate_weight=8e-6", "fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +83,12 @@ def cells() -> list[Cell]:
     found = [
         Cell(task=task, forward=forward, backward=backward, seed=seed)
         for seed in SEEDS
-        for task in ("fashion", "digits", "shapes")
         for forward, backward in pairs
+        for task in ("fashion", "digits", "shapes")
     ]
     for seed in SEEDS:
-        found.append(Cell(task="fashion", forward=LOWBIT[1][0], backward="fp32", seed=seed))
-        found += [Cell(task="fashion-void", forward=forward, backward=backward, seed=seed) for forward, backward in LOWBIT[:1]]
-        found += [
-            Cell(task="fashion-relu5", forward=forward, backward=backward, seed=seed) for forward, backward in (("fp32", "fp32"), LOWBIT[1])
-        ]
+        more = {"fashion": [UPLINK_ALONE], "fashion-void": LOWBIT[:1], "fashion-relu5": [("fp32", "fp32"), LOWBIT[0], LOWBIT[2]]}
+        found += [Cell(task=task, forward=each[0], backward=each[1], seed=seed) for task, pairs in more.items() for each in pairs]
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,18 +58,26 @@ def test_a_run_that_was_killed_is_the_run_that_was_not(
         assert run.losses() == losses
 
 
-def test_codecs_that_draw_at_random_and_rely_on_both_ends_go_on_where_they_were(tmp_path: Path) -> None:
-    """Two lanes, two steps of each in flight: what is kept of them is lost with a process, and what is drawn is drawn again."""
-    codec = {
-        "forward": "randtopk:keep=0.2,alpha=0.3",
-        "backward": "topk:keep=0.2",
-        "cuts": {"bottom>top": {"backward": "randtopk:keep=0.2"}},
-    }
+RANDOM = {
+    "forward": "randtopk:keep=0.2,alpha=0.3",
+    "backward": "topk:keep=0.2",
+    "cuts": {"bottom>top": {"backward": "randtopk:keep=0.2"}},
+}
+LEARNING = {"forward": "lowbit:rate_weight=1e-5,bytes_per_sample=40", "backward": "lowbit"}
+
+
+@pytest.mark.parametrize(
+    ("codec", "schedule", "in_flight"),
+    [(RANDOM, "independent", 2), (LEARNING, "independent", 2), (LEARNING, "relay", 1)],
+    ids=["random", "learning", "learning in relay"],
+)
+def test_codecs_with_state_and_chance_go_on_where_they_were(codec: dict[str, Any], schedule: str, in_flight: int, tmp_path: Path) -> None:
+    """What is kept of steps in flight is lost with a process, what is drawn is drawn again, and what was learned is in the checkpoint."""
     found = []
     for victims in ([], ["c1", "server", "c0"]):
         folder = tmp_path / str(len(victims))
         folder.mkdir()
-        path = small_run(folder, schedule="independent", in_flight=2, codec=codec)
+        path = small_run(folder, schedule=schedule, in_flight=in_flight, codec=codec)
         with start_broker() as broker, field(path, broker) as run:
             for victim, point in zip(victims, (15, 33, 55), strict=False):
                 assert run.await_step(point), "nothing was killed in mid-run"

@@ -51,7 +51,7 @@ class LowBit(Codec):
     number = 16
     marks_support = True
 
-    levels: int = 4
+    levels: int = 7
     step: float | None = None
     rate_weight: float = 0.0
     step_rate: float = 0.05
