@@ -105,7 +105,7 @@ class Driver:
             transport=transport,
             traffic=self.traffic,
             epoch=lambda: actor.epoch,
-            warn=lambda text: self._note("unanswered", text),
+            warn=self._warn,
         )
         self._inbox: queue.SimpleQueue[TransportEvent | None] = queue.SimpleQueue()
         self._inbox_bytes = 0
@@ -258,16 +258,16 @@ class Driver:
                 if self._training:
                     self._store.store_finished()
             case Note():
-                self._note(effect.kind, effect.text)
+                self.traffic.counts[effect.kind] += 1
+                self._observe("note", kind=effect.kind, text=effect.text)
             case Exit():
                 self._exit(effect)
             case Abandon():
                 pass  # dealt with before this
         return None
 
-    def _note(self, kind: str, text: str) -> None:
-        self.traffic.counts[kind] += 1
-        self._observe("note", kind=kind, text=text)
+    def _warn(self, text: str) -> None:
+        self._observe("note", kind="unanswered", text=text)
 
     def _set_timer(self, key: tuple[Any, ...], after_s: float) -> None:
         number = next(self._ids)

@@ -25,7 +25,7 @@ _KEPT = 1024  # messages of which the cut is remembered
 _QUESTIONS = 3  # without an answer; the next attempt sends everything, and a person is told
 _OPEN_QUESTIONS = 16
 _IN_VAIN = 2  # times that a message went again for nothing
-_HELLOS = 15
+_HELLOS = 30  # a minute of them; the others may take their time to start
 _FINE = 4  # how much shorter than its parts a message's new parts must be for it to be cut again
 _SELECTED = (Kind.FORWARD, Kind.BACKWARD, Kind.CONTROL)  # all else is short, and goes whenever it is sent
 
