@@ -16,14 +16,12 @@ from typing import Any
 
 from benchmarks.common import hardware, write_page
 from server.broker import start_broker
-from simulation.shaped import LineShape
 from tests.e2e.field import Field, field
-from tests.e2e.shaped import Cut, cut_in_each_phase, lines_run, shaped_field
+from tests.e2e.shaped import CUT_LINE, Cut, cut_in_each_phase, lines_run, shaped_field
 from wire.errors import CutlayerError
 
 CUT_S = 60.0
 KEEPALIVES_S = (5, 60)
-LINE = LineShape(up_bps=64_000, down_bps=64_000)
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def undisturbed(path: Path) -> Left:
 
 
 def disturbed(path: Path, cut_s: float) -> Story:
-    with shaped_field(path, LINE) as (run, lines):
+    with shaped_field(path, CUT_LINE) as (run, lines):
         cuts = cut_in_each_phase(run, lines, cut_s)
         run.finish(timeout_s=300)
         return Story(cuts, run.seen, Left.by(run))
@@ -72,7 +70,7 @@ def rows(stories: dict[int, Story]) -> list[str]:
         for story in stories.values():
             mine = next(each for each in story.cuts if each.phase == cut.phase)
             after_s = mine.recovery_s(story.seen)
-            cells += ["nothing was left" if after_s is None else f"{after_s:.1f} s", ", ".join(mine.noticed_by(story.seen)) or "nobody"]
+            cells += ["nothing had waited" if after_s is None else f"{after_s:.1f} s", ", ".join(mine.noticed_by(story.seen)) or "nobody"]
         made.append(f"| {' | '.join(cells)} |")
     return made
 
@@ -97,7 +95,8 @@ def main(cut_s: float) -> None:
         [
             "# The line cut in every phase",
             "",
-            f"Two clients on digits, relay, int8 both ways, each behind a line of {LINE.up_bps / 1000:g} kbit/s that is shaped in the",
+            f"Two clients on digits, relay, int8 both ways, each behind a line of {CUT_LINE.up_bps / 1000:g} kbit/s and"
+            f" {CUT_LINE.round_trip_s:g} s there and back, shaped in the",
             f"kernel; server and mosquitto at its other end. In each phase the line is cut for {cut_s:.0f} s at the moment at which the",
             "message of that phase leaves: packets vanish and nobody is told. *Goes on after*: from the line's return to the next sign",
             "of progress. *Who noticed*: parties whose transport gave the connection up, within the cut or right after it, and made",

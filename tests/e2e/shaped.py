@@ -14,12 +14,14 @@ from simulation.shaped import LineShape, ShapedLines
 from tests.e2e.field import Field, field, small_run
 from wire.runfile import load_run
 
-__all__ = ["PHASES", "STEPS_A_LANE", "WIDE_STEPS", "Cut", "Phase", "cut_in_each_phase", "lines_run", "shaped_field", "wide_run"]
+__all__ = ["CUT_LINE", "PHASES", "STEPS_A_LANE", "WIDE_STEPS", "Cut", "Phase", "cut_in_each_phase", "lines_run", "shaped_field", "wide_run"]
 
 STEPS_A_LANE = 2 * 4
 KEEPALIVE_S = 5
 WIDE_STEPS = 20
 _WIDTH, _WIDE_BATCH = 256, 64
+# Long enough that a message is still under way when the line is cut upon word that it leaves.
+CUT_LINE = LineShape(up_bps=64_000, down_bps=64_000, round_trip_s=0.2)
 PORT = 1883  # in a network of its own, every port is free
 
 
@@ -110,7 +112,7 @@ class Cut:
         return sorted({event["party"] for event in downs if self.began_s < event["heard_s"] < self.ended_s + KEEPALIVE_S})
 
     def recovery_s(self, seen: list[dict[str, Any]]) -> float | None:
-        """From the line's return until the run moved on; None: nothing was left to do."""
+        """From the line's return until the run moved on; None: it did not have to, as nothing had waited for the line."""
         signs = [event["heard_s"] for event in seen if event["event"] in ("command", "step", "finished", "checkpoint", "metrics")]
         return min((heard_s - self.ended_s for heard_s in signs if heard_s > self.ended_s), default=None)
 

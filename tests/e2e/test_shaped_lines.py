@@ -13,7 +13,7 @@ from simulation.namespaces import why_not
 from simulation.proxy import TcpProxy
 from simulation.shaped import LineShape
 from tests.e2e.field import Field, field
-from tests.e2e.shaped import PHASES, STEPS_A_LANE, WIDE_STEPS, cut_in_each_phase, lines_run, shaped_field, wide_run
+from tests.e2e.shaped import CUT_LINE, PHASES, STEPS_A_LANE, WIDE_STEPS, cut_in_each_phase, lines_run, shaped_field, wide_run
 
 REASON = why_not()
 needs_lines = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -53,7 +53,7 @@ def test_a_slow_line_that_loses_packets_changes_nothing(calm: Outcome, tmp_path:
 
 @needs_lines
 def test_a_line_cut_in_every_phase_changes_nothing(calm: Outcome, tmp_path: Path) -> None:
-    with shaped_field(lines_run(tmp_path), LineShape(up_bps=64_000, down_bps=64_000)) as (run, lines):
+    with shaped_field(lines_run(tmp_path), CUT_LINE) as (run, lines):
         cuts = cut_in_each_phase(run, lines, 1.0)
         assert {cut.phase for cut in cuts} == set(PHASES)
         assert Outcome(run) == calm
