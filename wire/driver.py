@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from wire.actor import Actor
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, PeerMismatch
-from wire.frames import Reassembler, encode
-from wire.graph import PartySlice, topics
+from wire.frames import Frame, Kind, Reassembler, encode
+from wire.graph import Line, PartySlice, topics
 from wire.limits import LIMITS
 from wire.messages import (
     Abandon,
@@ -48,8 +48,10 @@ from wire.messages import (
     StoreFinished,
     TimerFired,
 )
+from wire.recall import Recall
 from wire.runfile import Run
 from wire.runner import Runner
+from wire.spool import Spool
 from wire.store import Checkpoint, LedgerRow, Store, collected_path, dump_state, load_state, weights_of, write_atomically
 from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused, Transport, TransportEvent
 
@@ -91,6 +93,7 @@ class Driver:
         shared: frozenset[str],
         facts: Mapping[str, Any],
         store: Store,
+        spool: Spool,
         transport: Transport,
         observer: Observer,
         training: bool = True,
@@ -105,6 +108,10 @@ class Driver:
         self._shared = shared
         self._facts = facts
         self._store = store
+        self._spool = spool
+        self._recall = Recall(
+            party.lines, spool, checkpoint=max(store.checkpoints(), default=0), send=lambda line, frame: self._publish(line, frame, None)
+        )
         self._transport = transport
         self._observe = observer
         self._training = training
@@ -139,6 +146,7 @@ class Driver:
         finally:
             self._transport.close()
             self._store.close()
+            self._spool.close(remove=self._over)
 
     @property
     def over(self) -> bool:
@@ -206,6 +214,7 @@ class Driver:
         elif isinstance(event, LinkUp):
             self._forget_tokens()
             self._observe("link", up=True)
+            self._recall.announce()
             self._feed(LinkIsUp())
         elif isinstance(event, LinkDown):
             self._forget_tokens()
@@ -221,6 +230,8 @@ class Driver:
         self.traffic.bytes_down += _packet_bytes(event.topic, event.payload)
         try:
             frame = self._reassembler.feed(event.topic, event.payload, self._run.tag)
+            if frame is not None:
+                frame = self._recall.incoming(line, frame)
         except FrameError as exc:
             self.traffic.counts["corrupt"] += 1
             self._feed(Corrupt(line=line, reason=str(exc)))
@@ -229,12 +240,20 @@ class Driver:
             self._feed(FrameArrived(line=line, frame=frame))
 
     def _send(self, effect: Send) -> None:
-        topic, _ = self._topics[effect.line]
-        parts = encode(effect.frame, run_tag=self._run.tag, part_bytes=self._run.broker.part_bytes)
-        self._parts_left[effect.token] = len(parts)
+        frame = self._recall.outgoing(effect.line, effect.frame)
+        self.traffic.counts["references"] += frame.kind is Kind.REFERENCE
+        self._publish(effect.line, frame, effect.token)
+
+    def _publish(self, line: Line, frame: Frame, message: int | None) -> None:
+        """``message``: the actor's token, where it wants to know that all parts have been given away."""
+        topic, _ = self._topics[line]
+        parts = encode(frame, run_tag=self._run.tag, part_bytes=self._run.broker.part_bytes)
+        if message is not None:
+            self._parts_left[message] = len(parts)
         for part in parts:
             token = next(self._ids)
-            self._part_tokens[token] = effect.token
+            if message is not None:
+                self._part_tokens[token] = message
             self.traffic.bytes_up += _packet_bytes(topic, part)
             self._transport.publish(topic, part, token)
 
@@ -354,6 +373,7 @@ class Driver:
 
     def _save(self, id: int, program: Mapping[str, Any] | None) -> None:
         self._store.save(Checkpoint(id=id, segments={name: engine.state() for name, engine in self._engines.items()}, program=program))
+        self._recall.saved(id)
 
     def _restore(self, id: int) -> Executed:
         checkpoint = self._store.load(id)
@@ -361,6 +381,7 @@ class Driver:
             if name not in checkpoint.segments:
                 raise CheckpointError(f"checkpoint {id} in {self._store.folder} has no segment `{name}`; it is of another run")
             engine.load_state(checkpoint.segments[name])
+        self._recall.restored(id, self._actor.epoch)
         self._observe("restored", id=id, epoch=self._actor.epoch)
         return Executed(op="restore", program=checkpoint.program)
 

@@ -52,6 +52,8 @@ class Kind(IntEnum):
     ACK = 4
     RESEND = 5
     HELLO = 6
+    HELD = 7
+    REFERENCE = 8
 
 
 class Mode(IntEnum):
