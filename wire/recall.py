@@ -4,11 +4,12 @@ Theory of operation. After a restart of any party all go back to a checkpoint an
 same messages, byte for byte. What an end has *received* is in its spool. When it has gone back it tells the other end of each line
 which steps it holds (HELD). The other end computes the step as ever and, where the peer holds it, sends a REFERENCE in place of the
 FORWARD or BACKWARD: the same header, and the digest of the payload in place of the payload. The receiver takes the payload from its
-spool where the digests agree, and the actor gets the very frame that would have crossed.
+spool where the digests agree, and the actor gets the very frame that would have crossed. Blobs of control messages, which are
+weights, go the same way; they are known by their digest alone.
 
 So the spool can be lost, or be of other data or another version of the program, and the run is still the same: nothing is used that
-the sender has not just computed. A reference that finds nothing is handled as a damaged frame is: the end says anew what
-it holds, then asks again.
+the sender has not just computed. A reference that finds nothing is handled as a damaged frame is: the end says anew what it holds,
+then asks again.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ import dataclasses
 import struct
 from collections.abc import Callable, Iterable
 
+from wire.control import decode_control, encode_control
 from wire.errors import FrameError
-from wire.frames import Frame, Kind, Mode
+from wire.frames import Frame, Kind
 from wire.graph import Line
 from wire.limits import LIMITS
-from wire.spool import DIGEST_BYTES, SpoolKey, Storage, digest_of
+from wire.spool import BLOB, DIGEST_BYTES, SpoolKey, Storage, digest_of
 
 __all__ = ["Recall"]
 
 KEPT_BYTES = 256  # shorter payloads are not worth a row and a reference
 _RANGE = struct.Struct("<BII")
+_STEP = struct.Struct("<I")
 
-_Range = tuple[Mode, int, int]  # mode, first step, number of steps
+_Range = tuple[int, int, int]  # mode, first step, number of steps
 
 
 class Recall:
@@ -46,13 +49,13 @@ class Recall:
         send: Callable[[Line, Frame], None],
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        self._lines = tuple(lines)
+        self._lines = {(line.edge, line.lane): line for line in lines}
         self._spool = spool
         self._send = send
         self._kept_bytes = kept_bytes
         self._checkpoint = checkpoint
         self._epoch = 0
-        self._mine: dict[Line, set[tuple[Mode, int]]] = {}  # what this end holds of what may come again
+        self._mine: dict[Line, set[tuple[int, int]]] = {}  # mode and step of what this end holds of what may come again
         self._theirs: dict[Line, tuple[int, tuple[_Range, ...]]] = {}  # epoch, and what the other end says it holds
 
     # ------------------------------------------------------------ checkpoints
@@ -60,10 +63,9 @@ class Recall:
     def restored(self, checkpoint: int, epoch: int) -> None:
         """The party has gone back to ``checkpoint`` in this ``epoch`` of the run; tell the other ends what need not come again."""
         self._checkpoint, self._epoch = checkpoint, epoch
-        at = {(line.edge, line.lane): line for line in self._lines}
         self._mine = {}
         for key in self._spool.held(checkpoint):
-            line = at.get((key.edge, key.lane))
+            line = self._lines.get((key.edge, key.lane))
             if line is not None:
                 self._mine.setdefault(line, set()).add((key.mode, key.step))
         self.announce()
@@ -82,11 +84,13 @@ class Recall:
     # ------------------------------------------------------------ frames
 
     def outgoing(self, line: Line, frame: Frame) -> Frame:
-        """What is to be sent for ``frame``: itself, or a reference where the other end holds its payload."""
-        if not self._concerns(frame):
+        """What is to be sent for ``frame``: itself, or what refers to payloads that the other end holds."""
+        epoch, theirs = self._theirs.get(line, (0, ()))
+        if epoch != frame.epoch or not self._concerns(frame):
             return frame
-        epoch, ranges = self._theirs.get(line, (0, ()))
-        if epoch != frame.epoch or not any(mode == frame.mode and 0 <= frame.step - first < count for mode, first, count in ranges):
+        if frame.kind is Kind.CONTROL:
+            return self._with_references(frame, theirs)
+        if not _within(theirs, frame.mode, frame.step):
             return frame
         return dataclasses.replace(frame, kind=Kind.REFERENCE, payload=digest_of(frame.payload))
 
@@ -97,26 +101,57 @@ class Recall:
             return None
         if frame.kind is Kind.REFERENCE:
             return self._resolved(line, frame) if frame.epoch == self._epoch else None
-        if self._concerns(frame):
-            self._spool.put(_key(line, frame), frame.payload, after=self._checkpoint)
+        if not self._concerns(frame):
+            return frame
+        if frame.kind is Kind.CONTROL:
+            return self._control_arrived(line, frame)
+        self._spool.put(SpoolKey(line.edge, line.lane, frame.mode, frame.step), frame.payload, after=self._checkpoint)
         return frame
 
     def _concerns(self, frame: Frame) -> bool:
-        return frame.kind in (Kind.FORWARD, Kind.BACKWARD) and not frame.void and len(frame.payload) >= self._kept_bytes
+        if frame.kind not in (Kind.FORWARD, Kind.BACKWARD, Kind.CONTROL):
+            return False
+        return not frame.void and len(frame.payload) >= self._kept_bytes
 
     def _resolved(self, line: Line, frame: Frame) -> Frame:
-        if len(frame.payload) != DIGEST_BYTES:
-            raise FrameError(f"a reference of {len(frame.payload)} bytes; it must have {DIGEST_BYTES}")
-        found = self._spool.get(_key(line, frame))
+        payload = self._found(SpoolKey(line.edge, line.lane, frame.mode, frame.step), line, frame.payload)
+        return dataclasses.replace(frame, kind=Kind.BACKWARD if line.upstream else Kind.FORWARD, payload=payload)
+
+    def _found(self, key: SpoolKey, line: Line, digest: bytes) -> bytes:
+        found = self._spool.get(key)
+        if found is not None and found[0] == digest:
+            return found[1]
         if found is None:
-            self._mine.get(line, set()).discard((frame.mode, frame.step))
-        elif found[0] != frame.payload:
-            # The other end has computed something else than before: other data or another program, so this will go on.
-            self._mine[line] = set()
+            self._mine.get(line, set()).discard((key.mode, key.step))
         else:
-            return dataclasses.replace(frame, kind=Kind.BACKWARD if line.upstream else Kind.FORWARD, payload=found[1])
+            # The other end has computed something else than before: other data or another program, so this would go on.
+            self._mine[line] = set()
         self._announce(line)
-        raise FrameError(f"step {frame.step} is not in the spool as the other end has it")
+        raise FrameError(f"it refers to {'a blob' if key.mode == BLOB else f'step {key.step}'}, which the spool has not or otherwise")
+
+    # ------------------------------------------------------------ blobs
+
+    def _with_references(self, frame: Frame, theirs: tuple[_Range, ...]) -> Frame:
+        control = decode_control(frame.payload)
+        digests = {name: digest_of(blob) for name, blob in control.blobs.items() if len(blob) >= self._kept_bytes}
+        held = {name: digest for name, digest in digests.items() if _within(theirs, BLOB, _blob_step(digest))}
+        if not held:
+            return frame
+        changed = dataclasses.replace(control, blobs={**control.blobs, **held}, references=tuple(held))
+        return dataclasses.replace(frame, payload=encode_control(changed))
+
+    def _control_arrived(self, line: Line, frame: Frame) -> Frame:
+        control = decode_control(frame.payload)
+        blobs: dict[str, bytes] = {}
+        for name, blob in control.blobs.items():
+            if name in control.references:
+                blobs[name] = self._found(SpoolKey(line.edge, line.lane, BLOB, _blob_step(blob)), line, blob)
+            elif len(blob) >= self._kept_bytes:
+                self._spool.put(SpoolKey(line.edge, line.lane, BLOB, _blob_step(digest_of(blob))), blob, after=self._checkpoint)
+        if not control.references:
+            return frame
+        whole = dataclasses.replace(control, blobs={**control.blobs, **blobs}, references=())
+        return dataclasses.replace(frame, payload=encode_control(whole))
 
     # ------------------------------------------------------------ HELD
 
@@ -127,23 +162,23 @@ class Recall:
     def _held_arrived(self, line: Line, frame: Frame) -> None:
         count, rest = divmod(len(frame.payload), _RANGE.size)
         if rest or count > LIMITS.held_ranges:
-            raise FrameError(
-                f"a list of held steps of {len(frame.payload)} bytes; it must have {_RANGE.size} a range, of at most {LIMITS.held_ranges}"
-            )
-        try:
-            ranges = tuple((Mode(mode), first, number) for mode, first, number in _RANGE.iter_unpack(frame.payload))
-        except ValueError as exc:
-            raise FrameError(f"a list of held steps names a mode that does not exist ({exc})") from exc
+            raise FrameError(f"a list of what is held has {len(frame.payload)} bytes; {_RANGE.size} a range, at most {LIMITS.held_ranges}")
         # It may come before we have entered its epoch ourselves, and one of an older epoch after it.
         if frame.epoch >= self._theirs.get(line, (0, ()))[0]:
-            self._theirs[line] = (frame.epoch, ranges)
+            self._theirs[line] = (frame.epoch, tuple(_RANGE.iter_unpack(frame.payload)))
 
 
-def _key(line: Line, frame: Frame) -> SpoolKey:
-    return SpoolKey(line.edge, line.lane, frame.mode, frame.step)
+def _blob_step(digest: bytes) -> int:
+    if len(digest) != DIGEST_BYTES:
+        raise FrameError(f"a reference of {len(digest)} bytes; it must have {DIGEST_BYTES}")
+    return int(_STEP.unpack_from(digest)[0])
 
 
-def _ranges(steps: Iterable[tuple[Mode, int]]) -> list[_Range]:
+def _within(ranges: Iterable[_Range], mode: int, step: int) -> bool:
+    return any(mode == each and 0 <= step - first < count for each, first, count in ranges)
+
+
+def _ranges(steps: Iterable[tuple[int, int]]) -> list[_Range]:
     found: list[_Range] = []
     for mode, step in sorted(steps):
         if found and found[-1][0] == mode and found[-1][1] + found[-1][2] == step:

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from wire.frames import Mode
+__all__ = ["BLOB", "DIGEST_BYTES", "Spool", "SpoolConfig", "SpoolKey", "Storage", "digest_of"]
 
-__all__ = ["DIGEST_BYTES", "Spool", "SpoolConfig", "SpoolKey", "Storage", "digest_of"]
-
+BLOB = 255
 DIGEST_BYTES = 16
 BURST_S = 16.0  # of ``bytes_per_s`` may be written at once after a rest
 
@@ -48,11 +47,14 @@ class SpoolConfig:
 
 
 class SpoolKey(NamedTuple):
-    """Names one step message that a party receives: a line carries one kind of them to each of its ends."""
+    """Names what a party receives on a line: the message of a step, of which a line carries one kind to each of its ends, or a blob.
+
+    ``mode`` is the step's, or ``BLOB``; ``step`` of a blob is made from its digest.
+    """
 
     edge: str
     lane: int
-    mode: Mode
+    mode: int
     step: int
 
 
@@ -108,10 +110,11 @@ class Spool:
 
     def close(self, *, remove: bool = False) -> None:
         """``remove``: the run is over, nobody will ask for this again."""
-        if self._db is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.close()
-            self._db = None
+        if self._db is None:
+            return
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        self._db = None
         if remove:
             self._remove()
 
@@ -163,7 +166,7 @@ class Spool:
     @staticmethod
     def _held(db: sqlite3.Connection, after: int) -> list[SpoolKey]:
         found = db.execute("SELECT edge, lane, mode, step FROM messages WHERE after >= ? ORDER BY edge, lane, mode, step", (after,))
-        return [SpoolKey(str(edge), int(lane), Mode(mode), int(step)) for edge, lane, mode, step in found]
+        return [SpoolKey(str(edge), int(lane), int(mode), int(step)) for edge, lane, mode, step in found]
 
     def _clear(self, db: sqlite3.Connection, after: int) -> None:
         db.execute("DELETE FROM messages WHERE after < ?", (after,))
@@ -225,7 +228,8 @@ class Spool:
         anew = self._failures == 1
         outcome = "it is made anew" if anew else "this party goes on without it"
         self._say(f"the spool {self._path} cannot be used ({why}); {outcome}, and what it held crosses the line again")
-        self.close(remove=True)
+        self.close()
+        self._remove()
         self._held_bytes = 0
         if anew:
             self._open()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wire.actor import Actor, Timing
+from wire.control import decode_control
 from wire.errors import FrameError
 from wire.frames import Frame, Kind, Mode
 from wire.graph import Edge, Graph, Line, Segment
@@ -53,6 +54,7 @@ from wire.steps import StepRange
 
 PRIME = (1 << 61) - 1
 NUMBER = struct.Struct("<Q")
+COLLECTED = b"collected"
 
 
 def mix(*values: int) -> int:
@@ -237,10 +239,11 @@ class Party:
             case "give":
                 return Executed(op="give", blobs={name: NUMBER.pack(self.engines[name].weight) for name in self.handed_over()})
             case "collect":
-                return Executed(op="collect", blobs={name: NUMBER.pack(engine.weight) for name, engine in self.engines.items()})
+                return Executed(op="collect", blobs={name: COLLECTED + NUMBER.pack(engine.weight) for name, engine in self.engines.items()})
             case "keep":
                 assert self.slice.parent is None
-                self.disk.kept[effect.args["lane"]] = {name: NUMBER.unpack(blob)[0] for name, blob in effect.blobs.items()}
+                found = {name: NUMBER.unpack(blob.removeprefix(COLLECTED))[0] for name, blob in effect.blobs.items()}
+                self.disk.kept[effect.args["lane"]] = found
             case "take":
                 for name in self.handed_over():
                     self.engines[name].weight = NUMBER.unpack(effect.blobs[name])[0]
@@ -292,8 +295,8 @@ class World:
         self.random = random.Random(seed)
         self.faults = faults or Faults()
         self.pending: list[tuple[str, Line, Frame]] = []
-        self.arrived: set[tuple[Any, ...]] = set()  # lines and steps whose payload has come to its party
-        self.again: list[tuple[Any, ...]] = []  # those of them whose payload was sent once more
+        self.arrived: set[tuple[Any, ...]] = set()  # payloads that have come to their party, by line and step
+        self.again: list[tuple[Any, ...]] = []  # those of them that were sent once more
         self.references = 0
         self.tokens: list[tuple[Party, int]] = []
         self.notes: list[tuple[str, Note]] = []
@@ -329,8 +332,7 @@ class World:
         line = Line(sent_on.edge, sent_on.lane, not sent_on.upstream)
         self.pending.append((other, line, frame))
         self.references += frame.kind is Kind.REFERENCE
-        if frame.kind in (Kind.FORWARD, Kind.BACKWARD) and frame.payload and (line, frame.mode, frame.step) in self.arrived:
-            self.again.append((line, frame.mode, frame.step))
+        self.again += [key for key in whole_payloads(line, frame) if key in self.arrived]
 
     def run(self, limit: int = 100_000) -> None:
         for _ in range(limit):
@@ -364,8 +366,7 @@ class World:
         if self.strike("corrupt", 0.05):
             party.feed(Corrupt(line=line, reason="crc"))
             return
-        if frame.kind in (Kind.FORWARD, Kind.BACKWARD) and frame.payload:
-            self.arrived.add((line, frame.mode, frame.step))
+        self.arrived.update(whole_payloads(line, frame))
         party.receive(line, frame)
 
     def time_passes(self) -> None:
@@ -409,6 +410,18 @@ class World:
 
     def ledgers(self) -> dict[str, list[tuple[str, int, int, bool]]]:
         return {name: sorted(disk.newest[2]) for name, disk in self.disks.items()}
+
+
+def whole_payloads(line: Line, frame: Frame) -> list[tuple[Any, ...]]:
+    """What crosses with ``frame`` and is not referred to only: the payload of a step, or weights on their way."""
+    if frame.kind in (Kind.FORWARD, Kind.BACKWARD) and frame.payload:
+        return [(line, frame.mode, frame.step)]
+    if frame.kind is Kind.CONTROL:
+        control = decode_control(frame.payload)
+        blobs = {name: blob for name, blob in control.blobs.items() if name not in control.references}
+        # What is collected may be the same for two lanes, and crosses for each.
+        return [(line, name, blob) for name, blob in blobs.items() if not blob.startswith(COLLECTED)]
+    return []
 
 
 def reference(setup: Setup) -> dict[tuple[str, str], int]:
