@@ -101,11 +101,10 @@ class Recall:
             return None
         if frame.kind is Kind.REFERENCE:
             return self._resolved(line, frame) if frame.epoch == self._epoch else None
-        if not self._concerns(frame):
-            return frame
         if frame.kind is Kind.CONTROL:
             return self._control_arrived(line, frame)
-        self._spool.put(SpoolKey(line.edge, line.lane, frame.mode, frame.step), frame.payload, after=self._checkpoint)
+        if self._concerns(frame):
+            self._spool.put(SpoolKey(line.edge, line.lane, frame.mode, frame.step), frame.payload, after=self._checkpoint)
         return frame
 
     def _concerns(self, frame: Frame) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from wire.control import Control, encode_control
 from wire.frames import Frame, Kind, Mode, encode
 from wire.graph import Line, topics
+from wire.spool import digest_of
 from wire.tensors import encode_tensors
 
 FILE = Path(__file__).with_name("vectors.json")
@@ -44,6 +46,8 @@ def frame_vectors() -> list[dict[str, Any]]:
         "evaluation": Frame(kind=Kind.FORWARD, mode=Mode.EVAL, epoch=9, step=4, payload=bytes(range(8))),
         "control": Frame(kind=Kind.CONTROL, epoch=2, lane=1, step=(5 << 16) + 1, payload=encode_control(control)),
         "ack": Frame(kind=Kind.ACK, epoch=2, lane=1, step=(5 << 16) + 1),
+        "held": Frame(kind=Kind.HELD, epoch=3, lane=1, payload=struct.pack("<BIIBII", 0, 100, 20, 1, 7, 1)),
+        "reference": Frame(kind=Kind.REFERENCE, epoch=3, lane=1, step=17, global_step=35, payload=digest_of(b"activation")),
         "largest fields": Frame(
             kind=Kind.FORWARD, mode=Mode.INFER, epoch=2**32 - 1, lane=2**16 - 1, step=2**32 - 1, global_step=2**32 - 1, payload=b"z" * 100
         ),
