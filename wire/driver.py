@@ -109,9 +109,7 @@ class Driver:
         self._facts = facts
         self._store = store
         self._spool = spool
-        self._recall = Recall(
-            party.lines, spool, checkpoint=max(store.checkpoints(), default=0), send=lambda line, frame: self._publish(line, frame, None)
-        )
+        self._recall = Recall(party.lines, spool, checkpoint=max(store.checkpoints(), default=0), send=self._send_ourselves)
         self._transport = transport
         self._observe = observer
         self._training = training
@@ -240,22 +238,21 @@ class Driver:
             self._feed(FrameArrived(line=line, frame=frame))
 
     def _send(self, effect: Send) -> None:
+        topic, _ = self._topics[effect.line]
         frame = self._recall.outgoing(effect.line, effect.frame)
-        self.traffic.counts["references"] += frame.kind is Kind.REFERENCE
-        self._publish(effect.line, frame, effect.token)
-
-    def _publish(self, line: Line, frame: Frame, message: int | None) -> None:
-        """``message``: the actor's token, where it wants to know that all parts have been given away."""
-        topic, _ = self._topics[line]
+        if frame.kind is Kind.REFERENCE:
+            self.traffic.counts["references"] += 1
         parts = encode(frame, run_tag=self._run.tag, part_bytes=self._run.broker.part_bytes)
-        if message is not None:
-            self._parts_left[message] = len(parts)
+        self._parts_left[effect.token] = len(parts)
         for part in parts:
             token = next(self._ids)
-            if message is not None:
-                self._part_tokens[token] = message
+            self._part_tokens[token] = effect.token
             self.traffic.bytes_up += _packet_bytes(topic, part)
             self._transport.publish(topic, part, token)
+
+    def _send_ourselves(self, line: Line, frame: Frame) -> None:
+        """What the actor knows nothing of has a token that it has never given."""
+        self._send(Send(line=line, frame=frame, token=-1 - next(self._ids)))
 
     def _part_delivered(self, token: int) -> None:
         message = self._part_tokens.pop(token, None)
