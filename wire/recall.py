@@ -77,7 +77,7 @@ class Recall:
         self._spool.clear_before(checkpoint - 1)
 
     def announce(self) -> None:
-        """Say (again) what this end holds, after a restore or when the link has come back."""
+        """Say (again) what this end holds: after a restore, and when the link has come back."""
         for line in self._mine:
             self._announce(line)
 
@@ -99,6 +99,8 @@ class Recall:
         if frame.kind is Kind.HELD:
             self._held_arrived(line, frame)
             return None
+        if frame.kind is Kind.RESEND and line in self._mine:
+            self._announce(line)  # the other end may have missed what was said before
         if frame.kind is Kind.REFERENCE:
             return self._resolved(line, frame) if frame.epoch == self._epoch else None
         if frame.kind is Kind.CONTROL:
@@ -120,11 +122,11 @@ class Recall:
         found = self._spool.get(key)
         if found is not None and found[0] == digest:
             return found[1]
+        mine = self._mine.setdefault(line, set())
         if found is None:
-            self._mine.get(line, set()).discard((key.mode, key.step))
+            mine.discard((key.mode, key.step))
         else:
-            # The other end has computed something else than before: other data or another program, so this would go on.
-            self._mine[line] = set()
+            mine.clear()  # the other end has computed something else than before: other data or another program, so this would go on
         self._announce(line)
         raise FrameError(f"it refers to {'a blob' if key.mode == BLOB else f'step {key.step}'}, which the spool has not or otherwise")
 

@@ -218,6 +218,27 @@ def test_it_is_said_again_when_the_link_comes_back_but_not_after_the_next_save(e
     assert server.sent == first * 2
 
 
+def test_it_is_said_again_to_an_end_that_asks(ends: tuple[End, End]) -> None:
+    """Whoever has lost the connection sends RESEND, and may have missed the word."""
+    device, server = ends
+    cross(device, server, forward(0, epoch=1))
+    resend = Frame(kind=Kind.RESEND, epoch=2)
+    assert server.recall.incoming(DOWN, resend) == resend
+    assert server.sent == [], "nothing was held back yet"
+    server.recall.restored(0, 2)
+    server.sent.clear()
+    assert server.recall.incoming(DOWN, resend) == resend
+    server.hand_over(device)
+    assert device.recall.outgoing(UP, forward(0, epoch=2)).kind is Kind.REFERENCE
+    server.recall.saved(1)
+    with pytest.raises(FrameError):
+        server.recall.incoming(DOWN, Frame(kind=Kind.REFERENCE, epoch=2, step=7, payload=bytes(DIGEST_BYTES)))
+    server.sent.clear()
+    assert server.recall.incoming(DOWN, resend) == resend
+    server.hand_over(device)
+    assert device.recall.outgoing(UP, forward(0, epoch=2)).kind is Kind.FORWARD, "that a reference was in vain is said again, too"
+
+
 def control(weights: bytes, *, seq: int, epoch: int) -> Frame:
     message = Control(kind="cmd", body={"seq": seq, "op": "take"}, blobs={"bottom": weights, "tiny": b"x"})
     return Frame(kind=Kind.CONTROL, epoch=epoch, step=seq, payload=encode_control(message))
