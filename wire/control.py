@@ -25,7 +25,8 @@ _LENGTH = struct.Struct("<I")
 class Control:
     """``kind``: cmd, done, lost or refuse; what ``body`` holds by kind is in docs/protocol.md.
 
-    ``references``: names of ``blobs`` that are only the digest of the blob, which the receiver has in its spool.
+    ``references``: names of ``blobs`` that are only the digest of the blob, which the receiver has in its spool; ``wire.recall`` alone
+    makes and resolves them.
     """
 
     kind: str

@@ -54,6 +54,7 @@ class Kind(IntEnum):
     HELLO = 6
     HELD = 7
     REFERENCE = 8
+    REFERRING = 9
 
 
 class Mode(IntEnum):

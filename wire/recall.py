@@ -5,7 +5,7 @@ same messages, byte for byte. What an end has *received* is in its spool. When i
 which steps it holds (HELD). The other end computes the step as ever and, where the peer holds it, sends a REFERENCE in place of the
 FORWARD or BACKWARD: the same header, and the digest of the payload in place of the payload. The receiver takes the payload from its
 spool where the digests agree, and the actor gets the very frame that would have crossed. Blobs of control messages, which are
-weights, go the same way; they are known by their digest alone.
+weights, go the same way, in a REFERRING frame in place of the CONTROL; they are known by their digest alone.
 
 So the spool can be lost, or be of other data or another version of the program, and the run is still the same: nothing is used that
 the sender has not just computed. A reference that finds nothing is handled as a damaged frame is: the end says anew what it holds,
@@ -101,9 +101,11 @@ class Recall:
             return None
         if frame.kind is Kind.RESEND and line in self._mine:
             self._announce(line)  # the other end may have missed what was said before
+        if frame.kind in (Kind.REFERENCE, Kind.REFERRING) and frame.epoch != self._epoch:
+            return None
         if frame.kind is Kind.REFERENCE:
-            return self._resolved(line, frame) if frame.epoch == self._epoch else None
-        if frame.kind is Kind.CONTROL:
+            return self._resolved(line, frame)
+        if frame.kind in (Kind.CONTROL, Kind.REFERRING):
             return self._control_arrived(line, frame)
         if self._concerns(frame):
             self._spool.put(SpoolKey(line.edge, line.lane, frame.mode, frame.step), frame.payload, after=self._checkpoint)
@@ -139,20 +141,23 @@ class Recall:
         if not held:
             return frame
         changed = dataclasses.replace(control, blobs={**control.blobs, **held}, references=tuple(held))
-        return dataclasses.replace(frame, payload=encode_control(changed))
+        # Of another kind, for under one number a line carries the same bytes only.
+        return dataclasses.replace(frame, kind=Kind.REFERRING, payload=encode_control(changed))
 
     def _control_arrived(self, line: Line, frame: Frame) -> Frame:
         control = decode_control(frame.payload)
+        if control.references and frame.kind is Kind.CONTROL:
+            raise FrameError("a CONTROL frame refers to blobs that it should hold")
         blobs: dict[str, bytes] = {}
         for name, blob in control.blobs.items():
             if name in control.references:
                 blobs[name] = self._found(SpoolKey(line.edge, line.lane, BLOB, _blob_step(blob)), line, blob)
             elif len(blob) >= self._kept_bytes:
                 self._spool.put(SpoolKey(line.edge, line.lane, BLOB, _blob_step(digest_of(blob))), blob, after=self._checkpoint)
-        if not control.references:
+        if frame.kind is Kind.CONTROL:
             return frame
         whole = dataclasses.replace(control, blobs={**control.blobs, **blobs}, references=())
-        return dataclasses.replace(frame, payload=encode_control(whole))
+        return dataclasses.replace(frame, kind=Kind.CONTROL, payload=encode_control(whole))
 
     # ------------------------------------------------------------ HELD
 

@@ -40,6 +40,7 @@ def tensor_vectors() -> list[dict[str, Any]]:
 
 def frame_vectors() -> list[dict[str, Any]]:
     control = Control(kind="cmd", body={"seq": 3, "op": "save", "lanes": [0, 1], "args": {"id": 7}}, blobs={"b": b"xy"})
+    referring = Control(kind="cmd", body={"seq": 4, "op": "take"}, blobs={"bottom": digest_of(b"weights")}, references=("bottom",))
     frames = {
         "forward": Frame(kind=Kind.FORWARD, epoch=2, lane=1, step=17, global_step=35, payload=b"activation"),
         "backward, void": Frame(kind=Kind.BACKWARD, void=True, epoch=2, lane=1, step=17, global_step=35),
@@ -48,6 +49,7 @@ def frame_vectors() -> list[dict[str, Any]]:
         "ack": Frame(kind=Kind.ACK, epoch=2, lane=1, step=(5 << 16) + 1),
         "held": Frame(kind=Kind.HELD, epoch=3, lane=1, payload=struct.pack("<BIIBII", 0, 100, 20, 1, 7, 1)),
         "reference": Frame(kind=Kind.REFERENCE, epoch=3, lane=1, step=17, global_step=35, payload=digest_of(b"activation")),
+        "referring": Frame(kind=Kind.REFERRING, epoch=3, lane=1, step=(5 << 16) + 2, payload=encode_control(referring)),
         "largest fields": Frame(
             kind=Kind.FORWARD, mode=Mode.INFER, epoch=2**32 - 1, lane=2**16 - 1, step=2**32 - 1, global_step=2**32 - 1, payload=b"z" * 100
         ),

@@ -253,6 +253,7 @@ def test_weights_that_were_handed_over_are_referred_to_whatever_message_they_com
     again = control(weights, seq=3, epoch=2)
     sent, got = cross(server, device, again)
     assert got == again
+    assert sent.kind is Kind.REFERRING
     assert len(sent.payload) < 200
     other = control(weights[::-1], seq=4, epoch=2)
     assert cross(server, device, other) == (other, other)
@@ -271,7 +272,10 @@ def test_weights_that_are_lost_cross_again(ends: tuple[End, End]) -> None:
     assert cross(server, device, again) == (again, again)
 
 
-@given(kind=st.sampled_from([Kind.HELD, Kind.REFERENCE, Kind.CONTROL]), mode=st.sampled_from(Mode), payload=st.binary(max_size=400))
+KINDS = (Kind.HELD, Kind.REFERENCE, Kind.CONTROL, Kind.REFERRING)
+
+
+@given(kind=st.sampled_from(KINDS), mode=st.sampled_from(Mode), payload=st.binary(max_size=400))
 def test_rubbish_is_refused_or_of_no_use_but_nothing_else(kind: Kind, mode: Mode, payload: bytes, tmp_path_factory) -> None:
     end = End(DOWN, tmp_path_factory.mktemp("spool") / "spool.sqlite")
     end.recall.restored(0, 1)
@@ -286,7 +290,10 @@ def test_rubbish_is_refused_or_of_no_use_but_nothing_else(kind: Kind, mode: Mode
 def test_a_control_message_that_refers_with_something_else_than_a_digest_is_refused(ends: tuple[End, End]) -> None:
     _, server = ends
     message = Control(kind="done", blobs={"bottom": b"short", "pad": bytes(300)}, references=("bottom",))
+    server.recall.restored(0, 1)
     with pytest.raises(FrameError, match="16"):
+        server.recall.incoming(DOWN, Frame(kind=Kind.REFERRING, epoch=1, step=1, payload=encode_control(message)))
+    with pytest.raises(FrameError, match="should hold"):
         server.recall.incoming(DOWN, Frame(kind=Kind.CONTROL, epoch=1, step=1, payload=encode_control(message)))
 
 

@@ -416,7 +416,7 @@ def whole_payloads(line: Line, frame: Frame) -> list[tuple[Any, ...]]:
     """What crosses with ``frame`` and is not referred to only: the payload of a step, or weights on their way."""
     if frame.kind in (Kind.FORWARD, Kind.BACKWARD) and frame.payload:
         return [(line, frame.mode, frame.step)]
-    if frame.kind is Kind.CONTROL:
+    if frame.kind in (Kind.CONTROL, Kind.REFERRING):
         control = decode_control(frame.payload)
         blobs = {name: blob for name, blob in control.blobs.items() if name not in control.references}
         # What is collected may be the same for two lanes, and crosses for each.
