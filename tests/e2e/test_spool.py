@@ -26,7 +26,7 @@ KILL_AT = STEPS_AN_EPOCH + 40  # of a lane, in the second epoch: checkpoints are
 
 
 class Heard(NamedTuple):
-    """A frame of a step, as it was on the line."""
+    """A frame of a step, or one that refers to weights, as it was on the line."""
 
     topic: str
     kind: Kind
@@ -53,16 +53,16 @@ class Listener:
             found += _heard(self.events.get())
         return found
 
-    def frames_until(self, step: int) -> list[Heard]:
-        """The same, and those that come until one of this training step of a lane has come."""
+    def frames_until(self, step: int, *, lane: int) -> list[Heard]:
+        """The same, and those that come until one of this training step of the lane has come."""
         found: list[Heard] = []
-        while not any(frame.mode is Mode.TRAIN and frame.step >= step for frame in found[-1:]):
+        while not any(frame.mode is Mode.TRAIN and frame.step >= step and frame.topic.split("/")[-2] == str(lane) for frame in found[-1:]):
             found += _heard(self.events.get(timeout=60))
         return found
 
 
 def _heard(event: TransportEvent) -> list[Heard]:
-    if not isinstance(event, Received) or event.payload[3] not in (Kind.FORWARD, Kind.BACKWARD, Kind.REFERENCE):
+    if not isinstance(event, Received) or event.payload[3] not in (Kind.FORWARD, Kind.BACKWARD, Kind.REFERENCE, Kind.REFERRING):
         return []
     epoch, step = struct.unpack_from("<II", event.payload, 12)
     return [Heard(event.topic, Kind(event.payload[3]), Mode(event.payload[4]), epoch, step, len(event.payload))]
@@ -104,11 +104,12 @@ def check(run: Field, undisturbed: tuple[dict[str, bytes], list[tuple[int, float
     assert not list(run.path.parent.rglob("spool.sqlite*")), "when the run is over nobody will ask again"
 
 
-@pytest.mark.parametrize("victim", ["c0", "server"])
-def test_what_has_crossed_does_not_cross_again(victim: str, undisturbed, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("victim", "lane"), [("c0", 0), ("server", 1)])
+def test_what_has_crossed_does_not_cross_again(victim: str, lane: int, undisturbed, tmp_path: Path) -> None:
+    """Of lane 1 the weights that it took over from lane 0 have crossed as well."""
     path = make(tmp_path)
     with start_broker() as broker, listener(load_run(path), broker) as heard, field(path, broker) as run:
-        before = heard.frames_until(KILL_AT)
+        before = heard.frames_until(KILL_AT, lane=lane)
         run.kill(victim)
         before += heard.frames()
         run.start(victim)
@@ -118,6 +119,7 @@ def test_what_has_crossed_does_not_cross_again(victim: str, undisturbed, tmp_pat
     since = trained[-1].step // STEPS_AN_EPOCH * STEPS_AN_EPOCH
     crossed = {frame.what: frame for frame in trained if frame.step >= since}
     again = [frame for frame in after if frame.what in crossed]
+    assert (lane == 0) or {frame.topic[-3:] for frame in after if frame.kind is Kind.REFERRING} == {"0/f", "1/b"}
     assert len(crossed) > 20, "there was too little to repeat to show anything"
     assert {frame.what for frame in again} == set(crossed), "the steps since the checkpoint were not computed again"
     whole = [frame for frame in again if frame.kind is not Kind.REFERENCE]
@@ -129,7 +131,7 @@ def test_what_has_crossed_does_not_cross_again(victim: str, undisturbed, tmp_pat
 def test_with_a_spool_that_was_damaged_the_run_is_the_same(undisturbed, tmp_path: Path) -> None:
     path = make(tmp_path)
     with start_broker() as broker, listener(load_run(path), broker) as heard, field(path, broker) as run:
-        heard.frames_until(KILL_AT)
+        heard.frames_until(KILL_AT, lane=0)
         run.kill("server")
         spool = run.run.state_of("server") / "spool.sqlite"
         assert spool.exists()
