@@ -12,6 +12,7 @@ from wire.data_config import Augment, DataConfig, DataSplit, Normalize
 from wire.lr import LrSchedule
 from wire.optim import SGD, Adam, AdamW
 from wire.runfile import ClientConfig, CodecConfig, CutCodec, EvaluateConfig, ModelConfig, Run, ServerConfig
+from wire.spool import SpoolConfig
 from wire.transport.broker_config import BrokerConfig
 
 PAGE = Path(__file__).with_name("run-file.md")
@@ -29,6 +30,7 @@ TABLES: tuple[tuple[str, type], ...] = (
     ("`[server]`", ServerConfig),
     ("`[evaluate]`", EvaluateConfig),
     ("`[broker]`", BrokerConfig),
+    ("`[spool]`", SpoolConfig),
     ("`[data]`", DataConfig),
     ("`[data.validation]`, `[data.test]`", DataSplit),
     ("`[data.normalize]`", Normalize),
@@ -41,7 +43,7 @@ def page() -> str:
     """The whole page."""
     parts = [
         "# The run file",
-        "One TOML file says what is trained, by whom, on what, over which line. All parties read the same one; `broker`, `data`, "
+        "One TOML file says what is trained, by whom, on what, over which line. All parties read the same one; `broker`, `spool`, `data`, "
         "`clients.data` and paths may differ from party to party, everything else must agree, and a party whose file differs is refused.\n"
         "A key that is unknown or has a bad value is named, with exit code 2. Made from the code by `docs/make_run_file.py`.",
     ]

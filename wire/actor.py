@@ -175,8 +175,9 @@ class Actor:
         self._outbox.resend()
         if not self._joined and self._party.parent is not None:
             self._hello()
-        for line in self._party.lines:
-            self._outbox.send_once(line, Frame(kind=Kind.RESEND, epoch=self._epoch, lane=line.lane))
+        if self._joined:  # before that, all that the others keep for us is of an epoch that our start ends
+            for line in self._party.lines:
+                self._outbox.send_once(line, Frame(kind=Kind.RESEND, epoch=self._epoch, lane=line.lane))
 
     def _on_link_down(self, event: LinkIsDown) -> None:
         self._outbox.link_lost()
@@ -220,7 +221,8 @@ class Actor:
         if frame.kind is Kind.HELLO:
             self._hello_arrived(line, frame)
         elif frame.kind is Kind.RESEND:
-            self._repeat(line, frame.epoch)
+            if frame.epoch <= self._epoch:  # who is ahead of us would drop it all
+                self._repeat(line, frame.epoch)
         elif frame.kind is Kind.CONTROL:
             self._control_arrived(line, frame)
         elif frame.epoch != self._epoch or not self._joined:

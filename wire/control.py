@@ -1,7 +1,8 @@
 """Control messages: a JSON head and, behind it, blobs (segment weights on their way to the next lane).
 
 Layout: u32 length of the head, the head (UTF-8 JSON object), then the blobs one after another. The head's ``blobs`` lists
-``[name, length_bytes]`` in order. Little endian.
+``[name, length_bytes]`` in order. Little endian. Where the head has ``references``, a list of names, the digest of the blob
+stands in the place of each of these.
 """
 
 from __future__ import annotations
@@ -22,16 +23,24 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """``kind``: cmd, done, lost or refuse; what ``body`` holds by kind is in docs/protocol.md."""
+    """``kind``: cmd, done, lost or refuse; what ``body`` holds by kind is in docs/protocol.md.
+
+    ``references``: names of ``blobs`` that are only the digest of the blob, which the receiver has in its spool; ``wire.recall`` alone
+    makes and resolves them.
+    """
 
     kind: str
     body: Mapping[str, Any] = field(default_factory=dict)
     blobs: Mapping[str, bytes] = field(default_factory=dict)
+    references: tuple[str, ...] = ()
 
 
 def encode_control(control: Control) -> bytes:
     """Bytes of a control message; equal messages give equal bytes."""
-    head = {"kind": control.kind, "body": control.body, "blobs": [[name, len(blob)] for name, blob in control.blobs.items()]}
+    head: dict[str, Any] = {"kind": control.kind, "body": control.body}
+    head["blobs"] = [[name, len(blob)] for name, blob in control.blobs.items()]
+    if control.references:
+        head["references"] = control.references
     text = json.dumps(head, separators=(",", ":"), sort_keys=True).encode()
     return b"".join((_LENGTH.pack(len(text)), text, *control.blobs.values()))
 
@@ -46,8 +55,8 @@ def decode_control(data: bytes) -> Control:
     end = _LENGTH.size + length
     try:
         head = json.loads(data[_LENGTH.size : end].decode())
-        kind, body, sizes = head["kind"], head["body"], head["blobs"]
-    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        kind, body, sizes, references = head["kind"], head["body"], head["blobs"], head.get("references", [])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise FrameError(f"control head is not readable ({type(exc).__name__})") from exc
     if not isinstance(kind, str) or not isinstance(body, dict) or not isinstance(sizes, list):
         raise FrameError("control head has the wrong form")
@@ -61,4 +70,6 @@ def decode_control(data: bytes) -> Control:
         end += entry[1]
     if end != len(data):
         raise FrameError("control message has bytes left over")
-    return Control(kind=kind, body=body, blobs=blobs)
+    if not isinstance(references, list) or any(not isinstance(name, str) or name not in blobs for name in references):
+        raise FrameError("control head has references to no blob")
+    return Control(kind=kind, body=body, blobs=blobs, references=tuple(references))

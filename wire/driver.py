@@ -17,7 +17,8 @@ from wire.actor import Actor
 from wire.cut import Cuts
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, OtherVersion, PeerMismatch
-from wire.graph import PartySlice
+from wire.frames import Frame, Kind
+from wire.graph import Line, PartySlice
 from wire.limits import LIMITS
 from wire.messages import (
     Abandon,
@@ -47,8 +48,10 @@ from wire.messages import (
     TimerFired,
 )
 from wire.post import Post
+from wire.recall import Recall
 from wire.runfile import Run
 from wire.runner import Runner
+from wire.spool import Spool
 from wire.store import Checkpoint, LedgerRow, Store, collected_path, dump_state, load_state, weights_of, write_atomically
 from wire.traffic import Traffic
 from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused, Transport, TransportEvent
@@ -79,6 +82,7 @@ class Driver:
         shared: frozenset[str],
         facts: Mapping[str, Any],
         store: Store,
+        spool: Spool,
         transport: Transport,
         observer: Observer,
         training: bool = True,
@@ -94,6 +98,8 @@ class Driver:
         self._shared = shared
         self._facts = facts
         self._store = store
+        self._spool = spool
+        self._recall = Recall(party.lines, spool, checkpoint=max(store.checkpoints(), default=0), send=self._send_ourselves)
         self._transport = transport
         self._observe = observer
         self._training = training
@@ -131,6 +137,7 @@ class Driver:
             self._transport.close()
             self.traffic.wire = self._transport.counted()
             self._store.close()
+            self._spool.close(remove=self._over)
 
     @property
     def over(self) -> bool:
@@ -201,6 +208,7 @@ class Driver:
         elif isinstance(event, LinkUp):
             self._post.link(up=True)
             self._observe("link", up=True)
+            self._recall.announce()
             self._feed(LinkIsUp())
         elif isinstance(event, LinkDown):
             self._post.link(up=False)
@@ -215,6 +223,8 @@ class Driver:
             return
         try:
             frame = self._post.received(line, event)
+            if frame is not None:
+                frame = self._recall.incoming(line, frame)
         except FrameError as exc:
             self.traffic.counts["corrupt"] += 1
             if isinstance(exc, OtherVersion) and line == self._party.parent:
@@ -224,6 +234,16 @@ class Driver:
         if frame is not None:
             self._feed(FrameArrived(line=line, frame=frame))
             self._post.handled(line)
+
+    def _send(self, effect: Send) -> bool:
+        frame = self._recall.outgoing(effect.line, effect.frame)
+        if frame.kind is Kind.REFERENCE:
+            self.traffic.counts["references"] += 1
+        return self._post.send(Send(line=effect.line, frame=frame, token=effect.token))
+
+    def _send_ourselves(self, line: Line, frame: Frame) -> None:
+        """What the actor knows nothing of has a token that it has never given."""
+        self._send(Send(line=line, frame=frame, token=-1 - next(self._ids)))
 
     # ------------------------------------------------------------ effects
 
@@ -238,7 +258,7 @@ class Driver:
             case Execute():
                 return self._execute(effect)
             case Send():
-                return None if self._post.send(effect) else SendDelivered(token=effect.token)
+                return None if self._send(effect) else SendDelivered(token=effect.token)
             case SetTimer():
                 self._set_timer(effect.key, effect.after_s)
             case CancelTimer():
@@ -332,6 +352,7 @@ class Driver:
     def _save(self, id: int, program: Mapping[str, Any] | None) -> None:
         segments = {name: engine.state() for name, engine in self._engines.items()}
         self._store.save(Checkpoint(id=id, segments=segments, codecs=self._cuts.state(), program=program))
+        self._recall.saved(id)
 
     def _restore(self, id: int) -> Executed:
         checkpoint = self._store.load(id)
@@ -341,6 +362,7 @@ class Driver:
             engine.load_state(checkpoint.segments[name])
         # A prediction has one client's lane of the run that was saved.
         self._cuts.load_state(checkpoint.codecs, surplus=not self._training)
+        self._recall.restored(id, self._actor.epoch)
         self._observe("restored", id=id, epoch=self._actor.epoch)
         return Executed(op="restore", program=checkpoint.program)
 

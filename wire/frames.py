@@ -64,6 +64,9 @@ class Kind(IntEnum):
     ACK = 4
     RESEND = 5
     HELLO = 6
+    HELD = 7
+    REFERENCE = 8
+    REFERRING = 9
 
 
 class Mode(IntEnum):

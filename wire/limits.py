@@ -28,6 +28,7 @@ class Limits:
     run_file_bytes: int = 1 << 20
     dataset_bytes: int = 8 << 30  # one data file, unpacked
     parties: int = 1024
+    held_ranges: int = 4096  # ranges of steps that a party says it holds of a line
 
 
 LIMITS = Limits()

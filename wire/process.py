@@ -22,6 +22,7 @@ from wire.feed import Batch, Feed, LabelStore
 from wire.program import Program
 from wire.runfile import Run
 from wire.runner import Metrics, Runner
+from wire.spool import Spool, SpoolConfig
 from wire.store import Store, write_atomically
 from wire.transport.mqtt import MqttTransport
 
@@ -93,6 +94,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         shared=replicated if run.schedule == "relay" else frozenset(),
         facts=_facts(setup.feed, [lane for slot in party.slots for lane in slot.lanes]),
         store=store,
+        spool=_spool(run, name, setup, observer),
         transport=MqttTransport(run.broker, client_id=f"{run.name}-{name}" + ("" if setup.training else "-predict"), base_dir=run.base),
         observer=observer,
         training=setup.training,
@@ -104,6 +106,12 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())
     observer("finished" if driver.over else "stopped", **result)
     return result
+
+
+def _spool(run: Run, name: str, setup: PartySetup, observer: Observer) -> Spool:
+    """Inference has no checkpoints to go back to, and leaves alone what training keeps."""
+    config = run.spool if setup.training else SpoolConfig(limit_bytes=0)
+    return Spool(run.state_of(name) / "spool.sqlite", config, say=lambda text: observer("note", kind="spool", text=text))
 
 
 def _facts(feed: Feed | None, lanes: list[int]) -> dict[str, Any]:

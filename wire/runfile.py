@@ -22,6 +22,7 @@ from wire.lr import LrSchedule
 from wire.optim import Optimizer
 from wire.parse import parse, plain
 from wire.program import Plan
+from wire.spool import SpoolConfig
 from wire.transport.broker_config import BrokerConfig
 
 __all__ = [
@@ -215,6 +216,7 @@ class Run:
     codec: CodecConfig = field(default_factory=CodecConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
+    spool: SpoolConfig = field(default_factory=SpoolConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     base: str = "."
 
@@ -309,7 +311,7 @@ class Run:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) over all that parties must agree on; where files lie and how the broker is reached is each one's own."""
-        own = ("broker", "data", "state_dir", "base", "resend_after_s", "topic_key", "ids_key", "server", "clients")
+        own = ("broker", "spool", "data", "state_dir", "base", "resend_after_s", "topic_key", "ids_key", "server", "clients")
         shared = {key: value for key, value in plain(self).items() if key not in own}
         shared["parties"] = [client.name for client in self.clients] + [self.server.name]
         shared["labels"] = "server" if self.server.labels else "clients"

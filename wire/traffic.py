@@ -35,6 +35,6 @@ class Traffic:
 
 def _use(payload: bytes) -> str:
     """By the header of a frame; what is none counts as control."""
-    if len(payload) < HEADER_BYTES or payload[3] not in (Kind.FORWARD, Kind.BACKWARD):
+    if len(payload) < HEADER_BYTES or payload[3] not in (Kind.FORWARD, Kind.BACKWARD, Kind.REFERENCE):
         return "control"
     return "train" if payload[4] == Mode.TRAIN else "evaluate"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from wire.frames import VERSION, Frame, Kind, Mode, Partial, encode
 from wire.graph import Line, topics
 from wire.holdings import Holdings
 from wire.manifest import TensorSpec
+from wire.spool import digest_of
 from wire.tensors import encode_tensors
 
 FILE = Path(__file__).with_name("vectors.json")
@@ -72,6 +74,7 @@ def tensor_vectors() -> list[dict[str, Any]]:
 
 def frame_vectors() -> list[dict[str, Any]]:
     control = Control(kind="cmd", body={"seq": 3, "op": "save", "lanes": [0, 1], "args": {"id": 7}}, blobs={"b": b"xy"})
+    referring = Control(kind="cmd", body={"seq": 4, "op": "take"}, blobs={"bottom": digest_of(b"weights")}, references=("bottom",))
     frames = {
         "forward": Frame(kind=Kind.FORWARD, epoch=2, lane=1, step=17, global_step=35, payload=b"activation"),
         "backward, void": Frame(kind=Kind.BACKWARD, void=True, epoch=2, lane=1, step=17, global_step=35),
@@ -79,6 +82,9 @@ def frame_vectors() -> list[dict[str, Any]]:
         "control": Frame(kind=Kind.CONTROL, epoch=2, lane=1, step=(5 << 16) + 1, payload=encode_control(control)),
         "resend": Frame(kind=Kind.RESEND, epoch=2, lane=1, payload=resend()),
         "ack": Frame(kind=Kind.ACK, epoch=2, lane=1, step=(5 << 16) + 1),
+        "held": Frame(kind=Kind.HELD, epoch=3, lane=1, payload=struct.pack("<BIIBII", 0, 100, 20, 1, 7, 1)),
+        "reference": Frame(kind=Kind.REFERENCE, epoch=3, lane=1, step=17, global_step=35, payload=digest_of(b"activation")),
+        "referring": Frame(kind=Kind.REFERRING, epoch=3, lane=1, step=(5 << 16) + 2, payload=encode_control(referring)),
         "largest fields": Frame(
             kind=Kind.FORWARD, mode=Mode.INFER, epoch=2**32 - 1, lane=2**16 - 1, step=2**32 - 1, global_step=2**32 - 1, payload=b"z" * 100
         ),

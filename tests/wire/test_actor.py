@@ -118,6 +118,9 @@ FAULTS = st.builds(
     restarts=st.integers(0, 4),
     cuts=st.integers(0, 4),
     corrupt=st.integers(0, 10),
+    forgotten=st.integers(0, 10),
+    swapped=st.integers(0, 3),
+    spool_limit=st.sampled_from([0, 3, 1000]),
     ordered=st.booleans(),
 )
 
@@ -154,6 +157,31 @@ def test_a_resend_brings_back_what_is_kept_the_replies_and_the_newest_acknowledg
         assert kinds <= {Kind.FORWARD, Kind.CONTROL}, "replies and acknowledgements are of this epoch"
     assert (Kind.BACKWARD, world.parties["server"].ledger[-1][2]) in said["server"]
     assert Kind.ACK in {kind for sent in said.values() for kind, _ in sent}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    graph=st.one_of(st.sampled_from(list(GRAPHS.values())), random_graphs()),
+    seed=st.integers(0, 2**32),
+    restarts=st.integers(1, 4),
+    in_flight=st.integers(1, 3),
+    schedule=st.sampled_from(["relay", "independent"]),
+)
+def test_after_restarts_no_payload_that_has_arrived_crosses_again(graph: Graph, seed: int, restarts: int, in_flight: int, schedule) -> None:
+    setup = make(graph, in_flight=in_flight, schedule=schedule, every=5)
+    world = World(setup, seed=seed, faults=Faults(restarts=restarts))
+    check(setup, world)
+    assert world.again == []
+
+
+def test_without_a_spool_payloads_cross_again() -> None:
+    """What the test above would see if nothing were kept."""
+    setup = make(GRAPHS["vanilla"], every=5)
+    worlds = [World(setup, seed=seed, faults=Faults(restarts=3, spool_limit=0)) for seed in range(10)]
+    for world in worlds:
+        check(setup, world)
+        assert world.references == 0
+    assert any(world.again for world in worlds)
 
 
 def test_a_void_step_is_void_at_both_ends_and_changes_no_weights() -> None:

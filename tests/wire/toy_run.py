@@ -6,6 +6,7 @@ The toy engine's arithmetic depends on the order of everything, so a step applie
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import random
 import struct
@@ -15,7 +16,9 @@ from typing import Any
 
 from wire.actor import Actor, Timing
 from wire.codecs import Offer, offer_for
-from wire.frames import Mode
+from wire.control import decode_control
+from wire.errors import FrameError
+from wire.frames import Frame, Kind, Mode
 from wire.graph import Edge, Graph, Line, Segment
 from wire.messages import (
     Abandon,
@@ -46,10 +49,13 @@ from wire.messages import (
     Work,
 )
 from wire.program import Command, Plan, TrainingProgram
+from wire.recall import Recall
+from wire.spool import SpoolKey, digest_of
 from wire.steps import StepRange
 
 PRIME = (1 << 61) - 1
 NUMBER = struct.Struct("<Q")
+COLLECTED = b"collected"
 
 
 def mix(*values: int) -> int:
@@ -81,7 +87,30 @@ class ToyEngine:
 
 
 @dataclass
+class ToySpool:
+    """A spool that a world may take rows from, or fill with those of another run; ``limit`` rows find room."""
+
+    rows: dict[SpoolKey, tuple[int, bytes]] = field(default_factory=dict)
+    limit: int = 1000
+
+    def put(self, key: SpoolKey, payload: bytes, *, after: int) -> None:
+        if len(self.rows) < self.limit and (key not in self.rows or self.rows[key][1] != payload):
+            self.rows[key] = (after, payload)
+
+    def get(self, key: SpoolKey) -> tuple[bytes, bytes] | None:
+        found = self.rows.get(key)
+        return None if found is None else (digest_of(found[1]), found[1])
+
+    def held(self, after: int) -> list[SpoolKey]:
+        return sorted(key for key, row in self.rows.items() if row[0] >= after)
+
+    def clear_before(self, after: int) -> None:
+        self.rows = {key: row for key, row in self.rows.items() if row[0] >= after}
+
+
+@dataclass
 class Disk:
+    spool: ToySpool = field(default_factory=ToySpool)
     epoch: int = 0
     boot: int = 0
     finished: bool = False
@@ -120,6 +149,9 @@ class Party:
         )
         self.engines = {slot.segment: ToyEngine(slot.segment) for slot in self.slice.slots}
         self.ledger: list[tuple[str, int, int, bool]] = []
+        newest = max(disk.checkpoints, default=0)
+        post = functools.partial(world.post, self)
+        self.recall = Recall(self.slice.lines, disk.spool, checkpoint=newest, send=post, kept_bytes=1)
         self.tasks: list[Effect] = []  # engine work and commands, in order, not yet done
         self.timers: dict[tuple[Any, ...], float] = {}  # seconds from when it was set
         self.gone = False
@@ -129,6 +161,15 @@ class Party:
         if not disk.checkpoints:
             self.save(0, None)
         self.feed(Started(boot=disk.boot << 32 | len(name), epoch=disk.epoch, finished=disk.finished))
+
+    def receive(self, line: Line, frame: Frame) -> None:
+        try:
+            found = self.recall.incoming(line, frame)
+        except FrameError as exc:
+            self.feed(Corrupt(line=line, reason=str(exc)))
+            return
+        if found is not None:
+            self.feed(FrameArrived(line=line, frame=found))
 
     def feed(self, event: Event) -> None:
         if self.gone:
@@ -209,10 +250,11 @@ class Party:
             case "give":
                 return Executed(op="give", blobs={name: NUMBER.pack(self.engines[name].weight) for name in self.handed_over()})
             case "collect":
-                return Executed(op="collect", blobs={name: NUMBER.pack(engine.weight) for name, engine in self.engines.items()})
+                return Executed(op="collect", blobs={name: COLLECTED + NUMBER.pack(engine.weight) for name, engine in self.engines.items()})
             case "keep":
                 assert self.slice.parent is None
-                self.disk.kept[effect.args["lane"]] = {name: NUMBER.unpack(blob)[0] for name, blob in effect.blobs.items()}
+                found = {name: NUMBER.unpack(blob.removeprefix(COLLECTED))[0] for name, blob in effect.blobs.items()}
+                self.disk.kept[effect.args["lane"]] = found
             case "take":
                 for name in self.handed_over():
                     self.engines[name].weight = NUMBER.unpack(effect.blobs[name])[0]
@@ -227,6 +269,7 @@ class Party:
         self.disk.checkpoints[id] = (weights, copy.deepcopy(program), list(self.ledger))
         for old in sorted(self.disk.checkpoints)[:-2]:
             del self.disk.checkpoints[old]
+        self.recall.saved(id)
 
     def restore(self, id: int) -> Any:
         weights, program, ledger = self.disk.checkpoints[id]
@@ -236,6 +279,7 @@ class Party:
             engine.weight = weights[name]
             engine.kept.clear()
         self.ledger = list(ledger)
+        self.recall.restored(id, self.actor.epoch)
         return copy.deepcopy(program)
 
 
@@ -248,6 +292,9 @@ class Faults:
     restarts: int = 0
     cuts: int = 0  # of the connection of one party to the broker
     corrupt: int = 0
+    forgotten: int = 0  # rows of a spool
+    swapped: int = 0  # rows of a spool, for those of a run on other data
+    spool_limit: int = 1000
     ordered: bool = True
 
 
@@ -258,10 +305,13 @@ class World:
         self.setup = setup
         self.random = random.Random(seed)
         self.faults = faults or Faults()
-        self.pending: list[tuple[str, Line, bytes | Any]] = []
+        self.pending: list[tuple[str, Line, Frame]] = []
+        self.arrived: set[tuple[Any, ...]] = set()  # payloads that have come to their party, by line and step
+        self.again: list[tuple[Any, ...]] = []  # those of them that were sent once more
+        self.references = 0
         self.tokens: list[tuple[Party, int]] = []
         self.notes: list[tuple[str, Note]] = []
-        self.disks = {name: Disk() for name in setup.graph.parties}
+        self.disks = {name: Disk(ToySpool(limit=self.faults.spool_limit)) for name in setup.graph.parties}
         self.parties: dict[str, Party] = {}
         for name in setup.graph.parties:
             self.start(name)
@@ -272,17 +322,28 @@ class World:
 
     def start(self, name: str) -> None:
         self.parties[name] = Party(self.setup, name, self.disks[name], self)
-        self.parties[name].up = True
-        self.parties[name].feed(LinkIsUp())
+        self.link_up(self.parties[name])
+
+    @staticmethod
+    def link_up(party: Party) -> None:
+        party.up = True
+        party.recall.announce()
+        party.feed(LinkIsUp())
 
     def send(self, party: Party, effect: Send) -> None:
+        if party.up:
+            self.post(party, effect.line, party.recall.outgoing(effect.line, effect.frame))
+            self.tokens.append((party, effect.token))
+
+    def post(self, party: Party, sent_on: Line, frame: Frame) -> None:
         if not party.up:
             return
-        edge = next(edge for edge in self.setup.graph.edges if edge.name == effect.line.edge)
-        other = self.setup.graph.party_of(edge.target if effect.line.upstream else edge.source, effect.line.lane)
-        line = Line(effect.line.edge, effect.line.lane, not effect.line.upstream)
-        self.pending.append((other, line, effect.frame))
-        self.tokens.append((party, effect.token))
+        edge = next(edge for edge in self.setup.graph.edges if edge.name == sent_on.edge)
+        other = self.setup.graph.party_of(edge.target if sent_on.upstream else edge.source, sent_on.lane)
+        line = Line(sent_on.edge, sent_on.lane, not sent_on.upstream)
+        self.pending.append((other, line, frame))
+        self.references += frame.kind is Kind.REFERENCE
+        self.again += [key for key in whole_payloads(line, frame) if key in self.arrived]
 
     def run(self, limit: int = 100_000) -> None:
         for _ in range(limit):
@@ -317,7 +378,8 @@ class World:
         if self.strike("corrupt", 0.05):
             party.feed(Corrupt(line=line, reason="crc"))
             return
-        party.feed(FrameArrived(line=line, frame=frame))
+        self.arrived.update(whole_payloads(line, frame))
+        party.receive(line, frame)
 
     def time_passes(self) -> None:
         """Nothing moves: a timer somewhere fires."""
@@ -346,8 +408,13 @@ class World:
             party = self.parties[self.random.choice(alive)]
             party.up = False
             party.feed(LinkIsDown())
-            party.up = True
-            party.feed(LinkIsUp())
+            self.link_up(party)
+        rows = self.random.choice(list(self.disks.values())).spool.rows
+        if rows and self.strike("forgotten", 0.02):
+            del rows[self.random.choice(list(rows))]
+        if rows and self.strike("swapped", 0.02):
+            key = self.random.choice(list(rows))
+            rows[key] = (rows[key][0], NUMBER.pack(self.random.randrange(PRIME)))
 
     def weights(self) -> dict[tuple[str, str], int]:
         """What is on the disks: a party that was started again after its part was over has nothing else."""
@@ -355,6 +422,18 @@ class World:
 
     def ledgers(self) -> dict[str, list[tuple[str, int, int, bool]]]:
         return {name: sorted(disk.newest[2]) for name, disk in self.disks.items()}
+
+
+def whole_payloads(line: Line, frame: Frame) -> list[tuple[Any, ...]]:
+    """What crosses with ``frame`` and is not referred to only: the payload of a step, or weights on their way."""
+    if frame.kind in (Kind.FORWARD, Kind.BACKWARD) and frame.payload:
+        return [(line, frame.mode, frame.step)]
+    if frame.kind in (Kind.CONTROL, Kind.REFERRING):
+        control = decode_control(frame.payload)
+        blobs = {name: blob for name, blob in control.blobs.items() if name not in control.references}
+        # What is collected may be the same for two lanes, and crosses for each.
+        return [(line, name, blob) for name, blob in blobs.items() if not blob.startswith(COLLECTED)]
+    return []
 
 
 def reference(setup: Setup) -> dict[tuple[str, str], int]:
