@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -101,18 +102,22 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
         run = load_run(path)
         export_run(run, run.bundles)
         finished: dict[str, dict[str, Any]] = {}
+        reasons: Counter[str] = Counter()
         with Parties(run) as parties:
             parties.start("server", server_command(path, broker.url))
             parties.start("client", client_command(path, "client", broker.url))
             for event in parties.events():
                 if event["event"] == "finished":
                     finished[event["party"]] = event
+                elif event["event"] == "note" and event["kind"] == "void":
+                    reasons[event["text"].partition(": ")[2]] += 1
     client, server = finished["client"], finished["server"]
     return {
         "accuracy": server["metrics"]["test"]["accuracy"],
         "loss": server["metrics"]["test"]["loss"],
         "applied": client["counts"].get("applied", 0),
         "voided": client["counts"].get("voided", 0),
+        "void_reasons": dict(reasons),
         "samples": _train_samples(cell.task) * TASKS[cell.task].epochs,
         "bytes_by_use": client["bytes_by_use"],
         "wire": client["wire"],
