@@ -129,26 +129,27 @@ class ActivationEncoder(Encoder):
         return priced
 
     def learn(self, kept: _Kept, grad: Floats, context: Context) -> Floats:
-        """Moves the steps along their own gradient, and adds the price of the bits to the tensor's."""
+        """Moves the steps along the gradient of loss and price, and adds the price of the bits to the tensor's gradient."""
         symbols, signs = kept.symbols, np.sign(kept.symbols)
         magnitudes = np.abs(symbols).astype(np.intp)
+        keys = magnitudes + kept.slopes.shape[1] * np.arange(len(kept.slopes))[:, None]
+        price = kept.slopes.reshape(-1).take(keys)
         if self._step_rate:
-            self._move_steps(kept, magnitudes, grad.reshape(symbols.shape) * signs)
+            self._move_steps(kept, magnitudes, grad.reshape(symbols.shape) * signs, price)
         if not self._rate_weight:
             return grad
-        keys = magnitudes + kept.slopes.shape[1] * np.arange(len(kept.slopes))[:, None]
-        price = kept.slopes.reshape(-1).take(keys) * signs
-        priced: Floats = grad + price.reshape(grad.shape)
+        priced: Floats = grad + (price * signs).reshape(grad.shape)
         return priced
 
-    def _move_steps(self, kept: _Kept, magnitudes: NDArray[np.intp], grad: Floats) -> None:
+    def _move_steps(self, kept: _Kept, magnitudes: NDArray[np.intp], grad: Floats, price: Floats) -> None:
         """Learned step sizes (Esser et al., arXiv 1902.08153); their logarithms learn, so that the tensor's scale does not matter.
 
-        ``grad``: of the magnitudes.
+        ``grad``, ``price``: what a unit more of an element's magnitude changes in the loss, and what it costs. A wider step makes all
+        elements smaller, in steps, and so cheaper.
         """
         levels = np.float32(self._levels)
         error = kept.levels.take(magnitudes) - np.where(kept.scaled > levels, np.float32(0), kept.scaled)
-        slope = (grad * error).sum(axis=(0, 2), dtype=np.float64) * kept.steps
+        slope = (grad * error - price * kept.scaled).sum(axis=(0, 2), dtype=np.float64) * kept.steps
         change = np.clip(self._step_rate * slope, -_FASTEST, _FASTEST)
         self._steps = np.clip(self._steps * np.exp(-change), _SMALLEST, _LARGEST).astype(np.float32)
 
