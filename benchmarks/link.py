@@ -126,7 +126,7 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
 
 
 def _train_samples(task: str) -> int:
-    return {"digits": 1438, "shapes": 12000}.get(task, 60000)
+    return {"digits": 1438, "shapes": 6000}.get(task, 60000)
 
 
 def _table(cell: Cell, data: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ _SHAPES: tuple[Callable[[Floats, Floats], Mask], ...] = (
 )
 
 
-def shapes(path: Path, *, train: int = 12000, test: int = 2000, seed: int = 0) -> dict[str, Any]:
+def shapes(path: Path, *, train: int = 6000, test: int = 2000, seed: int = 0) -> dict[str, Any]:
     """A ``[data]`` table: 8 kinds of shapes of any colour, size, place and angle on a coloured ground, with noise; made if missing."""
     if not path.exists():
         images, labels = _draw(np.random.default_rng(seed), train + test)
