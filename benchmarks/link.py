@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from wire.runfile import load_run
 RESULTS = PAGES / "link.json"
 MODELS = Path(__file__).resolve().parent / "link_models.py"
 SEEDS = (0, 1, 2)
+_EXPORTING = threading.Lock()  # tracing patches torch for the whole process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,8 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
         path = Path(folder, "run.toml")
         path.write_text(tomli_w.dumps(_table(cell, data)))
         run = load_run(path)
-        export_run(run, run.bundles)
+        with _EXPORTING:
+            export_run(run, run.bundles)
         finished: dict[str, dict[str, Any]] = {}
         reasons: Counter[str] = Counter()
         with Parties(run) as parties:

@@ -63,3 +63,9 @@ def test_int8_takes_a_quarter_of_the_bytes_and_keeps_what_it_made(tmp_path: Path
     assert small["broker"].startswith("mosquitto")
     assert small["bytes_per_sample"] < 0.4 * exact["bytes_per_sample"]
     assert (tmp_path / "kept/run.toml").is_file()
+
+
+def test_the_low_bit_codec_learns_with_a_twentieth_of_the_bytes(tmp_path: Path) -> None:
+    found = demo(tmp_path, "--codec", "lowbit", "--clients", "1", "--epochs", "4")
+    assert found["accuracy"] > 0.85
+    assert found["bytes_per_sample"] < 1030 / 20, "fp32 takes 1,030 bytes a sample"
