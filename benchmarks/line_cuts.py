@@ -70,7 +70,7 @@ def rows(stories: dict[int, Story]) -> list[str]:
         for story in stories.values():
             mine = next(each for each in story.cuts if each.phase == cut.phase)
             after_s = mine.recovery_s(story.seen)
-            cells += ["nothing had waited" if after_s is None else f"{after_s:.1f} s", ", ".join(mine.noticed_by(story.seen)) or "nobody"]
+            cells += ["nothing had waited" if after_s is None else f"{after_s:.1f} s", "yes" if mine.noticed(story.seen) else "no"]
         made.append(f"| {' | '.join(cells)} |")
     return made
 
@@ -89,7 +89,7 @@ def main(cut_s: float) -> None:
         wanted = undisturbed(run_file(Path(name, "loopback"), KEEPALIVES_S[0]))
         paths = [run_file(Path(name, str(keepalive_s)), keepalive_s) for keepalive_s in KEEPALIVES_S]
         stories = dict(zip(KEEPALIVES_S, pool.map(lambda path: disturbed(path, cut_s), paths), strict=True))
-    head = " | ".join(f"keepalive {keepalive_s} s: goes on after | who noticed" for keepalive_s in KEEPALIVES_S)
+    head = " | ".join(f"keepalive {keepalive_s} s: goes on after | noticed" for keepalive_s in KEEPALIVES_S)
     write_page(
         "line-cuts",
         [
@@ -99,8 +99,8 @@ def main(cut_s: float) -> None:
             f" {CUT_LINE.round_trip_s:g} s there and back, shaped in the",
             f"kernel; server and mosquitto at its other end. In each phase the line is cut for {cut_s:.0f} s at the moment at which the",
             "message of that phase leaves: packets vanish and nobody is told. *Goes on after*: from the line's return to the next sign",
-            "of progress. *Who noticed*: parties whose transport gave the connection up, within the cut or right after it, and made",
-            "another; where nobody did, TCP repeated what was missing. All cuts of a column fell on one and the same run.",
+            "of progress. *Noticed*: the client's transport gave the connection up, within the cut or right after it, and made another;",
+            "otherwise TCP repeated what was missing. All cuts of a column fell on one and the same run.",
             "",
             *hardware("torch", "onnxruntime", "paho-mqtt"),
             "- script: `make bench-link-cuts` (root)",

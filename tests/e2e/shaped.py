@@ -106,10 +106,11 @@ class Cut:
     began_s: float
     ended_s: float
 
-    def noticed_by(self, seen: list[dict[str, Any]]) -> list[str]:
-        """Parties whose transport told that the line was down."""
-        downs = (event for event in seen if event["event"] == "link" and not event["up"])
-        return sorted({event["party"] for event in downs if self.began_s < event["heard_s"] < self.ended_s + KEEPALIVE_S})
+    def noticed(self, seen: list[dict[str, Any]]) -> bool:
+        """The client's transport gave the connection up."""
+        client = f"c{self.phase.lane}"
+        downs = (event for event in seen if event["event"] == "link" and not event["up"] and event["party"] == client)
+        return any(self.began_s < event["heard_s"] < self.ended_s + KEEPALIVE_S for event in downs)
 
     def recovery_s(self, seen: list[dict[str, Any]]) -> float | None:
         """From the line's return until the run moved on; None: it did not have to, as nothing had waited for the line."""
