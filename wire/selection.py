@@ -223,7 +223,7 @@ class Selection:
         peer.told = True
         causes = "the broker's access list forbids our topic, or it takes no packets of this size (lower `part_bytes` in [broker])"
         if peer.heard:
-            text = f"the broker acknowledges what we send on lane {line.lane} and does not pass it on: {causes}"
+            text = f"the broker takes what we send on lane {line.lane}, and the other end does not get it: its line is down, or {causes}"
         else:
             text = f"the party at the other end of lane {line.lane} does not answer: it is not running, or {causes}"
         self.warnings.append((line, text))

@@ -138,7 +138,7 @@ def test_what_moves_is_left_alone_and_what_stands_still_goes_again() -> None:
         sent.append(len(found.choose(LINE, LONG, part_bytes=4096).chosen))
         found.settled(LINE)
     assert sent == [0, 0, 0, 7, 0, 7]
-    assert "does not pass it on" in found.warnings[0][1]
+    assert "the other end does not get it" in found.warnings[0][1]
 
 
 def test_a_new_connection_at_the_other_end_has_lost_what_was_on_its_way() -> None:
