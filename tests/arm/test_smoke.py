@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from tests.arm import lowbit
 from tests.arm.boards import ArmField, prepared
 from tests.arm.cases import SMOKE, write_case
 from tests.arm.container import UID, Container, give_away
@@ -140,6 +141,19 @@ def test_twenty_steps_come_to_the_golden_weights(name: str, container: Container
     found = apart(load_file(tmp_path / "after.safetensors"), after(name))
     say(f"{name}: after 20 SGD steps the tensor that differs most from x86-64's is off by {found:.1e} of its norm (allowed {BOUND:.0e})")
     assert found <= BOUND
+
+
+def test_low_bit_messages_mean_the_same_on_both_machines(container: Container, tmp_path: Path) -> None:
+    """The entropy coder's contexts are arithmetic on floats: whoever encoded, both must decode the same symbols."""
+    script = tmp_path / "lowbit.py"
+    script.write_text((ROOT / "tests/arm/lowbit.py").read_text())
+    lowbit.encode(tmp_path / "here")
+    give_away(tmp_path)
+    made = container.run("/data/lowbit.py", "encode", "/data/there", data=tmp_path, entrypoint=["python3"])
+    assert made.returncode == 0, made.stderr
+    for folder in ("here", "there"):
+        done = container.run("/data/lowbit.py", "digest", f"/data/{folder}", data=tmp_path, entrypoint=["python3"])
+        assert done.stdout.strip() == lowbit.digest(tmp_path / folder), done.stderr
 
 
 def test_mistakes_are_answered_in_one_line(container: Container, tmp_path: Path) -> None:
