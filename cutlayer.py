@@ -225,7 +225,8 @@ def _codec(text: str) -> str:
     from wire.codecs import parse_codec
 
     try:
-        parse_codec(text)
+        for each in text.split("/", 1):
+            parse_codec(each)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
     return text
@@ -280,7 +281,12 @@ def _add_demo(verbs: Any) -> None:
     demo.add_argument("--data-dir", type=Path, metavar="DIR", help="where the data set's files lie or are to be put")
     demo.add_argument("--epochs", type=_count, metavar="N")
     demo.add_argument("--clients", type=_count, default=2, metavar="N", help="default %(default)s")
-    demo.add_argument("--codec", type=_codec, metavar="NAME", help="how tensors cross the cut, like int8 or topk:keep=0.05 (default int8)")
+    demo.add_argument(
+        "--codec",
+        type=_codec,
+        metavar="NAME",
+        help="how tensors cross the cut, like int8 or topk:keep=0.05, or forward/backward, like lowbit/fp16 (default int8)",
+    )
     demo.add_argument(
         "--broker", type=_demo_broker, default="embedded", help="embedded, mosquitto, or mqtt://HOST:PORT (default %(default)s)"
     )

@@ -84,6 +84,7 @@ def _facts(dataset: str, data_dir: str | Path | None, folder: Path) -> DatasetFa
 
 def _run_table(dataset: str, facts: DatasetFacts, *, epochs: int | None, clients: int, codec: str, seed: int) -> dict[str, Any]:
     recipe = _RECIPES[dataset]
+    forward, _, backward = codec.partition("/")
     return {
         "name": f"demo-{dataset}",
         "epochs": epochs or recipe.epochs,
@@ -94,7 +95,7 @@ def _run_table(dataset: str, facts: DatasetFacts, *, epochs: int | None, clients
         "model": {"build": recipe.model, "cut": [recipe.cut]},
         "optimizer": dict(recipe.optimizer),
         "lr_schedule": {"kind": "cosine", "warmup_steps": 20},
-        "codec": {"forward": codec, "backward": codec},
+        "codec": {"forward": forward, "backward": backward or forward},
         "data": dict(facts.data),
         "clients": [
             {"name": f"clinic-{at + 1}", "threads": 1, "data": {"shard": f"{at + 1}/{clients}", "test": {"shard": f"{at + 1}/{clients}"}}}

@@ -103,7 +103,7 @@ class Cuts:
             for direction in DIRECTIONS:
                 codec = self._codec(end.edge, direction)
                 try:
-                    codec.check(tensor, direction)
+                    codec.check(tensor, direction, self._run.batch_size)
                 except ValueError as exc:
                     raise RunFileError(
                         f"codec.{direction} of the cut {end.edge}: `{codec.name}` does not fit the tensor `{tensor.name}` "

@@ -74,7 +74,7 @@ class Stateful(Float32):
     def decode(cls, data: memoryview, dtype: np.dtype, shape: tuple[int, ...], context: Context) -> Decoded:
         return Decoded(array=np.frombuffer(data, "<f2").astype(np.float32).reshape(shape), support=even(shape))
 
-    def check(self, tensor: TensorSpec, direction: Direction) -> None:
+    def check(self, tensor: TensorSpec, direction: Direction, batch_size: int) -> None:
         if tensor.bytes_at(1) > self.limit:
             raise ValueError(f"a sample takes {tensor.bytes_at(1)} bytes; `limit` is {self.limit}")
 
@@ -314,7 +314,7 @@ def test_a_codec_that_does_not_fit_is_named_at_both_ends_before_the_first_step(p
 )
 def test_topk_needs_samples_of_several_numbers(shape: tuple[Any, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        TopK().check(TensorSpec(name="x", dtype="float32", shape=shape), "forward")
+        TopK().check(TensorSpec(name="x", dtype="float32", shape=shape), "forward", 8)
 
 
 # ------------------------------------------------------------ state

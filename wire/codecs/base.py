@@ -134,8 +134,11 @@ class Codec(ABC):
     for_runs: ClassVar[bool] = True
     marks_support: ClassVar[bool] = False
 
-    def check(self, tensor: TensorSpec, direction: Direction) -> None:  # noqa: B027 - most fit any tensor
-        """Called when a process starts, before the first step. Raises ValueError: does not fit the tensor, or cannot hold a budget."""
+    def check(self, tensor: TensorSpec, direction: Direction, batch_size: int) -> None:  # noqa: B027 - most fit any tensor
+        """Called when a process starts, before the first step. Raises ValueError: does not fit the tensor, or cannot hold a budget.
+
+        ``batch_size``: samples of a full message.
+        """
 
     @abstractmethod
     def encoder(self, tensor: TensorSpec, direction: Direction) -> Encoder:

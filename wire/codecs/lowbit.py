@@ -30,18 +30,20 @@ import numpy as np
 
 from wire.codecs.base import Codec, Context, Decoded, Direction, Encoder
 from wire.codecs.budget import Allowance, bytes_per_sample
-from wire.codecs.lowbit_activations import MOST_LEVELS, SIGNED, UNSIGNED, ActivationEncoder, decode_activations
+from wire.codecs.lowbit_activations import HEAD_BYTES, MOST_LEVELS, SIGNED, UNSIGNED, ActivationEncoder, decode_activations
 from wire.codecs.lowbit_gradients import GRADIENT, GradientEncoder, decode_gradient
 from wire.errors import CodecError
 from wire.manifest import TensorSpec
 
 __all__ = ["LowBit"]
 
+_LEAST_BITS = 0.02  # an element: with less, next to nothing is not 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class LowBit(Codec):
-    """``levels``: of each sign but 0, 1 to 15. ``step``: by default 1 forward, 8 backward. ``rate_weight``: loss a bit, forward only;
-    ``step_rate``: how fast steps learn, forward only.
+    """``levels``: of each sign but 0, 1 to 15. ``step``: by default 1 forward, 8 backward. ``rate_weight``: loss a bit;
+    ``step_rate``: how fast steps learn; both mean nothing backward.
 
     The budget is ``bytes_per_sample``, or follows from ``rate_bps``, ``deadline_s`` and ``samples``: all training samples of the run, every
     epoch counted.
@@ -76,15 +78,16 @@ class LowBit(Codec):
         """Bytes a sample; None: no budget."""
         return bytes_per_sample(self.bytes_per_sample, self.rate_bps, self.deadline_s, self.samples)
 
-    def check(self, tensor: TensorSpec, direction: Direction) -> None:
+    def check(self, tensor: TensorSpec, direction: Direction, batch_size: int) -> None:
         elements = tensor.bytes_at(1) // 4
-        least = max(1.0, elements / 800)
+        channels = int(tensor.shape[1]) if len(tensor.shape) > 2 else 1
+        head = HEAD_BYTES + channels + 2 if direction == "forward" else HEAD_BYTES + batch_size / 2
+        least = _LEAST_BITS * elements / 8 + head / batch_size
         if self.budget is not None and self.budget < least:
             raise ValueError(
-                f"its budget of {self.budget:.3g} bytes a sample cannot be held for {elements} elements; give it {least:.3g} or more"
+                f"its budget of {self.budget:.3g} bytes a sample cannot be held for {elements} elements in batches of {batch_size}; "
+                f"give it {least:.3g} or more"
             )
-        if direction == "backward" and self.rate_weight:
-            raise ValueError("`rate_weight` prices the bits of activations; leave it out backward")
 
     def encoder(self, tensor: TensorSpec, direction: Direction) -> Encoder:
         if direction == "backward":

@@ -22,20 +22,20 @@ from wire.codecs.budget import Allowance
 from wire.engine import Array
 from wire.errors import CodecError
 
-__all__ = ["MOST_LEVELS", "SIGNED", "UNSIGNED", "ActivationEncoder", "decode_activations"]
+__all__ = ["HEAD_BYTES", "MOST_LEVELS", "SIGNED", "UNSIGNED", "ActivationEncoder", "decode_activations"]
 
 Floats = NDArray[np.float32]
 Symbols = NDArray[np.uint8]
 
 UNSIGNED, SIGNED = 0, 1
 MOST_LEVELS = 15
+HEAD_BYTES = 4
 
 _DEAD_ZONE = np.float32(0.35)  # added before rounding down: what is below 0.65 steps is 0
 _EIGHTHS = np.array([2.0 ** (k / 8) for k in range(8)], np.float32)  # a step is one of these times a power of two: exact everywhere
 _LOWEST, _HIGHEST = -800, 800  # of a step's number
 _SMALLEST, _LARGEST = 2.0**-99, 2.0**99  # steps
 _FASTEST = 0.05  # change of a step's logarithm in one training step
-_HEAD_BYTES = 4
 
 
 def _step_numbers(steps: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
@@ -149,8 +149,9 @@ class ActivationEncoder(Encoder):
         """
         levels = np.float32(self._levels)
         error = kept.levels.take(magnitudes) - np.where(kept.scaled > levels, np.float32(0), kept.scaled)
-        slope = (grad * error - price * kept.scaled).sum(axis=(0, 2), dtype=np.float64) * kept.steps
-        change = np.clip(self._step_rate * slope, -_FASTEST, _FASTEST)
+        with np.errstate(over="ignore", invalid="ignore"):  # a peer's gradient may be anything finite
+            slope = (grad * error - price * kept.scaled).sum(axis=(0, 2), dtype=np.float64) * kept.steps
+        change = np.clip(self._step_rate * np.nan_to_num(slope), -_FASTEST, _FASTEST)
         self._steps = np.clip(self._steps * np.exp(-change), _SMALLEST, _LARGEST).astype(np.float32)
 
     def state(self) -> dict[str, Array]:
@@ -216,12 +217,12 @@ def decode_activations(data: memoryview, shape: tuple[int, ...]) -> Decoded:
     if not batch * channels * others:
         return Decoded(array=np.zeros(shape, np.float32), support=np.zeros(shape, np.bool_))
     levels = data[1] if len(data) > 1 else 0
-    centroids_at = _HEAD_BYTES + channels
+    centroids_at = HEAD_BYTES + channels
     at = centroids_at + 2 * levels
     if not 1 <= levels <= MOST_LEVELS or len(data) < at:
         raise CodecError("the head of the payload is cut short, or has a number of levels that does not exist")
     base = int.from_bytes(data[2:4], "little", signed=True)
-    steps = _steps(np.frombuffer(data[_HEAD_BYTES:centroids_at], np.uint8).astype(np.int64) + base)
+    steps = _steps(np.frombuffer(data[HEAD_BYTES:centroids_at], np.uint8).astype(np.int64) + base)
     centroids = np.frombuffer(data[centroids_at:at], "<f2").astype(np.float32)
     if not (np.isfinite(centroids).all() and (centroids > 0).all()):
         raise CodecError("a level does not stand for a finite number above 0")

@@ -50,6 +50,8 @@ class Raw(Stateless):
         array = as_array(data, dtype.newbyteorder("<"), shape)
         if dtype == np.bool_ and (np.frombuffer(data, np.uint8) > 1).any():
             raise CodecError("a bool is neither 0 nor 1")
+        if dtype.kind == "f" and not np.isfinite(array).all():
+            raise CodecError("a value is not finite")
         return Decoded(array=array.astype(dtype))
 
 

@@ -50,7 +50,7 @@ class TopK(Stateless):
         if not 0 < self.keep < 1:
             raise ValueError(f"`keep` is {self.keep}; it must be above 0 and below 1")
 
-    def check(self, tensor: TensorSpec, direction: Direction) -> None:
+    def check(self, tensor: TensorSpec, direction: Direction, batch_size: int) -> None:
         if not tensor.shape or tensor.shape[0] != BATCH:
             raise ValueError("it keeps values of each sample, and the tensor has no batch; use int8")
         if tensor.bytes_at(1) < 8:
