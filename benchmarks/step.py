@@ -32,11 +32,11 @@ from server.optimizers import torch_optimizer
 from simulation.datasets import materialize
 from simulation.parties import Parties, client_command, server_command
 from simulation.run import feeds_of
-from wire.codecs import PLAIN, encode_array
+from wire.codecs import PLAIN, decode_array, encode_array
 from wire.codecs.affine import Int8
 from wire.engine import Array
 from wire.runfile import Run, load_run
-from wire.tensors import decode_plain, encode_tensors
+from wire.tensors import decode_tensors, encode_tensors
 from wire.transport.base import LinkUp, Received, TransportEvent
 from wire.transport.broker_config import BrokerConfig
 from wire.transport.mqtt import MqttTransport
@@ -154,6 +154,11 @@ def payload(codec: Int8, array: Array) -> bytes:
     return encode_tensors([("x", array, encode_array(codec, codec, array, PLAIN))])
 
 
+def received(data: bytes) -> Array:
+    found = decode_tensors(data, lambda header, piece: decode_array(header.codec, piece, header.dtype, header.shape, PLAIN))
+    return found["x"].array
+
+
 def parts() -> dict[str, list[float]]:
     """Seconds of each part of a split step, in this process: the engines and codecs of both sides, one after the other."""
     torch.set_num_threads(1)
@@ -177,12 +182,12 @@ def parts() -> dict[str, list[float]]:
             assert batch.target is not None
             (made,) = timed("client: forward", partial(client.forward, step, *batch.inputs))
             sent = timed("client: encode", partial(payload, codec, made))
-            arrived = timed("server: decode", partial(decode_plain, sent))
-            timed("server: forward", partial(server.forward, step, arrived["x"], batch.target))
+            arrived = timed("server: decode", partial(received, sent))
+            timed("server: forward", partial(server.forward, step, arrived, batch.target))
             grads = timed("server: backward and update", partial(server.backward, step))
             answer = timed("server: encode", partial(payload, codec, grads[0]))
-            gradient = timed("client: decode", partial(decode_plain, answer))
-            timed("client: backward and update", partial(client.backward, step, gradient["x"]))
+            gradient = timed("client: decode", partial(received, answer))
+            timed("client: backward and update", partial(client.backward, step, gradient))
     return {name: seconds[WARM_UP:] for name, seconds in found.items()}
 
 

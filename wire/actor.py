@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from wire.bodies import UNREADABLE, Done, read_command, read_done, read_epoch, read_hello
 from wire.codecs import Offer, disagreement
 from wire.control import Control, decode_control, encode_control
 from wire.errors import FrameError
@@ -273,7 +274,7 @@ class Actor:
         ack = Frame(kind=Kind.ACK, epoch=self._epoch, lane=line.lane, step=frame.step)
         try:
             answer = self._control(line, control, ack)
-        except (KeyError, TypeError, ValueError) as exc:
+        except UNREADABLE as exc:
             self._emit(Note(kind="protocol", text=f"a {control.kind} message was not understood ({type(exc).__name__}: {exc})"))
             return
         if answer:
@@ -283,13 +284,11 @@ class Actor:
     def _control(self, line: Line, control: Control, ack: Frame) -> bool:
         """Handle one control message; False: ``ack`` is not to be sent yet."""
         if control.kind == "cmd" and line == self._party.parent:
-            body = control.body
-            command = Command(op=str(body["op"]), lanes=tuple(int(lane) for lane in body["lanes"]), args=body["args"], blobs=control.blobs)
-            self._command_arrived(int(body["seq"]), command)
+            self._command_arrived(*read_command(control.body, control.blobs))
         elif control.kind == "done" and line in self._children:
-            return self._child_done(line, control, ack)
+            return self._child_done(line, read_done(control.body), control.blobs, ack)
         elif control.kind == "lost" and line in self._children:
-            self._lost(int(control.body["epoch"]))
+            self._lost(read_epoch(control.body, ours=self._epoch))
         return True
 
     def _send_control(self, line: Line, control: Control) -> int:
@@ -338,26 +337,24 @@ class Actor:
         if child is None:
             return
         try:
-            body = decode_control(frame.payload).body
-            boot, epoch, digest = int(body["boot"]), int(body["epoch"]), str(body["digest"])
-            codecs = Offer.from_plain(body["codecs"])
-        except (FrameError, KeyError, TypeError, ValueError, AttributeError) as exc:
+            hello = read_hello(decode_control(frame.payload).body, ours=self._epoch)
+        except (FrameError, *UNREADABLE) as exc:
             self._on_corrupt(Corrupt(line=line, reason=f"hello is not readable ({exc})"))
             return
         # Codecs first: another version of Cutlayer often means another digest as well, which would not say why.
-        reason = disagreement(self._codecs, codecs, us=f"`{self._party.party}`", them=f"the party on lane {line.lane}")
-        if reason is None and digest != self._digest:
+        reason = disagreement(self._codecs, hello.codecs, us=f"`{self._party.party}`", them=f"the party on lane {line.lane}")
+        if reason is None and hello.digest != self._digest:
             reason = "the other end runs a different run file (digests differ); give both ends the same one"
         if reason is not None:
             self._refuse(line, reason)
             return
-        self._known_boots[line] = boot
+        self._known_boots[line] = hello.boot
         if not self._joined:
             return  # our own join will reach the child when it comes
-        if epoch > self._epoch:
-            self._lost(epoch)
+        if hello.epoch > self._epoch:
+            self._lost(hello.epoch)
         else:
-            self._child_started(line, boot)
+            self._child_started(line, hello.boot)
 
     def _child_started(self, line: Line, boot: int) -> None:
         """A child has said hello in this epoch: bring the join to it, or find out that it is another process than the one that joined."""
@@ -450,17 +447,17 @@ class Actor:
         running.gather(event.result, event.blobs)
         self._check_done()
 
-    def _child_done(self, line: Line, control: Control, ack: Frame) -> bool:
+    def _child_done(self, line: Line, done: Done, blobs: Mapping[str, bytes], ack: Frame) -> bool:
         running = self._running
-        if running is None or int(control.body["seq"]) != running.seq:
+        if running is None or done.seq != running.seq:
             return True
         if running.command.op == "join":
-            self._child_boots[line] = int(control.body["boot"])
+            self._child_boots[line] = done.boot
         if running.command.op == "end":
             self._held_acks[line] = ack
         if line in running.waiting:
             running.waiting.discard(line)
-            running.gather(control.body["result"], control.blobs)
+            running.gather(done.result, blobs)
             self._check_done()
         return running.command.op != "end"
 

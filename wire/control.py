@@ -8,6 +8,7 @@ stands in the place of each of these.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,13 +37,20 @@ class Control:
 
 
 def encode_control(control: Control) -> bytes:
-    """Bytes of a control message; equal messages give equal bytes."""
+    """Bytes of a control message; equal messages give equal bytes. Raises ValueError for a number that is not finite."""
     head: dict[str, Any] = {"kind": control.kind, "body": control.body}
     head["blobs"] = [[name, len(blob)] for name, blob in control.blobs.items()]
     if control.references:
         head["references"] = control.references
-    text = json.dumps(head, separators=(",", ":"), sort_keys=True).encode()
+    text = json.dumps(head, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
     return b"".join((_LENGTH.pack(len(text)), text, *control.blobs.values()))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # 1e999 is a number in JSON
+        raise ValueError("a number is not finite")
+    return number
 
 
 def decode_control(data: bytes) -> Control:
@@ -54,7 +62,7 @@ def decode_control(data: bytes) -> Control:
         raise FrameError(f"control head of {length} bytes is over the limit of {LIMITS.control_json_bytes}")
     end = _LENGTH.size + length
     try:
-        head = json.loads(data[_LENGTH.size : end].decode())
+        head = json.loads(data[_LENGTH.size : end].decode(), parse_float=_finite, parse_constant=_finite)
         kind, body, sizes, references = head["kind"], head["body"], head["blobs"], head.get("references", [])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise FrameError(f"control head is not readable ({type(exc).__name__})") from exc

@@ -14,6 +14,7 @@ state is handed over with the segment's weights. Otherwise there is one a lane, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from wire.codecs import (
     Encoder,
     Support,
     decode_array,
+    decode_lossless,
     encode_array,
     encode_lossless,
     parse_codec,
@@ -38,7 +40,8 @@ from wire.engine import Array, Engine
 from wire.errors import CheckpointError, CodecError, RunFileError
 from wire.frames import Mode
 from wire.graph import EdgeEnd, PartySlice, Slot
-from wire.manifest import TensorSpec
+from wire.ids import ID_BYTES
+from wire.manifest import BATCH, TensorSpec
 from wire.messages import Work
 from wire.runfile import Run
 from wire.tensors import Header, decode_tensors, encode_tensors
@@ -142,21 +145,25 @@ class Cuts:
 
     def decode_forward(self, work: Work, payloads: Mapping[str, bytes], progress: float) -> dict[str, Array]:
         """The segment's inputs, as far as they came, and what rode along, by name. Raises CodecError for what the peer should not send."""
-        specs = {spec.name: spec for spec in self._engines[work.segment].inputs if spec.name != "target"}
+        specs = {spec.name: spec for spec in self._engines[work.segment].inputs}
+        target = specs.pop("target", None)
         found: dict[str, Array] = {}
         received: dict[str, dict[str, Support | None]] = {}
         for edge, payload in payloads.items():
 
             def decode(header: Header, data: memoryview, edge: str = edge) -> Decoded:
-                if header.name not in (LABELS, IDS):
-                    self._check_arrival(header, specs.get(header.name))
-                elif not header.shape or header.shape[0] > self._run.batch_size:
-                    raise CodecError(f"its shape is {list(header.shape)}; expected one row a sample of a batch")
+                if header.name in (LABELS, IDS):
+                    self._check_extra(header, target)
+                    return decode_lossless(header.codec, data, header.dtype, header.shape)
+                self._check_arrival(header, specs.get(header.name))
                 return self._decode(edge, "forward", header, data, self._context(edge, work, "forward", header.name, progress))
 
             tensors = decode_tensors(payload, decode)
             received[edge] = {name: decoded.support for name, decoded in tensors.items()}
             found.update({name: decoded.array for name, decoded in tensors.items()})
+        rows = {name: len(array) for name, array in found.items() if name in (LABELS, IDS) or specs[name].shape[:1] == (BATCH,)}
+        if len(set(rows.values())) > 1:
+            raise CodecError(f"the tensors of a step are of different batches, by rows: {rows}")
         if work.mode is Mode.TRAIN:
             self._step(work).received = received
         return found
@@ -168,6 +175,23 @@ class Cuts:
         batch = header.shape[0] if header.shape and spec.shape and isinstance(spec.shape[0], str) else 0
         if not spec.fits(header.shape) or header.dtype != spec.dtype or batch > self._run.batch_size:
             raise CodecError(f"it arrived as {header.dtype} {list(header.shape)}; expected {spec.dtype} {list(spec.shape)}")
+
+    def _check_extra(self, header: Header, target: TensorSpec | None) -> None:
+        """Ids as ``wire.ids`` makes them, labels as data sources give them and, where the loss is here, as many as it takes.
+
+        Integers come packed, so a few bytes may stand for a row a sample of the batch, and no more.
+        """
+        shape, dtype = header.shape, header.dtype.name
+        if header.name == IDS:
+            fits, wanted = dtype == "uint8" and shape[1:] == (ID_BYTES,), f"uint8 [N, {ID_BYTES}]"
+        else:
+            fits = (dtype == "int64" and len(shape) == 1) or (dtype == "float32" and len(shape) in (1, 2))
+            wanted = "int64 [N], float32 [N] or float32 [N, K]"
+            if target is not None:
+                fits = fits and math.prod(shape[1:]) == math.prod(target.shape_at(1)[1:]) and dtype in ("int64", target.dtype)
+                wanted = f"labels for {target.dtype} {list(target.shape)}"
+        if not fits or shape[0] > self._run.batch_size:
+            raise CodecError(f"it arrived as {dtype} {list(shape)}; expected {wanted}, one row a sample of a batch")
 
     # ------------------------------------------------------------ backward
 

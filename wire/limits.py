@@ -23,11 +23,14 @@ class Limits:
     tensor_elements: int = 1 << 26
     unpacked_bytes: int = 256 << 20  # all tensors of one message, decoded: a few bytes may stand for many elements
     tensors_per_message: int = 64
+    packed_elements: int = 1 << 20  # of one message of which the receiver expects no shapes: packed, ten bytes may stand for all of them
     manifest_bytes: int = 4 << 20
     graph_bytes: int = 1 << 30  # one ONNX file of a bundle
     run_file_bytes: int = 1 << 20
     dataset_bytes: int = 8 << 30  # one data file, unpacked
     parties: int = 1024
+    batches: int = 1 << 22  # of one split of one client
+    claimed_epoch: int = (1 << 31) - 1  # the epoch of a run that a party may bring to a coordinator that is behind it
     held_ranges: int = 4096  # ranges of steps that a party says it holds of a line
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from wire.errors import UsageError
 
-__all__ = ["parse", "plain"]
+__all__ = ["parse", "plain", "whole"]
 
 T = TypeVar("T")
 
@@ -107,6 +107,13 @@ def _kind(data: Any) -> str:
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
+
+
+def whole(data: Any, *, below: int) -> int:
+    """``data``, out of a peer's JSON, as a whole number, 0 or more and under ``below``. Raises ValueError for all else, as true or 1.0."""
+    if type(data) is not int or not 0 <= data < below:
+        raise ValueError(f"{_kind(data)[:40]} is not a whole number from 0 to {below - 1}")
+    return data
 
 
 def plain(value: Any) -> Any:

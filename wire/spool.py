@@ -35,6 +35,10 @@ class SpoolConfig:
 
     ``limit_bytes``: how much at most; 0 keeps nothing. ``bytes_per_s``: how much is written a second at most, on average, which spares
     flash cards: a line of up to 250 kbit/s is kept whole; of what comes faster a part is not kept, and crosses again after a restart.
+
+    So activations, gradients, labels and weights that arrived lie in ``spool.sqlite`` in the receiver's state folder, in the clear, for up
+    to two checkpoints, and of a run that was stopped for as long as the folder is there. ``limit_bytes = 0`` prevents it; after a restart
+    the line then carries again what it has carried since the checkpoint.
     """
 
     limit_bytes: int = 64 << 20

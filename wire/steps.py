@@ -25,10 +25,14 @@ from typing import Any
 
 from wire.frames import Frame, Kind, Mode
 from wire.graph import Line, PartySlice, Slot
+from wire.limits import LIMITS
 from wire.messages import Answer, BackwardDone, Discard, Effect, ForwardDone, Note, Record, RunBackward, RunForward, Work
 from wire.outbox import Outbox
+from wire.parse import whole
 
 __all__ = ["StepFlow", "StepRange", "Steps"]
+
+_STEPS = 1 << 32  # as the header of a frame has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +63,14 @@ class StepRange:
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> StepRange:
         """Raises ValueError (or TypeError, KeyError) for anything that is not a range."""
-        lanes, starts = tuple(int(lane) for lane in data["lanes"]), tuple(int(start) for start in data["starts"])
-        if len(lanes) != len(starts) or not lanes:
-            raise ValueError("a step range needs one start a lane")
-        return cls(lanes=lanes, starts=starts, rounds=int(data["rounds"]), first_global=int(data["first_global"]))
+        lanes = tuple(whole(lane, below=1 << 16) for lane in data["lanes"])
+        starts = tuple(whole(start, below=_STEPS) for start in data["starts"])
+        rounds, first_global = whole(data["rounds"], below=LIMITS.batches + 1), whole(data["first_global"], below=_STEPS)
+        if len(lanes) != len(starts) or not lanes or len(set(lanes)) != len(lanes):
+            raise ValueError("a step range needs one start a lane, and a lane once")
+        if max(starts) + rounds > _STEPS or first_global + rounds * len(lanes) > _STEPS:
+            raise ValueError(f"a step range goes over {_STEPS} steps")
+        return cls(lanes=lanes, starts=starts, rounds=rounds, first_global=first_global)
 
 
 @dataclass(slots=True)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wire.codecs import PLAIN, Decoded, Encoded, decode_array, encode_lossless
+from wire.codecs import LOSSLESS, PLAIN, Decoded, Encoded, decode_lossless, encode_lossless
 from wire.codecs.bits import read_varint, write_varint
+from wire.codecs.plain import Raw
 from wire.engine import Array
 from wire.errors import CodecError
 from wire.limits import LIMITS
@@ -48,8 +49,13 @@ def encode_tensors(items: Sequence[tuple[str, Array, Encoded]]) -> bytes:
 
 
 def encode_plain(tensors: Mapping[str, Array]) -> bytes:
-    """Tensors without loss."""
-    return encode_tensors([(name, array, encode_lossless(array)) for name, array in tensors.items()])
+    """Tensors without loss, for ``decode_plain``: whole numbers packed, unless there are more of them than it unpacks."""
+    packs = sum(array.size for array in tensors.values() if array.dtype.kind in "iub") <= LIMITS.packed_elements
+    return encode_tensors([(name, array, encode_lossless(array) if packs else _raw(array)) for name, array in tensors.items()])
+
+
+def _raw(array: Array) -> Encoded:
+    return Raw().encode(np.ascontiguousarray(array), PLAIN)
 
 
 def _head(name: str, array: Array, encoded: Encoded) -> bytes:
@@ -88,9 +94,21 @@ def decode_tensors(data: bytes, decode: Callable[[Header, memoryview], Decoded])
 
 
 def decode_plain(data: bytes) -> dict[str, Array]:
-    """The inverse of ``encode_plain``: fresh, writable arrays by name. Raises CodecError."""
-    found = decode_tensors(data, lambda header, payload: decode_array(header.codec, payload, header.dtype, header.shape, PLAIN))
-    return {name: decoded.array for name, decoded in found.items()}
+    """The inverse of ``encode_plain``: fresh, writable arrays by name. Raises CodecError, also for codecs that may lose something.
+
+    Nothing is known of the shapes, so what is made is at most as large as ``data``, but for ``LIMITS.packed_elements``.
+    """
+    room = LIMITS.packed_elements
+
+    def decode(header: Header, payload: memoryview) -> Decoded:
+        nonlocal room
+        if header.codec == LOSSLESS["packed"]:
+            room -= math.prod(header.shape)
+            if room < 0:
+                raise CodecError(f"more than {LIMITS.packed_elements} packed elements in one message; such a message must be raw")
+        return decode_lossless(header.codec, payload, header.dtype, header.shape)
+
+    return {name: decoded.array for name, decoded in decode_tensors(data, decode).items()}
 
 
 def _header(reader: _Reader) -> Header:

@@ -10,7 +10,7 @@ from wire.control import Control, decode_control, encode_control
 from wire.errors import FrameError
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
@@ -46,3 +46,15 @@ def test_rubbish_is_refused(data: bytes) -> None:
 def test_a_head_over_the_limit_is_refused_unread() -> None:
     with pytest.raises(FrameError, match="over the limit"):
         decode_control((1 << 30).to_bytes(4, "little") + b"{")
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "-Infinity", "9" * 5000])
+def test_a_number_that_is_not_finite_is_refused(number: str) -> None:
+    head = b'{"kind":"hello","body":{"deep":[{"epoch":%s}]},"blobs":[]}' % number.encode()
+    with pytest.raises(FrameError, match="not readable"):
+        decode_control(len(head).to_bytes(4, "little") + head)
+
+
+def test_no_number_that_is_not_finite_is_written() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        encode_control(Control(kind="done", body={"result": {"metrics": {"loss": float("nan")}}}))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wire.codecs import CODECS, Context, Decoded, Direction, Encoded, Encoder, encode_lossless, registry
+from tests.wire.codecs.kit import read_any
+from wire.codecs import CODECS, LOSSLESS, Context, Decoded, Direction, Encoded, Encoder, encode_lossless, registry
 from wire.codecs.plain import Float32
 from wire.codecs.sparse import TopK
 from wire.cut import Cuts
@@ -19,7 +20,7 @@ from wire.graph import Edge, Graph, Segment
 from wire.manifest import TensorSpec
 from wire.messages import Work
 from wire.runfile import Run, parse_run
-from wire.tensors import decode_plain, encode_plain, encode_tensors
+from wire.tensors import encode_plain, encode_tensors
 
 SHAPE = (4, 20)
 
@@ -156,7 +157,7 @@ def test_topk_sends_gradients_without_positions() -> None:
     run = make_run("topk:keep=0.1", "topk:keep=0.1,values=fp32")
     client, server = cuts_of(run, "c0"), cuts_of(run, "server")
     up, down, grad = step_through(client, server, 0)
-    kept = decode_plain(up)["act"] != 0
+    kept = read_any(up)["act"] != 0
     np.testing.assert_array_equal(grad, np.where(kept, values(1000), 0))
     assert len(down) == 1 + 9 + 3 + 4 * kept.sum()
 
@@ -256,8 +257,15 @@ def test_an_edge_within_a_party_is_not_quantized() -> None:
         ({"act": np.zeros((4, 20))}, "`act`: it arrived as float64 [4, 20]"),
         ({"act2": np.zeros((4, 20), np.float32)}, "`act2`: the segment takes no such tensor"),
         ({"target": np.zeros(4, np.int64)}, "`target`: the segment takes no such tensor"),
-        ({"@labels": np.zeros((1 << 20, 8), np.int64)}, "`@labels`: its shape is [1048576, 8]"),
-        ({"@ids": np.zeros((), np.uint8)}, "`@ids`: its shape is []"),
+        ({"@labels": np.zeros(5, np.int64)}, "`@labels`: it arrived as int64 [5]; expected labels for int64 ['batch'], one row a sample"),
+        ({"@labels": np.zeros((1, 1 << 20), np.int64)}, "`@labels`: it arrived as int64 [1, 1048576]; expected"),
+        ({"@labels": np.zeros((4, 3), np.float32)}, "`@labels`: it arrived as float32 [4, 3]; expected"),
+        ({"@labels": np.zeros(4, np.float32)}, "`@labels`: it arrived as float32 [4]; expected"),
+        ({"@labels": np.zeros((), np.int64)}, "`@labels`: it arrived as int64 []; expected"),
+        ({"@ids": np.zeros((), np.uint8)}, "`@ids`: it arrived as uint8 []; expected uint8 [N, 16], one row a sample"),
+        ({"@ids": np.zeros((4, 1 << 20), np.uint8)}, "`@ids`: it arrived as uint8 [4, 1048576]; expected"),
+        ({"@ids": np.zeros((5, 16), np.uint8)}, "`@ids`: it arrived as uint8 [5, 16]; expected"),
+        ({"@ids": np.zeros((4, 16), np.int64)}, "`@ids`: it arrived as int64 [4, 16]; expected"),
     ],
 )
 def test_what_a_segment_does_not_take_is_refused_by_its_header(tensors: dict[str, np.ndarray], said: str) -> None:
@@ -265,6 +273,69 @@ def test_what_a_segment_does_not_take_is_refused_by_its_header(tensors: dict[str
     with pytest.raises(CodecError) as caught:
         server.decode_forward(work("top"), {"bottom>top": encode_plain(tensors)}, 0.0)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("extra", [{"@labels": np.zeros(3, np.int64)}, {"@ids": np.zeros((3, 16), np.uint8)}])
+def test_the_tensors_of_a_step_are_of_one_batch(extra: dict[str, np.ndarray]) -> None:
+    payload = {"bottom>top": encode_plain({"act": values(0), **extra})}
+    with pytest.raises(CodecError, match=r"of different batches, by rows: \{'act': 4, '@"):
+        cuts_of(make_run(), "server").decode_forward(work("top"), payload, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fits"),
+    [
+        (np.arange(4), True),  # classes: whatever the loss, it takes them as numbers
+        (np.zeros(4, np.float32), False),
+        (np.ones((4, 3), np.float32), True),
+        (np.ones((4, 2), np.float32), False),
+        (np.ones((4, 3)), False),
+        (np.ones((4, 3, 1), np.float32), False),
+    ],
+)
+def test_labels_have_as_many_numbers_as_the_loss_takes(labels: np.ndarray, fits: bool) -> None:
+    run = make_run("fp32")
+    columns = () if labels.dtype == np.int64 else (3,)
+    target = TensorSpec(name="target", dtype="float32", shape=("batch", *columns))
+    server = Cuts(run, run.graph().slice_for("server"), {"top": Ends((tensor(), target), (LOSS,))})  # type: ignore[dict-item]
+    payload = {"bottom>top": encode_plain({"act": values(0), "@labels": labels})}
+    if fits:
+        np.testing.assert_array_equal(server.decode_forward(work("top"), payload, 0.0)["@labels"], labels)
+    else:
+        with pytest.raises(CodecError, match="`@labels`: it arrived as"):
+            server.decode_forward(work("top"), payload, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fits"),
+    [
+        (np.arange(4), True),
+        (np.ones((4, 300), np.float32), True),
+        (np.zeros((1, 1 << 20), np.int64), False),
+        (np.ones((5, 3), np.float32), False),
+    ],
+)
+def test_a_party_on_the_way_passes_on_what_labels_look_like(labels: np.ndarray, fits: bool) -> None:
+    """It does not know what the loss takes; packed numbers are one a sample there, and others are as long as they come."""
+    segments = tuple(Segment(name=name, parties=(party,), loss=party == "server") for name, party in
+                     (("bottom", "c0"), ("middle", "hop"), ("top", "server")))  # fmt: skip
+    graph = Graph(segments=segments, edges=(Edge(source="bottom", target="middle"), Edge(source="middle", target="top")))
+    hop = Cuts(make_run("fp32", clients=1), graph.slice_for("hop"), {"middle": Ends((tensor(),), (tensor(),))})  # type: ignore[dict-item]
+    payload = {"bottom>middle": encode_plain({"act": values(0), "@labels": labels})}
+    if fits:
+        np.testing.assert_array_equal(hop.decode_forward(work("middle"), payload, 0.0)["@labels"], labels)
+    else:
+        with pytest.raises(CodecError, match=r"`@labels`: it arrived as .*; expected int64 \[N\], float32"):
+            hop.decode_forward(work("middle"), payload, 0.0)
+
+
+@pytest.mark.parametrize("name", ["@labels", "@ids"])
+@pytest.mark.parametrize("number", sorted({codec.number for codec in CODECS.values()} - set(LOSSLESS.values())))
+def test_labels_and_ids_cross_without_loss_or_not_at_all(name: str, number: int) -> None:
+    array = np.zeros(4, np.int64) if name == "@labels" else np.zeros((4, 16), np.uint8)
+    data = encode_tensors([(name, array, Encoded(number=number, pieces=(bytes(12),)))])
+    with pytest.raises(CodecError, match=f"`{name}`: codec number {number} is not for it; it must be raw, fp32, packed"):
+        cuts_of(make_run(), "server").decode_forward(work("top"), {"bottom>top": data}, 0.0)
 
 
 def test_gradients_of_another_shape_are_refused_and_nothing_is_learned() -> None:
@@ -402,4 +473,4 @@ def test_labels_ride_along_packed() -> None:
     labels = np.array([9, 0, 3, 7])
     up = cuts_of(run, "c0").encode_forward(work("bottom"), {"act": values(0)}, {"@labels": labels}, 0.0)["bottom>top"]
     assert encode_lossless(labels).size_bytes == 9 + 2
-    assert decode_plain(up)["@labels"].tolist() == labels.tolist()
+    assert read_any(up)["@labels"].tolist() == labels.tolist()

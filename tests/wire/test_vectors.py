@@ -10,10 +10,10 @@ import pytest
 
 from tests.vectors.make import FILE, vectors
 from tests.wire import foreign
+from tests.wire.codecs.kit import read_any
 from wire.control import decode_control
 from wire.frames import Reassembler
 from wire.holdings import Holdings
-from wire.tensors import decode_plain
 
 GOLDEN: dict[str, Any] = json.loads(FILE.read_text())
 
@@ -40,7 +40,7 @@ def test_frames(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", GOLDEN["tensors"], ids=lambda vector: vector["name"])
 def test_tensors(vector: dict[str, Any]) -> None:
     data = bytes.fromhex(vector["bytes"])
-    ours, theirs = decode_plain(data)["x"], foreign.read_tensors(data)["x"]
+    ours, theirs = read_any(data)["x"], foreign.read_tensors(data)["x"]
     assert ours.dtype == vector["dtype"]
     assert list(ours.shape) == vector["shape"] == list(theirs.shape)
     np.testing.assert_array_equal(ours, theirs)

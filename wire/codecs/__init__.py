@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from wire.codecs.base import DIRECTIONS, PLAIN, Codec, Context, Decoded, Direction, Encoded, Encoder, Support
 from wire.codecs.offer import Offer, disagreement, offer_for
-from wire.codecs.registry import CODECS, decode_array, encode_array, encode_lossless, parse_codec, versions
+from wire.codecs.registry import CODECS, LOSSLESS, decode_array, decode_lossless, encode_array, encode_lossless, parse_codec, versions
 
 __all__ = [
     "CODECS",
     "DIRECTIONS",
+    "LOSSLESS",
     "PLAIN",
     "Codec",
     "Context",
@@ -22,6 +23,7 @@ __all__ = [
     "Offer",
     "Support",
     "decode_array",
+    "decode_lossless",
     "disagreement",
     "encode_array",
     "encode_lossless",

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wire.codecs.registry import parse_codec, versions
+from wire.codecs.registry import LOSSLESS, parse_codec, versions
+from wire.parse import whole
 
 __all__ = ["Offer", "disagreement", "offer_for"]
-
-_ALWAYS = ("raw", "fp32", "packed")  # labels and ids, and the fallback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +26,7 @@ class Offer:
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Offer:
         """Raises KeyError, TypeError, AttributeError or ValueError for anything else."""
-        known = {_name(name): int(version) for name, version in data["known"].items()}
-        if not all(0 <= version < 1 << 16 for version in known.values()):
-            raise ValueError("a codec's version is 0 to 65,535")
+        known = {_name(name): whole(version, below=1 << 16) for name, version in data["known"].items()}
         return cls(known=known, used=tuple(_name(name) for name in data["used"]))
 
 
@@ -41,8 +38,8 @@ def _name(name: Any) -> str:
 
 
 def offer_for(texts: Iterable[str]) -> Offer:
-    """Of a run that names these codecs, options and all."""
-    return Offer(known=versions(), used=tuple(sorted({*_ALWAYS, *(parse_codec(text).name for text in texts)})))
+    """Of a run that names these codecs, options and all. Those for labels, ids and the fallback are used by every run."""
+    return Offer(known=versions(), used=tuple(sorted({*LOSSLESS, *(parse_codec(text).name for text in texts)})))
 
 
 def disagreement(ours: Offer, theirs: Offer, *, us: str, them: str) -> str | None:

@@ -24,12 +24,13 @@ from wire.engine import Array
 from wire.errors import CodecError, RunFileError
 from wire.parse import parse
 
-__all__ = ["CODECS", "decode_array", "encode_array", "encode_lossless", "parse_codec", "versions"]
+__all__ = ["CODECS", "LOSSLESS", "decode_array", "decode_lossless", "encode_array", "encode_lossless", "parse_codec", "versions"]
 
 _ALL: tuple[type[Codec], ...] = (Raw, Float32, Float16, BFloat16, Int8, Int4, Int2, MXFP4, TopK, RandTopK, LowBit, Packed)
 
 CODECS: Mapping[str, type[Codec]] = {codec.name: codec for codec in _ALL}
 _BY_NUMBER: Mapping[int, type[Codec]] = {codec.number: codec for codec in _ALL}
+LOSSLESS: Mapping[str, int] = {codec.name: codec.number for codec in (Raw, Float32, Packed)}  # name → number
 _FLOAT32 = Float32()
 
 
@@ -96,6 +97,13 @@ def encode_lossless(array: Array) -> Encoded:
         if packed.size_bytes < array.nbytes:
             return packed
     return Raw().encode(array, PLAIN)
+
+
+def decode_lossless(number: int, data: memoryview, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Decoded:
+    """A tensor of which no codec of a run knows: of the others a few bytes may stand for many elements. Raises CodecError."""
+    if number not in LOSSLESS.values():
+        raise CodecError(f"codec number {number} is not for it; it must be {', '.join(LOSSLESS)}")
+    return decode_array(number, data, dtype, shape, PLAIN)
 
 
 def decode_array(

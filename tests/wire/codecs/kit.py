@@ -8,8 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from wire.codecs import Codec, Context, Decoded, Direction, Encoded, decode_array, encode_array, parse_codec
+from wire.codecs import PLAIN, Codec, Context, Decoded, Direction, Encoded, decode_array, encode_array, parse_codec
 from wire.manifest import TensorSpec
+from wire.tensors import decode_tensors
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 FINITE = hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6), elements=FLOATS)
@@ -33,6 +34,12 @@ FOR_RUNS = (
 
 def context(train: bool = True, direction: Direction = "forward", step: int = 0, support: Any = None) -> Context:
     return Context(seed=7, scope=("bottom>top", direction, 0, step, "x"), train=train, progress=0.5, support=support)
+
+
+def read_any(data: bytes) -> dict[str, np.ndarray]:
+    """A message of tensors of any codec, by name; of shapes, the receiver expects none."""
+    found = decode_tensors(data, lambda header, piece: decode_array(header.codec, piece, header.dtype, header.shape, PLAIN))
+    return {name: decoded.array for name, decoded in found.items()}
 
 
 def spec(array: np.ndarray) -> TensorSpec:
