@@ -224,6 +224,8 @@ class Actor:
         elif frame.kind is Kind.RESEND:
             if frame.epoch <= self._epoch:  # who is ahead of us would drop it all
                 self._repeat(line, frame.epoch)
+            if frame.epoch < self._epoch and self._joined and line == self._party.parent:
+                self._hello()  # as to a join of that epoch, of which the parts may be lost: the coordinator has lost its state
         elif frame.kind is Kind.CONTROL:
             self._control_arrived(line, frame)
         elif frame.epoch != self._epoch or not self._joined:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -53,6 +54,7 @@ _HEAD = struct.Struct("<2sBBBBHIIIIHH")
 _CRC = struct.Struct("<I")
 _VOID = 1
 _MOST_PARTS = 65535
+_PIECE_BYTES = 100  # of memory that a part takes beside its payload: objects, and its place in a table
 
 
 class Kind(IntEnum):
@@ -152,6 +154,8 @@ def _decode(data: bytes, limits: Limits) -> _Part:
         raise OtherVersion(f"a frame of protocol version {version}; this party speaks {VERSION}; give both ends the same Cutlayer version")
     if flags & ~_VOID or part >= parts:
         raise FrameError(f"flags {flags}, part {part} of {parts}: no frame has these")
+    if parts > 1 and len(data) == HEADER_BYTES:
+        raise FrameError(f"part {part} of {parts} is empty; a message has no more parts than bytes")
     try:
         which, what = Kind(kind), Mode(mode)
     except ValueError as exc:
@@ -201,7 +205,7 @@ class Reassembler:
 
     @property
     def held_bytes(self) -> int:
-        """Payload bytes of unfinished messages."""
+        """What unfinished messages take of memory: their payload, and a fixed amount for each part, which may be as good as empty."""
         return self._held_bytes
 
     def feed(self, topic: str, data: bytes, run_tag: int) -> Frame | None:
@@ -217,14 +221,18 @@ class Reassembler:
             return found.frame
         return self._add(topic, found)
 
-    def unfinished(self, topic: str, epoch: int) -> tuple[Partial, ...]:
-        """What is there of messages on ``topic``, the newest first."""
-        found = [
-            Partial(kind=kind, mode=mode, step=step, parts=message.parts, held=frozenset(message.pieces))
-            for (name, kind, mode, at, _, step), message in self._unfinished.items()
-            if (name, at) == (topic, epoch)
-        ]
-        return tuple(reversed(found))
+    def unfinished(self, topic: str, epoch: int, *, but: Callable[[Kind, Mode, int], bool] = lambda *_: False) -> tuple[Partial, ...]:
+        """What is there of messages on ``topic``, the newest first, ``but`` those of a kind, mode and step that are of no interest.
+
+        No more than a RESEND can say, at a bit a part: who sends many messages of many parts must not make each answer dear.
+        """
+        found = []
+        parts = 8 * self._limits.resend_bytes
+        for (name, kind, mode, at, _, step), message in reversed(self._unfinished.items()):
+            if (name, at) == (topic, epoch) and message.parts <= parts and not but(kind, mode, step):
+                found.append(Partial(kind=kind, mode=mode, step=step, parts=message.parts, held=frozenset(message.pieces)))
+                parts -= message.parts
+        return tuple(found)
 
     def forget_before(self, epoch: int) -> None:
         """Drop unfinished messages of older epochs."""
@@ -247,7 +255,7 @@ class Reassembler:
         if found.part not in message.pieces:
             message.pieces[found.part] = frame.payload
             message.size_bytes += len(frame.payload)
-            self._held_bytes += len(frame.payload)
+            self._held_bytes += len(frame.payload) + _PIECE_BYTES
         if message.size_bytes > self._limits.message_bytes:
             self._drop(key)
             raise FrameError(f"a message is over the limit of {self._limits.message_bytes} bytes")
@@ -262,7 +270,8 @@ class Reassembler:
             self._drop(next(iter(self._unfinished)))
 
     def _drop(self, key: _Key) -> None:
-        self._held_bytes -= self._unfinished.pop(key).size_bytes
+        message = self._unfinished.pop(key)
+        self._held_bytes -= message.size_bytes + _PIECE_BYTES * len(message.pieces)
 
 
 def _joined(message: _Unfinished) -> Frame:

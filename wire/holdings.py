@@ -78,10 +78,10 @@ class Holdings:
         head = _HEAD.pack(_ASKS * self.asks | _FRESH * self.fresh, self.number, self.part_bytes) + bytes([len(ranges)]) + b"".join(ranges)
         rows, left = [], LIMITS.resend_bytes - len(head) - 1
         for found in self.partial[:255]:
-            row = _PART.pack(found.kind, found.mode, found.step, found.parts) + _bits(found.held, found.parts)
-            if len(row) <= left:
-                rows.append(row)
-                left -= len(row)
+            size = _PART.size + -(-found.parts // 8)
+            if size <= left:
+                rows.append(_PART.pack(found.kind, found.mode, found.step, found.parts) + _bits(found.held, found.parts))
+                left -= size
         return b"".join((head, bytes([len(rows)]), *rows))
 
     @classmethod

@@ -13,7 +13,7 @@ class Limits:
 
     frame_bytes: int = 1 << 20  # one MQTT payload (a part of a message)
     message_bytes: int = 64 << 20  # a message put together from its parts
-    reassembly_bytes: int = 128 << 20  # all unfinished messages of one party
+    reassembly_bytes: int = 128 << 20  # all unfinished messages of one party, with what their parts take beside their payload
     resend_bytes: int = 4096  # what a RESEND frame says of its sender's holdings
     control_json_bytes: int = 64 << 10  # the JSON head of a control message
     unfinished_messages: int = 256  # messages of which parts are missing

@@ -46,7 +46,7 @@ class Post:
 
     @property
     def held_bytes(self) -> int:
-        """Payload of messages that have arrived in part."""
+        """Memory that messages which have arrived in part take."""
         return self._reassembler.held_bytes
 
     def line_of(self, topic: str) -> Line | None:
@@ -146,14 +146,12 @@ class Post:
     def _say_holdings(self, line: Line, number: int, *, asks: bool) -> None:
         _, topic = self._topics[line]
         whole = self._selection.whole(line)
-        partial = [
-            found for found in self._reassembler.unfinished(topic, self._epoch()) if not whole.has(found.kind, found.mode, found.step)
-        ]
+        partial = self._reassembler.unfinished(topic, self._epoch(), but=whole.has)
         fresh = asks and line in self._fresh
         if asks:
             self._fresh.discard(line)
         holdings = Holdings(
-            asks=asks, fresh=fresh, number=number, part_bytes=self._transport.part_wish, ranges=whole.ranges, partial=tuple(partial)
+            asks=asks, fresh=fresh, number=number, part_bytes=self._transport.part_wish, ranges=whole.ranges, partial=partial
         )
         frame = Frame(kind=Kind.RESEND, epoch=self._epoch(), lane=line.lane, payload=holdings.encode())
         self._publish(line, encode_part(frame, 0, 1, run_tag=self._tag), next(self._tokens))

@@ -146,7 +146,7 @@ class Selection:
         if peer.part_bytes:
             part_bytes = min(part_bytes, max(peer.part_bytes, _shortest(frame)))
         parts = parts_needed(len(frame.payload), part_bytes=part_bytes)
-        if frame.kind not in _SELECTED:
+        if frame.kind not in _SELECTED or frame.epoch == 0:  # which is a refusal: nobody keeps it, so no question would bring it back
             self._count_hello(line, frame)
             return _all(parts)
         peer.hellos = 0
@@ -160,8 +160,11 @@ class Selection:
             self._count_control(line, message)
             return _all(parts)
         if peer.view is not None:
-            here = peer.view_epoch == frame.epoch and message.sent_at <= peer.view_at
-            return self._what_it_lacks(line, frame, message, peer.view, parts) if here else Choice(parts=parts, chosen=())
+            if peer.view_epoch > frame.epoch or message.sent_at > peer.view_at:
+                return Choice(parts=parts, chosen=())
+            # Who is in an older epoch says nothing of this one, has nothing of it, and waits for the join to it.
+            view = peer.view if peer.view_epoch == frame.epoch else Holdings(fresh=peer.view.fresh, ranges={})
+            return self._what_it_lacks(line, frame, message, view, parts)
         if peer.questions >= _QUESTIONS:
             peer.questions = _QUESTIONS - 1  # the attempt after this one asks again
             message.parts, message.taken, message.sent_at = parts, False, self._count

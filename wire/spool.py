@@ -98,6 +98,7 @@ class Spool:
         self._config = config
         self._say = say
         self._clock = clock
+        self._most_bytes = 2 * config.limit_bytes + (64 << 20)  # of a file that may be ours, also where the limit was higher once
         self._held_bytes = 0
         self._allowance_bytes = config.bytes_per_s * BURST_S
         self._counted_s = clock()
@@ -170,7 +171,7 @@ class Spool:
     @staticmethod
     def _held(db: sqlite3.Connection, after: int) -> list[SpoolKey]:
         found = db.execute("SELECT edge, lane, mode, step FROM messages WHERE after >= ? ORDER BY edge, lane, mode, step", (after,))
-        return [SpoolKey(str(edge), int(lane), int(mode), int(step)) for edge, lane, mode, step in found]
+        return [_sound(SpoolKey(str(edge), int(lane), int(mode), int(step))) for edge, lane, mode, step in found]
 
     def _clear(self, db: sqlite3.Connection, after: int) -> None:
         db.execute("DELETE FROM messages WHERE after < ?", (after,))
@@ -186,7 +187,10 @@ class Spool:
         return self._allowance_bytes > 0
 
     def _count(self, db: sqlite3.Connection) -> None:
-        self._held_bytes = int(db.execute("SELECT COALESCE(SUM(size), 0) FROM messages").fetchone()[0])
+        held_bytes = int(db.execute("SELECT COALESCE(SUM(size), 0) FROM messages").fetchone()[0])
+        if not 0 <= held_bytes <= self._most_bytes:
+            raise ValueError(f"its rows claim to hold {held_bytes} bytes")
+        self._held_bytes = held_bytes
         self._full = self._full and self._held_bytes > self._config.limit_bytes // 2
 
     def _say_full(self) -> None:
@@ -200,12 +204,12 @@ class Spool:
     def _open(self) -> None:
         try:
             self._connect()
-        except (sqlite3.Error, OSError, ValueError) as exc:
+        except _DAMAGE as exc:
             self._fail(exc)
 
     def _connect(self) -> None:
         # Checked before SQLite sees it: a file that cannot be ours may be of any size.
-        if self._path.exists() and self._path.stat().st_size > 2 * self._config.limit_bytes + (64 << 20):
+        if self._path.exists() and self._path.stat().st_size > self._most_bytes:
             raise ValueError("it is larger than its limit allows")
         db = sqlite3.connect(self._path, isolation_level=None)
         try:
@@ -222,7 +226,7 @@ class Spool:
     def _guarded(self, action: Callable[[], T]) -> T | None:
         try:
             return action()
-        except (sqlite3.Error, OSError, ValueError, TypeError) as exc:
+        except _DAMAGE as exc:
             self._fail(exc)
             return None
 
@@ -244,6 +248,15 @@ class Spool:
                 path.unlink()
 
 
+def _sound(key: SpoolKey) -> SpoolKey:
+    """Raises ValueError where a row that can be read is none of ours: what is not a frame's number cannot be told to the other end."""
+    if not (0 <= key.lane < 1 << 16 and 0 <= key.mode <= BLOB and 0 <= key.step < 1 << 32):
+        raise ValueError(f"a row names lane {key.lane}, mode {key.mode} and step {key.step}, which do not exist")
+    return key
+
+
+# OverflowError: of a number where SQLite holds an infinity.
+_DAMAGE = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
 _VERSION = 1
 _IS_KEY = "edge = ? AND lane = ? AND mode = ? AND step = ?"
 _SCHEMA = f"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import struct
+import tracemalloc
 import zlib
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wire.errors import FrameError, OtherVersion
-from wire.frames import HEADER_BYTES, Frame, Kind, Mode, Reassembler, encode
+from wire.frames import HEADER_BYTES, Frame, Kind, Mode, Reassembler, encode, encode_part
+from wire.holdings import Holdings
 from wire.limits import Limits
 
 TAG = 7
@@ -121,7 +123,46 @@ def test_many_small_unfinished_messages_are_bounded_too() -> None:
     messages = [encode(Frame(kind=Kind.FORWARD, step=step, payload=b"ab"), run_tag=TAG, part_bytes=33) for step in range(9)]
     for parts in messages:
         reassembler.feed("t", parts[0], TAG)
-    assert reassembler.held_bytes == 3
+    held_bytes = reassembler.held_bytes
+    reassembler.feed("t", messages[0][0], TAG)
+    assert reassembler.held_bytes == held_bytes, "one goes for each that comes"
+    assert len(reassembler.unfinished("t", 0)) == 3
+
+
+def test_parts_as_good_as_empty_are_counted_by_what_they_take_of_memory() -> None:
+    limits = Limits(reassembly_bytes=2 << 20)
+    reassembler = Reassembler(limits)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for step in range(30):
+        frame = Frame(kind=Kind.FORWARD, step=step, payload=bytes(65535))
+        for part in range(1500):
+            reassembler.feed("t", encode_part(frame, part, 65535, run_tag=TAG), TAG)
+            assert reassembler.held_bytes <= limits.reassembly_bytes
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert reassembler.held_bytes > limits.reassembly_bytes // 2
+    assert taken <= reassembler.held_bytes
+    reassembler.forget_before(1)
+    assert reassembler.held_bytes == 0
+
+
+def test_an_empty_part_is_refused() -> None:
+    """A message has no more parts than bytes, so 64 KB on the line do not open one of 65535 parts."""
+    with pytest.raises(FrameError, match="part 3 of 9 is empty"):
+        Reassembler().feed("t", encode_part(Frame(kind=Kind.FORWARD), 3, 9, run_tag=TAG), TAG)
+
+
+def test_of_many_messages_in_many_parts_no_more_is_listed_than_a_resend_can_say() -> None:
+    reassembler = Reassembler()
+    for step, parts in enumerate([65535, *[9000] * 20, 300]):
+        frame = Frame(kind=Kind.FORWARD, step=step, payload=bytes(parts))
+        reassembler.feed("t", encode_part(frame, 1, parts, run_tag=TAG), TAG)
+    found = reassembler.unfinished("t", 0)
+    assert [(partial.step, partial.parts) for partial in found] == [(21, 300), (20, 9000), (19, 9000), (18, 9000)], "the newest first"
+    assert Holdings.decode(Holdings(ranges={}, partial=found).encode()).partial == found
+    without = reassembler.unfinished("t", 0, but=lambda kind, mode, step: step in (19, 21))
+    assert [partial.step for partial in without] == [20, 18, 17]
 
 
 def test_a_message_over_the_limit_is_refused() -> None:

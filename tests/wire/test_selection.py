@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import pytest
 from hypothesis import given
@@ -180,6 +181,34 @@ def test_of_another_epoch_nothing_goes_and_nobody_asks() -> None:
     found.told(LINE, answer(number), epoch=2)
     choice = found.choose(LINE, LONG, part_bytes=4096)
     assert (choice.chosen, choice.ask) == ((), False)
+
+
+def test_a_join_of_many_parts_comes_again_to_who_is_still_in_the_epoch_before() -> None:
+    join = Frame(kind=Kind.CONTROL, epoch=5, step=7, payload=bytes(5000))
+    found, number = sent_once(join, part_bytes=1024)
+    # It holds a message of the same number, but of its own epoch.
+    older = answer(number, ranges={(Kind.CONTROL, Mode.TRAIN): (1, 9)})
+    found.told(LINE, older, epoch=4)
+    assert found.choose(LINE, join, part_bytes=1024).chosen == (0, 1, 2, 3, 4, 5)
+    found.settled(LINE)
+    sent = []
+    for _ in range(4):
+        found.taken(key_of(LINE, join))
+        assert found.choose(LINE, join, part_bytes=1024).ask
+        found.told(LINE, dataclasses.replace(older, number=found.ask(LINE)), epoch=4)
+        sent.append(len(found.choose(LINE, join, part_bytes=1024).chosen))
+        found.settled(LINE)
+    assert sent == [0, 6, 0, 6], "what the broker has taken may be on its way: it goes again at every second answer"
+
+
+def test_a_refusal_of_many_parts_goes_whenever_it_is_sent() -> None:
+    """Nobody keeps it, so an answer to a question would not bring it back; it answers a hello."""
+    refusal = Frame(kind=Kind.CONTROL, payload=bytes(1000))
+    found = Selection()
+    for _ in range(5):
+        choice = found.choose(LINE, refusal, part_bytes=256)
+        assert (choice.chosen, choice.ask) == (tuple(range(5)), False)
+        found.taken(key_of(LINE, refusal))
 
 
 def test_where_nobody_answers_all_of_it_goes_in_the_end() -> None:

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wire.frames import Mode
+from wire.frames import Frame, Kind, Mode
+from wire.graph import Line
+from wire.recall import Recall
 from wire.spool import Spool, SpoolConfig, SpoolKey, digest_of
 
 PLENTY = SpoolConfig(limit_bytes=1 << 20, bytes_per_s=1 << 30)
@@ -144,6 +146,42 @@ def test_a_damaged_row_is_not_given_out_and_goes(column: str, path: Path) -> Non
     assert spool.held(0) == [key(0), key(2)]
     assert spool.get(key(2)) == (digest_of(payload(2)), payload(2))
     assert spool.held_bytes == 2000
+
+
+NOT_OURS = {
+    "a step over 32 bits": {"step": 2**40},
+    "a step below 0": {"step": -1},
+    "a step without end": {"step": float("inf")},
+    "a mode below 0": {"mode": -1},
+    "a mode over 8 bits": {"mode": 300},
+    "a lane over 16 bits": {"lane": 1 << 16},
+    "a lane without end": {"lane": float("-inf")},
+    "a lane that is no number": {"lane": "zz"},
+    "a lane that is nothing": {"lane": None},
+    "a size without end": {"size": float("inf")},
+    "a size that is no number": {"size": "zz"},
+    "a size over all": {"size": 2**62},
+}
+
+
+@pytest.mark.parametrize("damage", NOT_OURS.values(), ids=NOT_OURS.keys())
+def test_a_row_that_can_be_read_and_is_none_of_ours_costs_bytes_only(damage: dict[str, object], path: Path) -> None:
+    filled(path, 3)
+    ((column, value),) = damage.items()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(f"UPDATE messages SET {column} = ? WHERE step = 1", (value,))
+        db.commit()
+    line, sent = Line("bottom>top", 0, False), []
+    for _ in range(2):
+        said: list[str] = []
+        spool = Spool(path, PLENTY, say=said.append)
+        recall = Recall([line], spool, checkpoint=3, send=lambda line, frame: sent.append(frame))
+        recall.restored(3, 1)
+        recall.saved(4)
+        frame = Frame(kind=Kind.FORWARD, epoch=1, step=7, payload=payload(7))
+        assert recall.incoming(line, frame) == frame
+        spool.close()
+    assert said == [], "it is said once, and the row is gone"
 
 
 @settings(max_examples=60, deadline=None)

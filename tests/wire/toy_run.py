@@ -330,6 +330,11 @@ class World:
         party.recall.announce()
         party.feed(LinkIsUp())
 
+    @staticmethod
+    def link_down(party: Party) -> None:
+        party.up = False
+        party.feed(LinkIsDown())
+
     def send(self, party: Party, effect: Send) -> None:
         if party.up:
             self.post(party, effect.line, party.recall.outgoing(effect.line, effect.frame))
@@ -383,14 +388,17 @@ class World:
 
     def time_passes(self) -> None:
         """Nothing moves: a timer somewhere fires."""
-        # Nobody leaves for having waited long while the coordinator is there; once it has gone, all timers are due.
-        over = self.parties[self.root].gone
-        alive = [party for party in self.parties.values() if not party.gone]
-        due = [(party, key) for party in alive for key in sorted(party.timers, key=repr) if over or key != ("linger",)]
+        due = self.due()
         assert due, "nothing can move and the run is not over"
         party, key = self.random.choice(due)
         del party.timers[key]
         party.feed(TimerFired(key=key))
+
+    def due(self) -> list[tuple[Party, tuple[Any, ...]]]:
+        # Nobody leaves for having waited long while the coordinator is there; once it has gone, all timers are due.
+        over = self.parties[self.root].gone
+        alive = [party for party in self.parties.values() if not party.gone]
+        return [(party, key) for party in alive for key in sorted(party.timers, key=repr) if over or key != ("linger",)]
 
     def strike(self, kind: str, chance: float) -> bool:
         if getattr(self.faults, kind) > 0 and self.random.random() < chance:
@@ -406,8 +414,7 @@ class World:
             self.start(self.random.choice(alive))
         if self.strike("cuts", 0.01):
             party = self.parties[self.random.choice(alive)]
-            party.up = False
-            party.feed(LinkIsDown())
+            self.link_down(party)
             self.link_up(party)
         rows = self.random.choice(list(self.disks.values())).spool.rows
         if rows and self.strike("forgotten", 0.02):
