@@ -1,7 +1,7 @@
 """What encoding and decoding take: a batch of 64 x 784 activations and its gradients, by every codec, on one core.
 
-The activations are what the first layers of a network give for Fashion-MNIST, after ReLU and pooling; gradients are drawn, a few samples having
-most of them.
+The activations are what the first layers of a network give for Fashion-MNIST, after ReLU and pooling; gradients are drawn, a few
+samples having most of them.
 
     python -m benchmarks.codecs [ROUNDS]        writes docs/benchmarks/codecs.md
 """
@@ -39,7 +39,7 @@ def activations() -> Floats:
     with tempfile.TemporaryDirectory() as folder:
         facts = materialize("fashion-mnist", Path(folder, "data"))
         config = parse(DataConfig, dict(facts.data), where="data", error=RunFileError)
-        batch = open_source(config, "test", seed=0, segment="", lane=0, batch_size=BATCH, base_dir=folder).batch(0)
+        batch = open_source(config, "test", seed=0, segment="", lane=0, batch_size=BATCH, base_dir=folder).batch(0, 0)
     torch.manual_seed(0)
     layers = list(link_models.fashion().named_children())
     upto = [name for name, _ in layers].index("pool2") + 1
@@ -102,11 +102,12 @@ def page(timed: dict[str, tuple[Timed, Timed]], rounds: int) -> list[str]:
     lines = [
         "# What codecs take",
         "",
-        f"Encoding and decoding {BATCH} x 784 activations after ReLU and pooling (a network's first layers on Fashion-MNIST), and their gradients.",
-        "Milliseconds of CPU time of one thread, median and quartiles. Activations of `lowbit` are coded by their neighbours, gradients by sample.",
+        f"Encoding and decoding {BATCH} x 784 activations after ReLU and pooling (a network's first layers on Fashion-MNIST), and their",
+        "gradients. Milliseconds of CPU time of one thread, median and quartiles. `lowbit` codes activations by their neighbours.",
         "",
         *hardware("numpy"),
-        f"- script: `make bench-codecs`, {rounds} rounds; bar: {BAR_MS:.0f} ms for activations both ways, {RATE_WINS_MS:.0f} ms where that saves bytes",
+        f"- script: `make bench-codecs`, {rounds} rounds",
+        f"- bar: {BAR_MS:.0f} ms to encode and decode activations, {RATE_WINS_MS:.0f} ms where that saves bytes",
         "",
         "| codec | bits up | encode | decode | both | bits down | encode | decode |",
         "|---|---|---|---|---|---|---|---|",
