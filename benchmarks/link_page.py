@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,37 @@ def _bars(groups: Sequence[Group], flops: tuple[int, int]) -> list[str]:
                 f"| accuracy lost with 2 % of the steps void | ≤ 0.5 points | | {group.lost(clean):+.2f} "
                 f"with {100 * group.voided:.1f} % void: `{group.name}` |"
             )
-    return [*rows, ""]
+    return [
+        *rows,
+        *_coder(),
+        "",
+        "The entropy coder: [entropy.md](entropy.md). What codecs take of a core: [codecs.md](codecs.md). Goodput on slow lines:",
+        "[line.md](line.md), and lines cut for a minute: [line-cuts.md](line-cuts.md).",
+        "",
+    ]
+
+
+def _coder() -> list[str]:
+    """The entropy coder's rows, from its own benchmark."""
+    path = PAGES / "entropy.json"
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = json.loads(path.read_text())
+    drawn = [row for row in found if "drawn" in row["name"]]
+    large = [row["over_entropy"] for row in drawn if row["symbols"] >= 16384]
+    small = [row["over_entropy"] for row in drawn if row["symbols"] == 2048]
+    maps = [row["over_entropy"] for row in found if "neighbours" in row["name"]]
+    packed = [row["over_zstd"] for row in drawn if row["symbols"] == 2048]
+    return [
+        f"| entropy coder over the order-0 entropy, 16k symbols and more, by channel | ≤ 1 % | | {_range(large)} |",
+        f"| the same, feature maps by their neighbours | | below it | {_range(maps)} |",
+        f"| the same, 2k symbols | ≤ 3 % | below it | {_range(small)} |",
+        f"| against zstd-19, 2,048 symbols of at most 2 bits | ≥ 8 % smaller | ≥ 15 % | {_range(packed)} |",
+    ]
+
+
+def _range(shares: Sequence[float]) -> str:
+    return f"{min(shares):+.1%} to {max(shares):+.1%}"
 
 
 def _cheapest(groups: Sequence[Group], reference: Group, price: Callable[[Group], float]) -> Group | None:
