@@ -35,6 +35,9 @@ _DEAD_ZONE = np.float32(0.35)  # added before rounding down: what is below 0.65 
 _EIGHTHS = np.array([2.0 ** (k / 8) for k in range(8)], np.float32)  # a step is one of these times a power of two: exact everywhere
 _LOWEST, _HIGHEST = -800, 800  # of a step's number
 _SMALLEST, _LARGEST = 2.0**-99, 2.0**99  # steps
+# Of what is not 0 in the tensor. With fewer symbols that are not 0 hardly a gradient comes back, and steps would stay too wide for ever.
+_ALIVE = 0.02
+_REVIVAL = np.float32(0.9)
 _FASTEST = 0.05  # change of a step's logarithm in one training step
 
 
@@ -99,6 +102,8 @@ class ActivationEncoder(Encoder):
             return _written(found, array.shape, signed), found
 
         payload, found = self._allowance.fit(attempt, batch, context.train)
+        if context.train and np.count_nonzero(found.symbols) < _ALIVE * np.count_nonzero(values):
+            self._steps = np.maximum(self._steps * _REVIVAL, _SMALLEST).astype(np.float32)
         learns = context.train and (self._rate_weight or self._step_rate)
         kept = self._kept(found) if learns else None
         return Encoded(number=self._number, pieces=(payload,), support=(found.symbols != 0).reshape(array.shape), kept=kept)

@@ -155,6 +155,18 @@ def test_steps_follow_their_gradient() -> None:
     assert np.mean(errors[-20:]) < 0.7 * np.mean(errors[:5])
 
 
+def test_steps_that_let_nothing_through_come_back() -> None:
+    """No symbol, no gradient: the steps must not wait for one."""
+    codec = parse_codec("lowbit")
+    array = np.abs(np.random.default_rng(13).normal(size=(16, 40))).astype(np.float32)
+    encoder = codec.encoder(spec(array), "forward")
+    encode_array(codec, encoder, array, context())
+    encoder.load_state({**encoder.state(), "steps": np.full(1, 1e4, np.float32)})
+    shares = [float(encode_array(codec, encoder, array, context(step=step)).support.mean()) for step in range(120)]
+    assert shares[0] == 0
+    assert 0.02 <= shares[-1] < 0.2
+
+
 def test_it_goes_on_bit_for_bit_from_its_state() -> None:
     rng = np.random.default_rng(8)
     codec = parse_codec("lowbit:rate_weight=1e-4,bytes_per_sample=60")
