@@ -62,9 +62,9 @@ TASKS = {
 BASELINES = ("fp32", "fp16", "bf16", "int8", "int4", "int2", "mxfp4", "topk:keep=0.1", "randtopk:keep=0.1")
 # Forward and backward options of the low-bit codec, from the dearest to the cheapest.
 LOWBIT = (
+    ("lowbit:step=0.8,rate_weight=5e-6", "lowbit:step=6"),
     ("lowbit:rate_weight=1e-5", "lowbit"),
     ("lowbit:rate_weight=2e-5", "lowbit"),
-    ("lowbit:rate_weight=5e-5", "lowbit:step=12"),
 )
 UPLINK_ALONE = ("lowbit:rate_weight=1.5e-5", "fp32")
 
