@@ -79,7 +79,7 @@ def test_codecs_with_state_and_chance_go_on_where_they_were(codec: dict[str, Any
         folder.mkdir()
         path = small_run(folder, schedule=schedule, in_flight=in_flight, codec=codec)
         with start_broker() as broker, field(path, broker) as run:
-            for victim, point in zip(victims, (15, 33, 55), strict=False):
+            for victim, point in zip(victims, (12, 24, 38), strict=False):
                 assert run.await_step(point), "nothing was killed in mid-run"
                 run.kill(victim)
                 run.start(victim)
