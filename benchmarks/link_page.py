@@ -90,7 +90,12 @@ def _group(task: str, forward: str, backward: str, runs: Mapping[int, Mapping[st
 def write_link_page(results: Mapping[str, Mapping[str, Any]], *, flops: tuple[int, int]) -> None:
     """``flops``: of the client a sample, forward, with the cut of 784 activations and with the later one."""
     groups = grouped(results)
-    lines = ["# The link: accuracy against bytes", "", "Made by `python -m benchmarks.link` (`make bench-link`).", ""]
+    lines = [
+        "# The link: accuracy against bytes",
+        "",
+        "Made by `python -m benchmarks.link`; `make bench-link` measures slow lines first, which needs root.",
+        "",
+    ]
     lines += [*hardware("torch", "onnxruntime", "paho-mqtt", "numpy"), ""]
     lines += _what()
     lines += _bars(groups, flops)

@@ -20,7 +20,7 @@ from server.losses import LossKind, loss_of
 from server.masks import masks_of
 from server.optimizers import OptimizerState
 from wire.engine import Array
-from wire.errors import CheckpointError
+from wire.errors import CheckpointError, DataError
 from wire.manifest import TensorSpec
 from wire.optim import Optimizer
 
@@ -93,7 +93,11 @@ class TorchEngine:
             if spec.gradient:
                 tensor.requires_grad_()
         before = _copies(self._buffers)
-        outputs = self._run_training(step, tensors, before)
+        try:
+            outputs = self._run_training(step, tensors, before)
+        except DataError:
+            self._buffers = before
+            raise
         self._forwards += 1
         self._in_flight[step] = _InFlight(self._forwards, tensors, outputs, self._parameters, before)
         return tuple(output.detach().numpy() for output in outputs)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wire.errors import DataError
+
 __all__ = ["LossKind", "like_target", "loss_of"]
 
 LossKind = Literal["cross_entropy", "bce", "mse"]
@@ -15,12 +17,20 @@ LossKind = Literal["cross_entropy", "bce", "mse"]
 
 def loss_of(kind: LossKind, output: Tensor, target: Tensor) -> Tensor:
     """float32 []. ``cross_entropy``: logits [N, C] and int64 [N]; ``bce`` (with logits) and ``mse``: output and target of one shape, or
-    [N, 1] and [N]. A target of whole numbers is taken as float for those."""
+    [N, 1] and [N]. A target of whole numbers is taken as float for those. Raises DataError for a label that the output has no class for."""
     if kind == "cross_entropy":
+        _check_labels(target, output.shape[1])
         return functional.cross_entropy(output, target)
     output = like_target(output, target)
     target = target.to(output.dtype)
     return functional.binary_cross_entropy_with_logits(output, target) if kind == "bce" else functional.mse_loss(output, target)
+
+
+def _check_labels(target: Tensor, classes: int) -> None:
+    """PyTorch leaves a label of -100 out, and raises IndexError for others."""
+    low, high = target.aminmax() if target.numel() else (torch.tensor(0), torch.tensor(0))
+    if low < 0 or high >= classes:
+        raise DataError(f"a label is {int(low if low < 0 else high)}, but the network has {classes} outputs, for labels 0 to {classes - 1}")
 
 
 def like_target(output: Tensor, target: Tensor) -> Tensor:

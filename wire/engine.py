@@ -31,6 +31,8 @@ class Engine(Protocol):
     def forward(self, step: int, *inputs: Array) -> tuple[Array, ...]:
         """Training forward. Keeps the residuals of ``step`` until ``backward`` or ``discard``; advances buffers (BatchNorm).
 
+        Raises DataError, with nothing changed, for a label that the network has no output for.
+
         Dropout masks are a function of the run's seed, the segment and ``step`` (``wire.rng.keep_mask``).
         """
         ...

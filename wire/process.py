@@ -110,8 +110,11 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
 
 def _spool(run: Run, name: str, setup: PartySetup, observer: Observer) -> Spool:
     """Inference has no checkpoints to go back to, and leaves alone what training keeps."""
+    path = run.state_of(name) / "spool.sqlite"
+    if setup.training and run.spool.limit_bytes == 0:
+        Spool.forget(path)  # what an earlier start kept must not stay where it is no longer wanted
     config = run.spool if setup.training else SpoolConfig(limit_bytes=0)
-    return Spool(run.state_of(name) / "spool.sqlite", config, say=lambda text: observer("note", kind="spool", text=text))
+    return Spool(path, config, say=lambda text: observer("note", kind="spool", text=text))
 
 
 def _facts(feed: Feed | None, lanes: list[int]) -> dict[str, Any]:

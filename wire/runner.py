@@ -126,7 +126,10 @@ class Runner:
         if fault is not None:
             return ForwardDone(work=work, void=f"the batch is unsound, {fault}")
         target = (self._target(work, extras),) if slot.is_sink else ()
-        outputs = engine.forward(work.global_step, *inputs, *target)
+        try:
+            outputs = engine.forward(work.global_step, *inputs, *target)
+        except DataError as exc:
+            return ForwardDone(work=work, void=str(exc))
         fault = _not_finite(engine.outputs, outputs)
         if fault is not None:
             engine.discard(work.global_step)
@@ -147,7 +150,11 @@ class Runner:
             return ForwardDone(work=work, outputs={"": encode_plain(named)})
         if slot.is_sink:
             if self._metrics is not None:
-                self._metrics.update(outputs[0], self._target(work, extras))
+                target = self._target(work, extras)
+                try:
+                    self._metrics.update(outputs[0], target)
+                except DataError as exc:
+                    return ForwardDone(work=work, void=str(exc))
             return ForwardDone(work=work)
         try:
             return ForwardDone(work=work, outputs=self._encode_outputs(work, engine, outputs, extras))

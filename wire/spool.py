@@ -121,7 +121,7 @@ class Spool:
             self._db.close()
         self._db = None
         if remove:
-            self._remove()
+            self.forget(self._path)
 
     # ------------------------------------------------------------ Storage
 
@@ -237,15 +237,17 @@ class Spool:
         outcome = "it is made anew" if anew else "this party goes on without it"
         self._say(f"the spool {self._path} cannot be used ({why}); {outcome}, and what it held crosses the line again")
         self.close()
-        self._remove()
+        self.forget(self._path)
         self._held_bytes = 0
         if anew:
             self._open()
 
-    def _remove(self) -> None:
-        for path in (self._path, *(self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))):
+    @staticmethod
+    def forget(path: Path) -> None:
+        """Remove a spool that is not open."""
+        for each in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
             with contextlib.suppress(OSError):
-                path.unlink()
+                each.unlink()
 
 
 def _sound(key: SpoolKey) -> SpoolKey:

@@ -168,6 +168,7 @@ def test_a_full_disk(good: Path, tmp_path: Path) -> None:
 def test_different_run_files_at_the_two_ends(good: Path, tmp_path: Path) -> None:
     other = changed(good, tmp_path, lambda table: table.update(seed=9))
     with start_broker() as broker, field(good, broker) as run:
+        run.kill("c0")  # two of a name throw each other out
         done = subprocess.run(
             [
                 sys.executable,
@@ -215,6 +216,7 @@ def test_a_codec_on_which_the_ends_do_not_agree(other: str, said: str, good: Pat
     """A client of another version of Cutlayer, with another run file: the codec is named, before the first step."""
     path = changed(good, tmp_path, lambda table: table.update(seed=9))
     with start_broker() as broker, field(good, broker) as run:
+        run.kill("c0")
         words = [str(path), "--party", "c0", "--broker", run.url, "--bundle", str(copied(good, tmp_path))]
         code = f"import sys; {other}; from edge_client.__main__ import main; sys.exit(main({words!r}))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)

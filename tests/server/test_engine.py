@@ -15,6 +15,7 @@ from server.engine import TorchEngine
 from server.losses import loss_of
 from server.optimizers import torch_optimizer
 from tests.engines import CASES, OPTIMIZERS, Array, EngineContract, identical
+from wire.errors import DataError
 from wire.manifest import TensorSpec
 from wire.optim import SGD, Adam, Optimizer
 
@@ -193,3 +194,16 @@ def test_a_loss_is_the_mean_over_the_batch(kind: str, output: list[float], targe
     assert found.shape == ()
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("label", [-1, -100, 99])
+def test_a_label_without_an_output_is_told_and_changes_nothing(label: int) -> None:
+    """A peer may send any; the step is void then, and the server goes on."""
+    engine = TestTorchEngine().open("cross_entropy", "sgd")
+    case = CASES["cross_entropy"]
+    x = [np.ones((3, *shape), np.float32) for shape in case.shapes]
+    before = engine.state()
+    with pytest.raises(DataError, match=f"a label is {label}, but the network has"):
+        engine.forward(0, *x, np.array([0, label, 1]))
+    identical(engine.state(), before)
+    engine.forward(0, *x, np.array([0, 0, 1]))

@@ -105,6 +105,13 @@ def test_a_limit_of_zero_makes_no_file_and_leaves_one_alone(path: Path) -> None:
     assert Spool(path, PLENTY).held(0) == [key(0)]
 
 
+def test_forgetting_leaves_no_file(path: Path) -> None:
+    filled(path, 3)
+    Spool.forget(path)
+    assert list(path.parent.glob(f"{path.name}*")) == []
+    Spool.forget(path)
+
+
 def test_writing_is_bounded_by_the_second(path: Path) -> None:
     now_s = [100.0]
     spool = Spool(path, SpoolConfig(limit_bytes=1 << 20, bytes_per_s=1000), clock=lambda: now_s[0])

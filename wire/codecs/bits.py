@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wire.errors import CodecError
 
-__all__ = ["pack_bits", "packed_bytes", "read_varint", "unpack_bits", "write_varint"]
+__all__ = ["pack_bits", "packed_bytes", "read_signs", "read_varint", "unpack_bits", "write_signs", "write_varint"]
 
 
 def packed_bytes(count: int, width: int) -> int:
@@ -57,6 +57,17 @@ def unpack_bits(data: memoryview, width: int, count: int) -> NDArray[np.unsigned
     whole = np.zeros((count, dtype.itemsize), np.uint8)
     whole[:, : packed.shape[1]] = packed
     return whole.view(dtype).reshape(count).astype(dtype.newbyteorder("="), copy=False)
+
+
+def write_signs(values: NDArray[Any]) -> bytes:
+    """A bit for each of ``values`` that is not 0, flattened and packed: 1 for those below."""
+    return pack_bits((values[values != 0] < 0).view(np.uint8), 1)
+
+
+def read_signs(data: memoryview, magnitudes: NDArray[np.float32], nonzero: NDArray[np.bool_]) -> None:
+    """Negate what ``write_signs`` told of, in place. Raises CodecError where there is not one sign for each that is not 0."""
+    negative = unpack_bits(data, 1, int(np.count_nonzero(nonzero)))
+    magnitudes[nonzero] *= np.float32(1) - np.float32(2) * negative
 
 
 def write_varint(number: int) -> bytes:

@@ -15,8 +15,9 @@ straight-through gradient; it takes nothing from the line.
 most samples of a trained network have hardly any gradient, and take hardly a bit then. Each sample's scale, a factor of 2 fine, goes along
 and chooses the distribution that its symbols are coded with.
 
-**Budget.** ``bytes_per_sample``, or ``rate_bps`` with ``deadline_s`` and ``samples``, bounds what the payloads of this direction may
-take over the training: a message may use what is left of the allowance up to now, and is coded with coarser steps until it fits.
+**Budget.** ``bytes_per_sample``, or ``rate_bps`` with ``deadline_s`` and ``samples``, bounds what a tensor's payloads in this
+direction may take over the training: a message may use what is left of the allowance up to now, and is coded with coarser steps until it
+fits.
 
 The first byte of a payload is its kind: 0 activations, 1 those with negative values among them (``wire.codecs.lowbit_activations``), 2 a
 gradient (``wire.codecs.lowbit_gradients``).
@@ -71,11 +72,11 @@ class LowBit(Codec):
             raise ValueError(f"`rate_weight` is {self.rate_weight}; it must be 0 to 1")
         if not 0 <= self.step_rate <= 100:
             raise ValueError(f"`step_rate` is {self.step_rate}; it must be 0 to 100")
-        bytes_per_sample(self.bytes_per_sample, self.rate_bps, self.deadline_s, self.samples)
+        _ = self.budget
 
     @property
     def budget(self) -> float | None:
-        """Bytes a sample; None: no budget."""
+        """Bytes a sample; None: no budget. Raises ValueError for options that make none together."""
         return bytes_per_sample(self.bytes_per_sample, self.rate_bps, self.deadline_s, self.samples)
 
     def check(self, tensor: TensorSpec, direction: Direction, batch_size: int) -> None:

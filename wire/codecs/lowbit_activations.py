@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wire import entropy
-from wire.codecs.base import Context, Decoded, Encoded, Encoder, Support, count_of
-from wire.codecs.bits import pack_bits, read_varint, unpack_bits, write_varint
+from wire.codecs.base import Context, Decoded, Encoded, Encoder, count_of
+from wire.codecs.bits import read_signs, read_varint, write_signs, write_varint
 from wire.codecs.budget import Allowance
 from wire.engine import Array
 from wire.errors import CodecError
@@ -207,7 +207,7 @@ def _written(found: _Quantized, shape: tuple[int, ...], signed: bool) -> bytes:
         pieces.append(write_varint(len(coded)))
     pieces.append(coded)
     if signed:
-        pieces.append(pack_bits((found.symbols[found.symbols != 0] < 0).view(np.uint8), 1))
+        pieces.append(write_signs(found.symbols))
     return b"".join(pieces)
 
 
@@ -242,11 +242,5 @@ def decode_activations(data: memoryview, shape: tuple[int, ...]) -> Decoded:
     array = values.reshape(-1).take(keys).reshape(shape)
     support = (symbols != 0).reshape(shape)
     if signs is not None:
-        _negate(array, support, signs)
+        read_signs(signs, array, support)
     return Decoded(array=array, support=support)
-
-
-def _negate(array: Floats, support: Support, signs: memoryview) -> None:
-    """Raises CodecError where there is not one sign an element of the support."""
-    negative = unpack_bits(signs, 1, int(np.count_nonzero(support)))
-    array[support] *= np.float32(1) - np.float32(2) * negative

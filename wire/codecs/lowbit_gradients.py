@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wire import entropy
 from wire.codecs.base import Context, Encoded, Encoder, Support, count_of
-from wire.codecs.bits import pack_bits, read_varint, unpack_bits, write_varint
+from wire.codecs.bits import read_signs, read_varint, write_signs, write_varint
 from wire.codecs.budget import Allowance
 from wire.engine import Array
 from wire.errors import CodecError
@@ -75,7 +75,7 @@ def _encode(array: Floats, multiple: float, context: Context) -> bytes:
     order = _by_class(classes, counts)
     coded_classes = entropy.encode(classes, (len(classes),), _ALPHABET)
     coded = entropy.encode(symbols[order], _class_counts(classes, counts), _ALPHABET)
-    signs = pack_bits((values[symbols != 0] < 0).view(np.uint8), 1)
+    signs = write_signs(np.where(symbols, values, np.float32(0)))
     head = unit.astype("<f4").tobytes()
     return b"".join((head, write_varint(len(coded_classes)), coded_classes, write_varint(len(coded)), coded, signs))
 
@@ -98,9 +98,8 @@ def decode_gradient(data: memoryview, shape: tuple[int, ...], support: Support |
     sorted_symbols = entropy.decode(bytes(data[at : at + size]), _class_counts(classes, counts), _ALPHABET)
     symbols = np.empty_like(sorted_symbols)
     symbols[_by_class(classes, counts)] = sorted_symbols
-    negative = unpack_bits(data[at + size :], 1, int(np.count_nonzero(symbols)))
     values: Floats = np.multiply(_MAGNITUDES, unit, dtype=np.float32).take(symbols)
-    values[symbols != 0] *= np.float32(1) - np.float32(2) * negative
+    read_signs(data[at + size :], values, symbols != 0)
     if support is None:
         return values.reshape(shape)
     array = np.zeros(shape, np.float32)
