@@ -3,7 +3,13 @@
 A node is a segment placed on one party, or on several *replicas*, each a lane of its own. An edge between two parties is a cut. Every
 (edge, lane) is a **line** between exactly two parties: two topics, one writer and one reader each.
 
+A **link** is a line that carries no activations: between a coordinator that holds no segment and its clients, or between clients that
+hand weights to each other.
+
 Control frames travel hop by hop along a spanning tree of these lines, rooted at the coordinator, so a party talks to neighbours only.
+
+Labels, or the keyed ids by which a loss looks them up, ride along with activations on one path from the segment that reads them
+to the loss.
 """
 
 from __future__ import annotations
@@ -13,19 +19,29 @@ import hmac
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from wire.errors import GraphError
 
-__all__ = ["Child", "Edge", "EdgeEnd", "Graph", "Line", "PartySlice", "Segment", "Slot", "edge_token", "topics"]
+__all__ = ["Child", "Edge", "EdgeEnd", "Graph", "Labels", "Line", "Link", "PartySlice", "Segment", "Slot", "edge_token", "topics"]
+
+# How a loss gets its targets: with the activations, from a file of its party's own by keyed id, or with raw data on the same party.
+Labels = Literal["travel", "held", "local"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A node: its name, the parties that hold it (one, or one a lane), and whether the loss is computed here."""
+    """A node: its name, the parties that hold it (one, or one a lane), and whether the loss is computed here.
+
+    ``labels``: how a loss gets its targets; ``labels_from``: the segment with raw data whose party sends them, or their keyed ids; left
+    out, the first that leads here.
+    """
 
     name: str
     parties: tuple[str, ...]
     loss: bool = False
+    labels: Labels = "travel"
+    labels_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +56,18 @@ class Edge:
         return f"{self.source}>{self.target}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Lines without activations, one a lane: ``ends`` names each lane's two parties. ``control``: control frames may take it."""
+
+    name: str
+    ends: tuple[tuple[str, str], ...]
+    control: bool = False
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Line:
-    """One lane of one edge, as the party that holds it sees it: ``upstream`` where we are the edge's source."""
+    """One lane of one edge or link, as the party that holds it sees it: ``upstream`` where we are the edge's source."""
 
     edge: str
     lane: int
@@ -51,20 +76,23 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeEnd:
-    """A segment's end of an edge. Internal: both segments are on this party, nothing crosses a network."""
+    """A segment's end of an edge. Internal: both segments are on this party, nothing crosses a network. ``labels``, ``ids``: ride along."""
 
     edge: str
     internal: bool
+    labels: bool = False
+    ids: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A segment on this party, the lanes it serves here, and its edges in the graph's order."""
+    """A segment on this party, the lanes it serves here, and its edges in the graph's order. ``labels``: of a sink, where they are."""
 
     segment: str
     lanes: tuple[int, ...]
     inputs: tuple[EdgeEnd, ...]
     outputs: tuple[EdgeEnd, ...]
+    labels: Labels | None = None
 
     @property
     def is_source(self) -> bool:
@@ -101,8 +129,10 @@ class Graph:
 
     segments: tuple[Segment, ...]
     edges: tuple[Edge, ...]
+    links: tuple[Link, ...] = ()
     coordinator: str | None = None
     lanes: int = field(init=False)
+    _carriers: dict[str, set[Labels]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -119,14 +149,17 @@ class Graph:
                 raise GraphError(f"segment `{segment.name}` owns a loss and also sends on; a loss must be at an end of the graph")
         if self.coordinator is not None and self.coordinator not in self.parties:
             raise GraphError(f"coordinator `{self.coordinator}` holds no segment; parties are {', '.join(self.parties)}")
+        object.__setattr__(self, "_carriers", self._label_paths())
         unreached = set(self.parties) - set(self._tree())
         if unreached:
             raise GraphError(f"no edge leads to {', '.join(sorted(unreached))}; every party must be connected")
 
     @property
     def parties(self) -> tuple[str, ...]:
-        """All parties, in the order in which segments name them."""
-        return tuple(dict.fromkeys(party for segment in self.segments for party in segment.parties))
+        """All parties, in the order in which segments name them; then those that links alone name."""
+        placed = (party for segment in self.segments for party in segment.parties)
+        linked = (party for link in self.links for ends in link.ends for party in ends)
+        return tuple(dict.fromkeys((*placed, *linked)))
 
     def segment(self, name: str) -> Segment:
         return next(segment for segment in self.segments if segment.name == name)
@@ -176,6 +209,7 @@ class Graph:
                 lanes=self.lanes_of(segment.name, party),
                 inputs=tuple(self._end(edge, party) for edge in self.edges if edge.target == segment.name),
                 outputs=tuple(self._end(edge, party) for edge in self.edges if edge.source == segment.name),
+                labels=segment.labels if segment.loss else None,
             )
             for segment in self.order()
             if party in segment.parties
@@ -200,24 +234,57 @@ class Graph:
             for lane in range(self.lanes)
             if party in (self.party_of(edge.source, lane), self.party_of(edge.target, lane))
         )
-        return EdgeEnd(edge=edge.name, internal=internal)
+        carried = self._carriers.get(edge.name, set())
+        return EdgeEnd(edge=edge.name, internal=internal, labels="travel" in carried, ids="held" in carried)
 
-    def _lines(self, party: str) -> Iterable[Line]:
+    def _label_paths(self) -> dict[str, set[Labels]]:
+        """By edge, what rides along: on one path a loss, so that nobody else sees its labels."""
+        found: dict[str, set[Labels]] = {}
+        for sink in self.segments:
+            if not sink.loss or sink.labels == "local":
+                continue
+            source = sink.labels_from or next(
+                each.name for each in self.order() if self._leads(each.name, sink.name) and self._reads(each.name)
+            )
+            if not (source in [each.name for each in self.segments] and self._reads(source) and self._leads(source, sink.name)):
+                raise GraphError(
+                    f"`labels_from` of segment `{sink.name}` is {source!r}, which is no segment with raw data that leads to it"
+                )
+            at = sink.name
+            while at != source:
+                edge = next(edge for edge in self.edges if edge.target == at and self._leads(source, edge.source))
+                found.setdefault(edge.name, set()).add(sink.labels)
+                at = edge.source
+        return found
+
+    def _reads(self, segment: str) -> bool:
+        """Whether it takes raw data."""
+        return not any(edge.target == segment for edge in self.edges)
+
+    def _leads(self, source: str, target: str) -> bool:
+        return source == target or any(self._leads(edge.target, target) for edge in self.edges if edge.source == source)
+
+    def _joints(self) -> Iterable[tuple[str, int, str, str, bool]]:
+        """(edge or link, lane, upstream party, downstream party, whether control may take it) of all lines."""
         for edge in self.edges:
             for lane in range(self.lanes):
-                ends = (self.party_of(edge.source, lane), self.party_of(edge.target, lane))
-                if ends[0] != ends[1] and party in ends:
-                    yield Line(edge.name, lane, ends[0] == party)
+                yield edge.name, lane, self.party_of(edge.source, lane), self.party_of(edge.target, lane), True
+        for link in self.links:
+            for lane, (up, down) in enumerate(link.ends):
+                yield link.name, lane, up, down, link.control
+
+    def _lines(self, party: str) -> Iterable[Line]:
+        for name, lane, up, down, _ in self._joints():
+            if up != down and party in (up, down):
+                yield Line(name, lane, up == party)
 
     def _neighbours(self) -> dict[str, dict[str, Line]]:
         """Party to neighbour to the first line between them: the one that carries their control frames."""
         found: dict[str, dict[str, Line]] = {party: {} for party in self.parties}
-        for edge in self.edges:
-            for lane in range(self.lanes):
-                up, down = self.party_of(edge.source, lane), self.party_of(edge.target, lane)
-                if up != down:
-                    found[up].setdefault(down, Line(edge.name, lane, True))
-                    found[down].setdefault(up, Line(edge.name, lane, False))
+        for name, lane, up, down, control in self._joints():
+            if control and up != down:
+                found[up].setdefault(down, Line(name, lane, True))
+                found[down].setdefault(up, Line(name, lane, False))
         return found
 
     def _tree(self) -> dict[str, str | None]:
