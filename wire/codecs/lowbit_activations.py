@@ -138,7 +138,7 @@ class ActivationEncoder(Encoder):
         symbols, signs = kept.symbols, np.sign(kept.symbols)
         magnitudes = np.abs(symbols).astype(np.intp)
         keys = magnitudes + kept.slopes.shape[1] * np.arange(len(kept.slopes))[:, None]
-        price = kept.slopes.reshape(-1).take(keys)
+        price = _affordable(kept.slopes.reshape(-1).take(keys), grad)
         if self._step_rate:
             self._move_steps(kept, magnitudes, grad.reshape(symbols.shape) * signs, price)
         if not self._rate_weight:
@@ -168,6 +168,16 @@ class ActivationEncoder(Encoder):
             raise ValueError("a step is not a finite number from 0")
         self._allowance.load_state(state)
         self._steps = steps.astype(np.float32)
+
+
+def _affordable(price: Floats, grad: Floats) -> Floats:
+    """``price`` pulls no harder than the loss does, by their norms over the message; usually it is a thousandth.
+
+    The smaller a step, the more a unit costs. Without a bound, activations that the price has made small are driven to nothing, and the
+    network never comes back.
+    """
+    pull, limit = (float(np.sqrt(np.square(each, dtype=np.float64).sum())) for each in (price, grad))
+    return price if pull <= limit else price * np.float32(limit / pull)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,13 +113,33 @@ def test_most_samples_without_gradient_cost_next_to_nothing() -> None:
 # ------------------------------------------------------------ what the encoder learns
 
 
+def _steep(zero: np.ndarray) -> np.ndarray:
+    """A gradient that no price exceeds, at one place, where the symbol is 0."""
+    grad = np.zeros(zero.shape, np.float32)
+    grad.reshape(-1)[np.flatnonzero(zero)[0]] = 1e6
+    return grad
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12])
+def test_a_price_never_pulls_harder_than_the_loss(scale: float) -> None:
+    """Or activations that it has made small are driven to nothing: the slope grows as they shrink."""
+    rng = np.random.default_rng(8)
+    array = (np.maximum(rng.normal(size=(32, 40)), 0) * scale).astype(np.float32)
+    encoder = parse_codec("lowbit:rate_weight=1").encoder(spec(array), "forward")
+    encoded = encode_array(parse_codec("lowbit:rate_weight=1"), encoder, array, context())
+    grad = rng.normal(scale=1e-3, size=array.shape).astype(np.float32)
+    price = encoder.learn(encoded.kept, grad, context()) - grad
+    assert np.linalg.norm(price) == pytest.approx(np.linalg.norm(grad), rel=1e-3)
+
+
 def test_the_price_of_bits_is_the_slope_of_what_symbols_cost() -> None:
     array = np.maximum(np.random.default_rng(5).normal(size=(32, 3, 6, 6)), 0).astype(np.float32)
     codec = parse_codec("lowbit:rate_weight=0.01,step_rate=0,levels=3")
     encoder = codec.encoder(spec(array), "forward")
     encoded = encode_array(codec, encoder, array, context())
     found = received(encoded, array).array
-    price = encoder.learn(encoded.kept, np.zeros_like(array), context())
+    grad = _steep(found == 0)
+    price = encoder.learn(encoded.kept, grad, context()) - grad
     assert not price[found == 0].any(), "a symbol that is 0 cannot get any cheaper"
     symbols, steps = by_definition(array, 1.0, 3)
     for channel in range(3):
@@ -136,7 +156,8 @@ def test_prices_of_negative_values_point_to_zero_too() -> None:
     codec = parse_codec("lowbit:rate_weight=0.1,step_rate=0")
     encoder = codec.encoder(spec(array), "forward")
     encoded = encode_array(codec, encoder, array, context())
-    price = encoder.learn(encoded.kept, np.zeros_like(array), context())
+    grad = _steep(~encoded.support)
+    price = encoder.learn(encoded.kept, grad, context()) - grad
     assert (np.sign(price[encoded.support]) == np.sign(array[encoded.support])).mean() > 0.95
 
 
