@@ -7,8 +7,8 @@ this message, in steps. The quantizer stays on in evaluation and inference. Symb
 Steps are taken from the first training message (``step`` times a channel's root mean square); then they learn, at ``step_rate``, from the
 gradient that comes back, as the network does; where hardly a symbol is not 0, they shrink until some are. ``rate_weight`` is the price of
 a bit in units of the loss: the sender adds to the gradient that comes back the slope of what each symbol costs, on the support only (a
-symbol that is 0 costs little, and has no gradient of its own with which to come back), and never more than the gradient itself. This is rate-distortion optimisation by a
-straight-through gradient; it takes nothing from the line.
+symbol that is 0 costs little, and has no gradient of its own with which to come back), and never more than the gradient itself. This is
+rate-distortion optimisation by a straight-through gradient; it takes nothing from the line.
 
 **Backward.** The gradient of a symbol that is 0 is not sent: both ends know where. The others are rounded at random, without bias, to 0, 1,
 2, 4, … 2^14 times one unit, ``step`` times their mean magnitude in this message. One unit for all samples is what the least error asks for:
