@@ -45,6 +45,7 @@ _NEEDS = {
     "run": ("simulation", ("torch", "torchmetrics", "onnx", "iotcore", "rich", "sklearn")),
     "serve": ("server", ("torch", "torchmetrics", "onnx")),
     "export": ("export", ("torch", "onnx")),
+    "slice": ("export", ("torch", "tomli_w")),
     "assemble": ("export", ("torch", "onnx")),
 }
 # What a verb may find missing on its way.
@@ -101,7 +102,7 @@ def _serve(args: argparse.Namespace) -> None:
     from wire.runfile import load_run
 
     run = load_run(args.run_file).with_broker(args.broker)
-    serve_run(run, build_segments(run), predict=args.predict, log=args.log)
+    serve_run(run, build_segments(run), party=args.party, predict=args.predict, log=args.log)
 
 
 def _client(args: argparse.Namespace) -> None:
@@ -114,6 +115,12 @@ def _predict(args: argparse.Namespace) -> None:
     from edge_client.process import run_predict
 
     run_predict(args.run_file, party=args.party, bundle=args.bundle, split=args.split, out=args.out, broker=args.broker)
+
+
+def _slice(args: argparse.Namespace) -> None:
+    from export.slicing import write_slice
+
+    write_slice(args.run_file, party=args.party, out=args.out)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -299,6 +306,7 @@ def _add_parties(verbs: Any) -> None:
     run = _verb(verbs, "run", _run, "run every party of a run file on this computer, each as a process", run_file=True)
     run.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     serve = _verb(verbs, "serve", _serve, "run the server's part of a run", run_file=True)
+    serve.add_argument("--party", metavar="NAME", help="which server this is, where the run has several")
     serve.add_argument("--predict", metavar="PARTY", help="do not train: answer `cutlayer predict --party PARTY`")
     client = _verb(verbs, "client", _client, "run a client's part of a run (also: python -m edge_client)", run_file=True)
     predict = _verb(verbs, "predict", _predict, "split inference: a client's part on its own data, the rest on the server", run_file=True)
@@ -306,6 +314,9 @@ def _add_parties(verbs: Any) -> None:
         parser.add_argument("--party", required=True, metavar="NAME", help="which of the run's clients this is")
         parser.add_argument("--bundle", type=Path, metavar="DIR", help="the device bundle that `cutlayer export` wrote")
     client.add_argument("--engine", choices=("auto", "stock", "ort-training"), help="instead of the run file's for this client")
+    slicing = _verb(verbs, "slice", _slice, "write the run file of one party, which names its neighbours and nobody else", run_file=True)
+    slicing.add_argument("--party", required=True, metavar="NAME", help="which client or server it is for")
+    slicing.add_argument("--out", "-o", required=True, type=Path, metavar="FILE", help="where to write it")
     for parser in (serve, client, predict):
         parser.add_argument("--broker", metavar="URL", help="instead of the run file's, like mqtt://192.168.0.2:1883")
     for parser in (serve, client):

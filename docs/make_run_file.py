@@ -12,6 +12,7 @@ from wire.data_config import Augment, DataConfig, DataSplit, Normalize
 from wire.lr import LrSchedule
 from wire.optim import SGD, Adam, AdamW
 from wire.runfile import ClientConfig, CodecConfig, CutCodec, EvaluateConfig, ModelConfig, Run, ServerConfig
+from wire.segments import SegmentConfig
 from wire.spool import SpoolConfig
 from wire.transport.broker_config import BrokerConfig
 
@@ -27,7 +28,8 @@ TABLES: tuple[tuple[str, type], ...] = (
     ("`[codec]`", CodecConfig),
     ('`[codec.cuts."SOURCE>TARGET"]`', CutCodec),
     ("`[[clients]]`", ClientConfig),
-    ("`[server]`", ServerConfig),
+    ("`[[segments]]`", SegmentConfig),
+    ("`[server]`, `[[servers]]`", ServerConfig),
     ("`[evaluate]`", EvaluateConfig),
     ("`[broker]`", BrokerConfig),
     ("`[spool]`", SpoolConfig),
@@ -36,7 +38,7 @@ TABLES: tuple[tuple[str, type], ...] = (
     ("`[data.normalize]`", Normalize),
     ("`[data.augment]`", Augment),
 )
-_NOT_IN_THE_FILE = ("base",)
+_NOT_IN_THE_FILE = ("base", "slice")
 
 
 def page() -> str:

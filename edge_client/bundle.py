@@ -70,7 +70,7 @@ def check_bundle(run: Run, segment: str, manifest: BundleManifest, path: Path, *
         raise BundleError(f"{path} holds the segment `{manifest.segment}`; this party runs `{segment}`; give the right bundle")
     if manifest.optimizer != run.optimizer:
         raise BundleError(f"{path} was exported for {manifest.optimizer}, the run file says {run.optimizer}; export the bundle again")
-    if manifest.loss != (run.loss if has_loss else None):
+    if manifest.loss != (run.loss_of(segment) if has_loss else None):
         raise BundleError(f"{path} was exported with loss {manifest.loss!r}, not what the run places here; export the bundle again")
 
 

@@ -14,9 +14,10 @@ from edge_client.bundle import bundle_path, check_bundle, read_manifest
 from edge_client.data import DataSource, open_source
 from edge_client.engine import StockEngine, load_engine
 from edge_client.memory import choose_memory
+from edge_client.metrics import MetricSet
 from wire.data_config import Split
 from wire.engine import Array
-from wire.errors import DataError, RunFileError, StorageError
+from wire.errors import DataError, StorageError
 from wire.feed import Batch, Feed
 from wire.graph import PartySlice
 from wire.observer import observer_for
@@ -41,12 +42,17 @@ def run_client(
     ``engine`` its client's engine. Raises CutlayerError.
     """
     run = load_run(run_file).with_broker(broker)
-    lane = _lane(run, party)
-    mine = run.graph().slice_for(party)
-    engines = _load_engines(run, mine, run.clients[lane], Path(bundle or run.bundles), engine=engine)
-    feed = _open_feed(run, mine, engines, lane, ("train", *run.evaluate.splits))
+    client = run.client(party)
+    mine = run.slice_for(party)
+    engines = _load_engines(run, mine, client, Path(bundle or run.bundles), engine=engine)
+    splits: tuple[Split, ...] = ("train", *run.evaluate.splits)
+    feed = _open_feed(run, mine, engines, party, splits) if run.reads_data(party) else None
     setup = PartySetup(
-        engines=engines, feed=feed, result={"samples": feed.samples("train")}, on_over=lambda: {"modules_forbidden": _forbidden()}
+        engines=engines,
+        feed=feed,
+        metrics=_metrics(run, mine),
+        result={"samples": feed.samples("train"), "evaluated": {split: feed.samples(split) for split in splits[1:]}} if feed else {},
+        on_over=lambda: {"modules_forbidden": _forbidden()},
     )
     run_party(run, party, setup, observer=observer_for(party, log))
 
@@ -65,11 +71,10 @@ def run_predict(
     Writes CSV: the sample's id (it never leaves this device), the prediction, and the network's outputs. Raises CutlayerError.
     """
     whole = load_run(run_file).with_broker(broker)
-    lane = _lane(whole, party)
     run = for_prediction(whole, party)
-    mine = run.graph().slice_for(party)
-    engines = _load_engines(run, mine, whole.clients[lane], Path(bundle or whole.bundles), engine="stock")
-    source = _open_feed(whole, mine, engines, lane, (split,)).source(split)
+    mine = run.slice_for(party)
+    engines = _load_engines(run, mine, whole.client(party), Path(bundle or whole.bundles), engine="stock")
+    source = _open_feed(whole, whole.slice_for(party), engines, party, (split,)).source(split)
     with _opened(out) as file:
         setup = PartySetup(
             engines=engines,
@@ -86,11 +91,10 @@ def _forbidden() -> list[str]:
     return sorted(name for name in sys.modules if name.partition(".")[0] in ("torch", "onnx"))
 
 
-def _lane(run: Run, party: str) -> int:
-    names = [client.name for client in run.clients]
-    if party not in names:
-        raise RunFileError(f"no client is called `{party}`; clients are {', '.join(names)}")
-    return names.index(party)
+def _metrics(run: Run, mine: PartySlice) -> MetricSet | None:
+    """Where the loss is here."""
+    sinks = [slot.segment for slot in mine.slots if slot.is_sink]
+    return MetricSet(run.evaluate.metrics, loss=run.loss_of(sinks[0])) if sinks else None
 
 
 # ------------------------------------------------------------ bundles
@@ -121,9 +125,9 @@ def _load_engines(run: Run, mine: PartySlice, client: ClientConfig, folder: Path
 # ------------------------------------------------------------ data
 
 
-def _open_feed(run: Run, mine: PartySlice, engines: Mapping[str, StockEngine], lane: int, splits: tuple[Split, ...]) -> Feed:
-    config = run.data_of(run.clients[lane].name)
-    first = next(slot.segment for slot in mine.slots if slot.is_source)
+def _open_feed(run: Run, mine: PartySlice, engines: Mapping[str, StockEngine], party: str, splits: tuple[Split, ...]) -> Feed:
+    config = run.data_of(party)
+    first, lane = next((slot.segment, slot.lanes[0]) for slot in mine.slots if slot.is_source)
     sources: dict[Split, DataSource] = {}
     for split in splits:
         sources[split] = open_source(

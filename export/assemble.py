@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from export.built import BuiltGraph
 from export.graphs import build_inference
-from export.prepare import build_model, build_segments, input_shape
+from export.prepare import build_model, build_segments, input_shapes
 from export.trace import trace_inference
 from wire.engine import Array
 from wire.errors import CheckpointError, ExportError, UsageError
@@ -36,9 +36,9 @@ def assemble(run_file: str | Path, *, out: str | Path) -> None:
     """
     run = load_run(run_file)
     _check_may_leave(run)
-    lanes = [len(run.clients) - 1] if run.schedule == "relay" else list(range(len(run.clients)))
+    lanes = [run.lanes - 1] if run.schedule == "relay" else list(range(run.lanes))
     for lane in lanes:
-        folder = Path(out) if len(lanes) == 1 else Path(out) / run.clients[lane].name
+        folder = Path(out) if len(lanes) == 1 else Path(out) / run.lane_names[lane]
         state = assembled_state(run, lane)
         model = build_model(run)
         model.load_state_dict(state)
@@ -52,46 +52,61 @@ def assembled_state(run: Run, lane: int) -> dict[str, Tensor]:
 
     What no segment holds, a layer that never runs, is as it was built.
     """
-    server = run.state_of(run.server.name)
-    held: dict[str, Mapping[str, Array]] = dict(newest_checkpoint(server))
-    for name in run.model.names:
-        if run.model.place(name) == "clients":
-            path = collected_path(server, lane, name)
-            if not path.is_file():
-                raise CheckpointError(f"{path} is not there: the server was not given the weights of `{name}`; train the run again")
-            held[name] = load_state(path.read_bytes(), where=str(path))
+    held: dict[str, Mapping[str, Array]] = {}
+    for party in run.all_servers:
+        held |= newest_checkpoint(run.state_of(party.name))
+    server = run.state_of(run.graph().root())
+    for name in run.client_segments:
+        path = collected_path(server, lane, name)
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not there: the server was not given the weights of `{name}`; train the run again")
+        held[name] = load_state(path.read_bytes(), where=str(path))
     state: dict[str, Tensor] = dict(build_model(run).state_dict())
     for name, segment in build_segments(run).items():
         mine = {key[2:]: torch.from_numpy(np.array(value)) for key, value in held[name].items() if key.startswith(("p.", "b."))}
         wanted = set(segment.module.state_dict())
         if not wanted <= set(mine):
             raise CheckpointError(f"the checkpoint of `{name}` lacks `{min(wanted - set(mine))}`; it is of another network")
-        state |= {key: mine[key] for key in wanted}
+        prefix = "" if run.model is not None else f"{name}."
+        state |= {prefix + key: mine[key] for key in wanted}
     return state
 
 
 def _check_may_leave(run: Run) -> None:
-    if not run.weights_leave and any(run.model.place(name) == "clients" for name in run.model.names):
+    if not run.weights_leave and run.client_segments:
         raise UsageError("this run keeps the clients' weights on their devices; assemble needs `weights_leave = true` before training")
 
 
 def _onnx(run: Run, model: nn.Module) -> onnx.ModelProto:
-    example = torch.zeros(2, *input_shape(run))
-    graph = build_inference(trace_inference(model, {"x": example}, ("y",)))
-    found = _with_weights(graph, model)
+    shapes = input_shapes(run)
+    names = ("x",) if len(shapes) == 1 else tuple(f"x{at}" for at in range(len(shapes)))
+    examples = {name: torch.zeros(2, *shape) for name, shape in zip(names, shapes, strict=True)}
+    outputs = _output_names(model, list(examples.values()))
+    found = _with_weights(build_inference(trace_inference(model, examples, outputs)), model)
     generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn((3, *example.shape[1:]), generator=generator)
+    inputs = {name: torch.randn((3, *value.shape[1:]), generator=generator) for name, value in examples.items()}
     session = ort.InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        wanted = model(inputs).numpy()
-    (given,) = session.run(None, {"x": inputs.numpy()})
-    if not np.abs(given - wanted).max() <= 1e-5 + 2e-4 * np.abs(wanted).max():
-        raise ExportError("the ONNX file gives other outputs than PyTorch; nothing was written, please report it")
+        wanted = _tuple(model(*inputs.values()))
+    given = session.run(list(outputs), {name: value.numpy() for name, value in inputs.items()})
+    for mine, theirs in zip(given, wanted, strict=True):
+        if not np.abs(mine - theirs.numpy()).max() <= 1e-5 + 2e-4 * np.abs(theirs.numpy()).max():
+            raise ExportError("the ONNX file gives other outputs than PyTorch; nothing was written, please report it")
     return found
 
 
+def _output_names(model: nn.Module, examples: list[Tensor]) -> tuple[str, ...]:
+    with torch.no_grad():
+        count = len(_tuple(model(*examples)))
+    return ("y",) if count == 1 else tuple(f"y{at}" for at in range(count))
+
+
+def _tuple(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
 def _with_weights(graph: BuiltGraph, model: nn.Module) -> onnx.ModelProto:
-    """Parameters and buffers as initializers; ``x`` in, ``y`` out."""
+    """Parameters and buffers as initializers; inputs and outputs under their plain names."""
     found = onnx.ModelProto()
     found.CopyFrom(graph.model)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -100,7 +115,7 @@ def _with_weights(graph: BuiltGraph, model: nn.Module) -> onnx.ModelProto:
             found.graph.input.remove(value)
             array = tensors[value.name[2:]].detach().contiguous().numpy()
             found.graph.initializer.append(numpy_helper.from_array(array, value.name))
-    names = {"in.x": "x", "out.y": "y"}
+    names = {value.name: value.name.partition(".")[2] for value in (*found.graph.input, *found.graph.output)}
     for each in (*found.graph.input, *found.graph.output):
         each.name = names.get(each.name, each.name)
     for node in found.graph.node:

@@ -24,7 +24,7 @@ from export.ops import Affine
 from export.symbolic import TracedModel, traced
 from wire.errors import GraphError
 
-__all__ = ["Piece", "cut"]
+__all__ = ["Piece", "cut", "identifier"]
 
 _SHOWN_NAMES = 24
 _RESERVED = ("target", "loss")
@@ -170,7 +170,7 @@ def _piece(
     output: fx.Node | None,
 ) -> Piece:
     graph = fx.Graph()
-    names = {node: _identifier(node.name) for node in (*arriving, *leaving)}
+    names = {node: identifier(node.name) for node in (*arriving, *leaving)}
     copies: dict[fx.Node, fx.Node] = {node: graph.placeholder(names[node]) for node in arriving}
 
     def copied(old: fx.Node) -> fx.Node:
@@ -244,7 +244,8 @@ def _module(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     return found
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+    """``name`` as a tensor that crosses a cut may be called."""
     cleaned = re.sub(r"[^A-Za-z0-9_]", "_", name)
     return f"{cleaned}_" if cleaned in _RESERVED else cleaned
 

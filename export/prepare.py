@@ -2,117 +2,73 @@
 
 from __future__ import annotations
 
-import fnmatch
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from export.cut import Piece
 from export.cut import cut as cut_model
+from export.declared import build_composite, declared_segments, raw_shapes
+from export.freeze import freeze
 from export.guess import example_of, guessed_example
 from export.load import load_model
 from export.models import BUNDLED
-from wire.errors import GraphError, RunFileError
-from wire.manifest import BATCH, EngineName, TensorSpec
+from export.run_segment import EXAMPLES, RunSegment, segment_of, target_example
+from wire.errors import RunFileError
+from wire.manifest import EngineName, TensorSpec
 from wire.optim import SGD, Optimizer
 from wire.runfile import Run, load_run
 
-__all__ = ["RunSegment", "build_model", "build_segments", "export_run", "input_shape", "prepare", "prepare_model"]
-
-_EXAMPLES = 2  # samples in the example batch: enough for BatchNorm
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSegment:
-    """A segment of a run as an engine needs it; with a loss, ``target`` is its last input and ``loss`` its first output."""
-
-    name: str
-    module: fx.GraphModule
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    piece: Piece
-    has_loss: bool
+__all__ = ["build_model", "build_segments", "export_run", "input_shapes", "prepare", "prepare_model"]
 
 
 def build_model(run: Run) -> nn.Module:
     """The whole network with its initial weights: the same for every party, and for the unsplit twin. Raises RunFileError, GraphError."""
+    if run.model is None:
+        return build_composite(run)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         model = load_model(run.model.build, run.model.args, run.base)
-    _freeze(model, run.model.freeze)
+    freeze(model, run.model.freeze)
     return model
 
 
-def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    parameters = dict(model.named_parameters())
-    for pattern in patterns:
-        found = [name for name in parameters if any(fnmatch.fnmatchcase(each, pattern) for each in _prefixes(name))]
-        if not found:
-            raise GraphError(f"model.freeze: no submodule or parameter is called `{pattern}`; parameters are {', '.join(parameters)}")
-        for name in found:
-            parameters[name].requires_grad_(False)
-
-
-def _prefixes(name: str) -> list[str]:
-    """A parameter's name and those of the submodules that it is in."""
-    parts = name.split(".")
-    return [".".join(parts[: at + 1]) for at in range(len(parts))]
-
-
 def build_segments(run: Run) -> dict[str, RunSegment]:
-    """All segments by name, in order. Raises RunFileError, GraphError."""
-    model = build_model(run)
-    pieces = cut_model(model, run.model.cut, (torch.zeros(_EXAMPLES, *input_shape(run)),))
+    """All segments by name, in order; of a slice, those that can be built here. Raises RunFileError, GraphError."""
+    if run.model is None:
+        return declared_segments(run)
+    pieces = cut_model(build_model(run), run.model.cut, tuple(torch.zeros(EXAMPLES, *shape) for shape in input_shapes(run)))
     names = run.model.names
-    _check_trained(pieces, names)
-    return {
-        name: _segment(run, name, piece, first=at == 0, last=at == len(names) - 1)
-        for at, (name, piece) in enumerate(zip(names, pieces, strict=True))
-    }
+    return {name: _segment(run, name, piece, last=at == len(names) - 1) for at, (name, piece) in enumerate(zip(names, pieces, strict=True))}
 
 
-def input_shape(run: Run) -> tuple[int, ...]:
-    """One sample's shape. Raises RunFileError where neither the run nor the model says it."""
+def input_shapes(run: Run) -> tuple[tuple[int, ...], ...]:
+    """The shape of one sample, for each segment that takes raw data. Raises RunFileError where neither the run nor the model says it."""
+    if run.model is None:
+        return raw_shapes(run)
     if run.model.input_shape is not None:
-        return run.model.input_shape
+        return (run.model.input_shape,)
     if run.model.build not in BUNDLED:
         raise RunFileError("model.input_shape is missing: say the shape of one sample, like [1, 28, 28]")
-    return BUNDLED[run.model.build].input_shape(**run.model.args)
+    return (BUNDLED[run.model.build].input_shape(**run.model.args),)
 
 
-def _check_trained(pieces: Sequence[Piece], names: Sequence[str]) -> None:
-    if not any(value.requires_grad for value in pieces[-1].module.parameters()):
-        raise GraphError(f"segment `{names[-1]}` behind the last cut has no weights to train; cut earlier")
-
-
-def _segment(run: Run, name: str, piece: Piece, *, first: bool, last: bool) -> RunSegment:
-    inputs = tuple(_spec(key, value, gradient=not first) for key, value in zip(piece.input_names, piece.examples, strict=True))
+def _segment(run: Run, name: str, piece: Piece, *, last: bool) -> RunSegment:
     with torch.no_grad():
         found = piece.module.eval()(*piece.examples)
-    results = (found,) if isinstance(found, Tensor) else tuple(found)
-    outputs = tuple(_spec(key, value) for key, value in zip(piece.output_names, results, strict=True))
-    if last:
-        if len(results) != 1:
-            raise GraphError(f"segment `{name}` holds the loss and returns {len(results)} tensors; it must return one")
-        inputs = (*inputs, _spec("target", _target_example(run.loss, results[0])))
-        outputs = (TensorSpec(name="loss", dtype="float32", shape=()),)
-    return RunSegment(name=name, module=piece.module, inputs=inputs, outputs=outputs, piece=piece, has_loss=last)
-
-
-def _target_example(loss: str, output: Tensor) -> Tensor:
-    """Labels as the data sources give them: int64 [N] of classes, float32 [N] or [N, K] of numbers."""
-    if loss == "cross_entropy":
-        return torch.zeros(output.shape[0], dtype=torch.int64)
-    return torch.zeros(output.shape[0] if output.dim() == 2 and output.shape[1] == 1 else tuple(output.shape))
-
-
-def _spec(name: str, value: Tensor, *, gradient: bool = False) -> TensorSpec:
-    dtype = str(value.dtype).removeprefix("torch.")
-    return TensorSpec(name=name, dtype=dtype, shape=(BATCH, *value.shape[1:]), gradient=gradient)
+    return segment_of(
+        name,
+        piece.module,
+        piece.examples,
+        input_names=piece.input_names,
+        output_names=piece.output_names,
+        results=(found,) if isinstance(found, Tensor) else tuple(found),
+        raw=name == run.model.names[0] if run.model else False,
+        loss=run.loss if last else None,
+    )
 
 
 # ------------------------------------------------------------ bundles
@@ -128,22 +84,23 @@ def export_run(
     from export.segment import export_segment  # onnx is not needed to build segments, and a server may lack it
 
     found: dict[str, Path] = {}
+    held = run.client_segments
     for name, segment in build_segments(run).items():
-        if run.model.place(name) != "clients":
+        if name not in held:
             continue
-        examples = segment.piece.examples
-        if segment.has_loss:
+        examples = segment.examples
+        if segment.loss is not None:
             with torch.no_grad():
-                examples = (*examples, _target_example(run.loss, segment.module.eval()(*examples)))
+                examples = (*examples, target_example(segment.loss, segment.module.eval()(*examples)))
         export_segment(
             segment.module,
             examples,
             out / name,
             optimizer=run.optimizer,
-            loss=run.loss if segment.has_loss else None,
+            loss=segment.loss,
             name=name,
-            input_names=segment.piece.input_names,
-            output_names=None if segment.has_loss else segment.piece.output_names,
+            input_names=segment.input_names,
+            output_names=None if segment.loss is not None else segment.output_names,
             input_gradients=[spec.gradient for spec in segment.inputs],
             engines=engines,
             ort_training_python=ort_training_python,

@@ -13,15 +13,14 @@ from server.engine import TorchEngine
 from server.labels import load_labels
 from server.metrics import MetricSet
 from wire.engine import Engine
-from wire.errors import GraphError
+from wire.errors import UsageError
 from wire.feed import LabelStore
-from wire.graph import PartySlice
+from wire.graph import PartySlice, Slot
 from wire.manifest import TensorSpec
 from wire.observer import observer_for
 from wire.process import PartySetup, for_prediction, run_party
 from wire.program import InferenceProgram, Program, TrainingProgram
-from wire.runfile import Run
-from wire.runner import labels_travel
+from wire.runfile import Run, ServerConfig
 
 __all__ = ["SegmentSource", "serve_run"]
 
@@ -40,33 +39,46 @@ class SegmentSource(Protocol):
 
 
 def serve_run(
-    run: Run, segments: Mapping[str, SegmentSource], *, predict: str | None = None, log: Literal["text", "json"] = "text"
+    run: Run,
+    segments: Mapping[str, SegmentSource],
+    *,
+    party: str | None = None,
+    predict: str | None = None,
+    log: Literal["text", "json"] = "text",
 ) -> dict[str, Any]:
-    """Run the server's part until the run is over; started again, it goes on from the last checkpoint. Returns its result.
+    """Run a server's part until the run is over; started again, it goes on from the last checkpoint. Returns its result.
 
+    ``party``: which server; by default the only one, or the one whose slice ``run`` is. ``segments``: at least those that it holds.
     ``predict``: do not train; answer that client's split inference with the newest common checkpoint. Raises CutlayerError.
     """
-    torch.set_num_threads(run.server.threads or torch.get_num_threads())
-    name = run.server.name
-    setup = _setup(run, segments, predict)
+    server = _server(run, party)
+    torch.set_num_threads(server.threads or torch.get_num_threads())
+    setup = _setup(run, server, segments, predict)
     served = run if predict is None else for_prediction(run, predict)
-    return run_party(served, name, setup, observer=observer_for(name, log))
+    return run_party(served, server.name, setup, observer=observer_for(server.name, log))
 
 
-def _setup(run: Run, segments: Mapping[str, SegmentSource], predict: str | None) -> PartySetup:
-    graph = run.graph()
-    mine = graph.slice_for(run.server.name)
+def _server(run: Run, party: str | None) -> ServerConfig:
+    if party is not None:
+        return run.server_called(party)
+    if len(run.all_servers) > 1:
+        names = ", ".join(server.name for server in run.all_servers)
+        raise UsageError(f"the run has several servers; say which with --party: {names}")
+    return run.all_servers[0]
+
+
+def _setup(run: Run, server: ServerConfig, segments: Mapping[str, SegmentSource], predict: str | None) -> PartySetup:
+    mine = run.slice_for(server.name)
     engines = _engines(run, mine, segments)
-    if graph.root() != run.server.name:
-        raise GraphError("the loss is not on the server; a run is coordinated by the party that holds it")
-    program: Program = InferenceProgram()
-    if predict is None:
+    sink = next((slot for slot in mine.slots if slot.is_sink), None)
+    program: Program | None = InferenceProgram() if mine.parent is None else None
+    if program is not None and predict is None:
         stop = run.evaluate
         program = TrainingProgram(run.plan(), stop=lambda history: should_stop(history, patience=stop.patience, watch=stop.watch))
     return PartySetup(
         engines=engines,
-        labels=_labels(run),
-        metrics=MetricSet(run.evaluate.metrics, loss=run.loss),
+        labels=_labels(run, server, sink),
+        metrics=MetricSet(run.evaluate.metrics, loss=run.loss_of(sink.segment)) if sink is not None else None,
         program=program,
         training=predict is None,
         digest=run.digest,
@@ -83,7 +95,7 @@ def _engines(run: Run, mine: PartySlice, segments: Mapping[str, SegmentSource]) 
             inputs=segment.inputs,
             outputs=segment.outputs,
             optimizer=run.optimizer,
-            loss=run.loss if slot.is_sink else None,
+            loss=run.loss_of(slot.segment) if slot.is_sink else None,
             clip_norm=run.clip_norm,
             accumulate=run.accumulate,
             seed=run.seed,
@@ -92,7 +104,7 @@ def _engines(run: Run, mine: PartySlice, segments: Mapping[str, SegmentSource]) 
     return engines
 
 
-def _labels(run: Run) -> LabelStore | None:
-    if labels_travel(run) != "server" or run.server.labels is None:
+def _labels(run: Run, server: ServerConfig, sink: Slot | None) -> LabelStore | None:
+    if sink is None or sink.labels != "held" or server.labels is None:
         return None
-    return load_labels(run.path(run.server.labels), target="class" if run.loss == "cross_entropy" else "number")
+    return load_labels(run.path(server.labels), target="class" if run.loss_of(sink.segment) == "cross_entropy" else "number")

@@ -57,7 +57,7 @@ def run_demo(
             path.write_text(tomli_w.dumps(table))
         except OSError as exc:
             raise StorageError(f"cannot write {path}: {exc.strerror or exc}") from exc
-        report = run_and_compare(load_run(path), path, broker=broker, dataset=dataset)
+        report = run_and_compare(load_run(path), broker=broker, dataset=dataset)
     print_report(report, as_json=json)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_client.data import open_source
-from export.prepare import export_run
+from export.prepare import build_segments, export_run
+from export.slicing import write_slice_of
 from server.broker import start_broker
 from simulation.parties import Parties, client_command, server_command
 from simulation.report import Report, print_report
@@ -35,30 +36,29 @@ def run_file(path: str | Path, *, json: bool = False) -> None:
     Raises CutlayerError.
     """
     run = load_run(path)
-    report = run_and_compare(run, Path(path), broker="embedded" if run.broker == BrokerConfig() else run.broker.url)
+    report = run_and_compare(run, broker="embedded" if run.broker == BrokerConfig() else run.broker.url)
     print_report(report, as_json=json)
 
 
-def run_and_compare(run: Run, path: Path, *, broker: str, dataset: str | None = None) -> Report:
+def run_and_compare(run: Run, *, broker: str, dataset: str | None = None) -> Report:
     """``broker``: one of BROKERS, started for the run, or an address. ``dataset``: what the report calls the data."""
     _check_bundles(run)
     with Screen() as screen, _broker(broker) as url:
         screen.say(f"broker at {url}")
-        metrics = _train(run, path, url, screen)
-        results = {name: _result(run, name) for name in [run.server.name, *(client.name for client in run.clients)]}
+        metrics = _train(run, url, screen)
+        results = {name: _result(run, name) for name in run.graph().parties}
         feeds = feeds_of(run)
         with screen.bar("unsplit twin") as advance:
             twin = train_unsplit(run, feeds, progress=advance)
-    losses = _losses(run)
     return Report.compare(
         run,
         dataset=dataset or run.name,
         broker=broker,
         results=results,
-        metrics=results[run.server.name].get("metrics") or metrics,
-        losses=losses,
+        metrics=results[run.graph().root()].get("metrics") or metrics,
+        losses={sink: _losses(run, sink) for sink in run.sinks},
         twin=twin,
-        samples={lane: feed.samples("train") for lane, feed in feeds.items()},
+        samples=sum(feed.samples("train") for feed in feeds.values()),
     )
 
 
@@ -73,8 +73,7 @@ def _broker(choice: str) -> Iterator[str]:
 
 def _check_bundles(run: Run) -> None:
     """Export what clients need, unless a run that is under way has it already."""
-    names = [name for name in run.model.names if run.model.place(name) == "clients"]
-    for name in names:
+    for name in run.client_segments:
         path = run.bundles / name / "manifest.json"
         if not path.is_file() or load_manifest(path.read_text(), where=str(path)).optimizer != run.optimizer or not _is_under_way(run):
             export_run(run, run.bundles)
@@ -85,16 +84,18 @@ def _is_under_way(run: Run) -> bool:
     return any((run.state_of(client.name) / "party.json").is_file() for client in run.clients)
 
 
-def _train(run: Run, path: Path, url: str, screen: Screen) -> dict[str, Any]:
-    """Run all parties to the end; the metrics that the server has told."""
+def _train(run: Run, url: str, screen: Screen) -> dict[str, Any]:
+    """Run all parties to the end, each with its slice; the metrics that the coordinator has told."""
     metrics: dict[str, Any] = {}
+    graph, segments = run.graph(), build_segments(run)
     with Parties(run) as parties, screen.bar("split") as advance:
-        parties.start(run.server.name, server_command(path, url))
-        for client in run.clients:
-            parties.start(client.name, client_command(path, client.name, url))
+        for name in (*(server.name for server in run.all_servers), *(client.name for client in run.clients)):
+            path = run.state_of(name) / "run.toml"
+            write_slice_of(run, name, segments, path, base=str(Path(run.base).resolve()))
+            parties.start(name, client_command(path, name, url) if run.is_client(name) else server_command(path, url))
         done = total = 0
         for event in parties.events():
-            if event.get("party") == run.server.name:
+            if event.get("party") == graph.root():
                 total = int(event.get("total_steps", total))
                 done = int(event["global_step"]) + 1 if event["event"] == "step" else done
                 advance(done, total)
@@ -112,35 +113,32 @@ def _told(event: Mapping[str, Any]) -> str:
     return f"epoch {int(event['epoch']) + 1}, {event['split']}: {numbers}"
 
 
-def feeds_of(run: Run) -> dict[int, Feed]:
-    """Each lane's data, as its client reads it."""
-    names = run.model.names
-    first = next(name for name in names if run.model.place(name) == "clients")
+def feeds_of(run: Run) -> dict[str, Feed]:
+    """Each client's raw data, as it reads them."""
     splits: tuple[Split, ...] = ("train", *run.evaluate.splits)
-    return {
-        lane: Feed(
-            {
-                split: open_source(
-                    run.data_of(client.name),
-                    split,
-                    seed=run.seed,
-                    segment=first,
-                    lane=lane,
-                    batch_size=run.batch_size,
-                    base_dir=run.base,
-                    min_batch=_min_batch(run),
-                )
-                for split in splits
-            }
-        )
-        for lane, client in enumerate(run.clients)
-    }
+    return {client.name: _feed(run, client.name, splits) for client in run.clients if run.reads_data(client.name)}
 
 
-def _min_batch(run: Run) -> int:
-    names = [name for name in run.model.names if run.model.place(name) == "clients"]
-    paths = [run.bundles / name / "manifest.json" for name in names]
-    return max(load_manifest(path.read_text(), where=str(path)).min_batch for path in paths)
+def _feed(run: Run, client: str, splits: Sequence[Split]) -> Feed:
+    mine = run.slice_for(client)
+    segment, lane = next((slot.segment, slot.lanes[0]) for slot in mine.slots if slot.is_source)
+    paths = [run.bundles / slot.segment / "manifest.json" for slot in mine.slots]
+    min_batch = max(load_manifest(path.read_text(), where=str(path)).min_batch for path in paths)
+    return Feed(
+        {
+            split: open_source(
+                run.data_of(client),
+                split,
+                seed=run.seed,
+                segment=segment,
+                lane=lane,
+                batch_size=run.batch_size,
+                base_dir=run.base,
+                min_batch=min_batch,
+            )
+            for split in splits
+        }
+    )
 
 
 def _result(run: Run, party: str) -> dict[str, Any]:
@@ -154,8 +152,10 @@ def _result(run: Run, party: str) -> dict[str, Any]:
     return found
 
 
-def _losses(run: Run) -> list[float]:
-    """The loss of every step, from the ledger of the party that computes it."""
-    holder = run.graph().root()
-    with contextlib.closing(sqlite3.connect(run.state_of(holder) / "ledger.sqlite")) as ledger:
-        return [float(row[0]) for row in ledger.execute("SELECT loss FROM losses ORDER BY global_step")]
+def _losses(run: Run, sink: str) -> list[float]:
+    """The loss of every step, from the ledgers of the parties that compute it: they have told nobody else."""
+    found: dict[int, float] = {}
+    for party in run.graph().segment(sink).parties:
+        with contextlib.closing(sqlite3.connect(run.state_of(party) / "ledger.sqlite")) as ledger:
+            found |= {int(step): float(loss) for step, loss in ledger.execute("SELECT global_step, loss FROM losses")}
+    return [loss for _, loss in sorted(found.items())]

@@ -1,8 +1,8 @@
 """The unsplit twin: the same network, seed and batches in plain PyTorch, in the order in which the run serves its lanes.
 
-With relay, or one client, it is the whole model under one optimizer. With independent clients each lane has client segments of its own.
-It is what a split run is compared with; it takes nothing from the engines that it checks. Dropout masks are a function of the seed, the
-segment and the step for everybody, so the twin draws the same ones.
+With relay, or one lane, it is the whole network, each segment under its optimizer. With independent clients each lane has segments of its
+own where parties have. It is what a split run is compared with; it takes nothing from the engines that it checks. Dropout masks are a
+function of the seed, the segment and the step for everybody, so the twin draws the same ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export.declared import Composite
 from export.prepare import build_model, build_segments
 from server.early_stopping import should_stop
+from server.labels import load_labels
 from server.losses import loss_of
 from server.masks import MaskMode
 from server.metrics import MetricSet
 from server.optimizers import torch_optimizer
-from wire.feed import Batch, Feed
+from wire.feed import Batch, Feed, LabelStore
+from wire.graph import Graph
+from wire.ids import keyed_ids
 from wire.program import Command, TrainingProgram
 from wire.rng import keep_mask
 from wire.runfile import Run
@@ -35,11 +39,10 @@ __all__ = ["TwinResult", "train_unsplit"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwinResult:
-    """``losses``: of each global step, in order. ``metrics``: by split, after the last epoch. ``state``: of the network of lane 0."""
+    """``losses``: by the segment that owns it, of each global step, in order. ``metrics``: by split, after the last epoch."""
 
-    losses: tuple[float, ...]
+    losses: Mapping[str, tuple[float, ...]]
     metrics: Mapping[str, Mapping[str, float]]
-    state: Mapping[str, Tensor] = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -74,63 +77,93 @@ class _Part:
 class _Lane:
     """What one lane's batches run through."""
 
-    def __init__(self, chain: Sequence[nn.Module], parts: Sequence[_Part]) -> None:
-        self.chain, self.parts = chain, parts
+    def __init__(self, network: nn.Module, parts: Sequence[_Part]) -> None:
+        self.network, self.parts = network, parts
 
-    def __call__(self, inputs: Sequence[Tensor], *, training: bool) -> Tensor:
-        values: Any = tuple(inputs)
-        for module in self.chain:
-            found = module.train(training)(*values)
-            values = (found,) if isinstance(found, Tensor) else tuple(found)
-        output: Tensor = values[0]
-        return output
+    def __call__(self, inputs: Sequence[Tensor], *, training: bool) -> tuple[Tensor, ...]:
+        """One output a loss of the run."""
+        found = self.network.train(training)(*inputs)
+        return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
-def train_unsplit(run: Run, feeds: Mapping[int, Feed], *, progress: Callable[[int, int], None] = lambda done, total: None) -> TwinResult:
-    """Train from the run's seed to its end. ``feeds``: each lane's data. ``progress`` hears (steps done, steps in all).
+class _Data:
+    """What raw data and labels each lane has, by the graph."""
+
+    def __init__(self, run: Run, feeds: Mapping[str, Feed]) -> None:
+        self._run = run
+        self._graph = graph = run.graph()
+        self._feeds = feeds
+        self._sources = [segment.name for segment in graph.order() if not any(edge.target == segment.name for edge in graph.edges)]
+        self.sinks = [segment.name for segment in graph.order() if segment.loss]
+        self._stores = {sink: store for sink in self.sinks if (store := _store(run, graph, sink)) is not None}
+
+    def feed(self, lane: int, source: str | None = None) -> Feed:
+        return self._feeds[self._graph.party_of(source or self._sources[0], lane)]
+
+    def inputs(self, lane: int, take: Callable[[Feed], Batch]) -> list[Tensor]:
+        """One a segment with raw data."""
+        return [torch.from_numpy(array) for source in self._sources for array in take(self.feed(lane, source)).inputs]
+
+    def target(self, sink: str, lane: int, take: Callable[[Feed], Batch]) -> Tensor:
+        batch = take(self.feed(lane, self._graph.labels_at(sink)))
+        store = self._stores.get(sink)
+        target = batch.target if store is None else store.lookup(keyed_ids(self._run.ids_key.encode(), batch.ids))
+        assert target is not None
+        return torch.from_numpy(target)
+
+
+def _store(run: Run, graph: Graph, sink: str) -> LabelStore | None:
+    segment = graph.segment(sink)
+    path = run.server_called(segment.parties[0]).labels if segment.labels == "held" else None
+    return None if path is None else load_labels(run.path(path), target="class" if run.loss_of(sink) == "cross_entropy" else "number")
+
+
+def train_unsplit(run: Run, feeds: Mapping[str, Feed], *, progress: Callable[[int, int], None] = lambda done, total: None) -> TwinResult:
+    """Train from the run's seed to its end. ``feeds``: by party, of those with raw data. ``progress`` hears (steps done, steps in all).
 
     Steps follow each other (``in_flight`` 1). Raises CutlayerError as building the network does.
     """
-    torch.set_num_threads(run.server.threads or torch.get_num_threads())
-    lanes = _lanes(run)
+    torch.set_num_threads(run.all_servers[0].threads or torch.get_num_threads())
+    lanes, data = _lanes(run), _Data(run, feeds)
     stopping = run.evaluate
     drawn = _masks_drawn(run)
     program = TrainingProgram(run.plan(), stop=lambda seen: should_stop(seen, patience=stopping.patience, watch=stopping.watch))
-    program.sized({"batches": {str(lane): feed.counts for lane, feed in feeds.items()}})
-    metrics = MetricSet(run.evaluate.metrics, loss=run.loss)
-    losses: list[float] = []
+    program.sized({"batches": {str(lane): data.feed(lane).counts for lane in range(run.lanes)}})
+    metrics = {sink: MetricSet(run.evaluate.metrics, loss=run.loss_of(sink)) for sink in data.sinks}
+    losses: dict[str, list[float]] = {sink: [] for sink in data.sinks}
     while (command := program.next()).op != "end":
         result: dict[str, Any] = {}
         if command.op == "train":
-            losses += _train(run, lanes, feeds, command, drawn)
-            progress(len(losses), program.total_steps)
+            _train(run, lanes, data, command, drawn, losses)
+            progress(len(losses[data.sinks[0]]), program.total_steps)
         elif command.op == "evaluate":
-            result = _evaluate(lanes, feeds, command, metrics)
+            result = _evaluate(lanes, data, command, metrics)
         program.done(result, {})
-    return TwinResult(losses=tuple(losses), metrics=program.metrics, state=_state(lanes[0]))
+    return TwinResult(losses={sink: tuple(values) for sink, values in losses.items()}, metrics=program.metrics)
 
 
 def _lanes(run: Run) -> list[_Lane]:
     segments = build_segments(run)
-    if run.schedule == "relay" or len(run.clients) == 1:
-        model = build_model(run)
-        mine = dict(model.named_parameters())
-        groups = [[mine[name] for name, _ in segment.module.named_parameters()] for segment in segments.values()]
-        lane = _Lane([model], [_part(run, groups)])
-        return [lane] * len(run.clients)
-    shared = {name: segment.module for name, segment in segments.items() if run.model.place(name) == "server"}
-    parts = {name: _part(run, [list(module.parameters())]) for name, module in shared.items()}
+    if run.schedule == "relay" or run.lanes == 1:
+        whole = build_model(run)
+        mine = dict(whole.named_parameters())
+        prefixes = {name: "" if run.model is not None else f"{name}." for name in segments}
+        groups = [[mine[prefixes[name] + key] for key, _ in segment.module.named_parameters()] for name, segment in segments.items()]
+        return [_Lane(whole, [_part(run, group) for group in groups])] * run.lanes
+    graph = run.graph()
+    inputs = {name: [edge.source for edge in graph.edges if edge.target == name] for name in segments}
+    shared = {name: segment.module for name, segment in segments.items() if len(graph.segment(name).parties) == 1}
+    parts = {name: _part(run, list(module.parameters())) for name, module in shared.items()}
     lanes = []
-    for _ in run.clients:
-        chain: dict[str, nn.Module] = {name: shared.get(name) or copy.deepcopy(segment.module) for name, segment in segments.items()}
-        own = [parts.get(name) or _part(run, [list(module.parameters())]) for name, module in chain.items()]
-        lanes.append(_Lane(list(chain.values()), own))
+    for _ in range(run.lanes):
+        modules: dict[str, nn.Module] = {name: shared.get(name) or copy.deepcopy(segment.module) for name, segment in segments.items()}
+        own = [parts.get(name) or _part(run, list(module.parameters())) for name, module in modules.items()]
+        lanes.append(_Lane(Composite(modules, inputs), own))
     return lanes
 
 
-def _part(run: Run, groups: Sequence[Sequence[nn.Parameter]]) -> _Part:
-    everything: list[Tensor] = [value for group in groups for value in group]
-    return _Part(groups, torch_optimizer(run.optimizer, everything or [torch.zeros(1)]), run.accumulate)
+def _part(run: Run, group: Sequence[nn.Parameter]) -> _Part:
+    return _Part([group], torch_optimizer(run.optimizer, list(group) or [torch.zeros(1)]), run.accumulate)
 
 
 def _masks_drawn(run: Run) -> list[tuple[str, int]]:
@@ -144,7 +177,7 @@ def _masks_drawn(run: Run) -> list[tuple[str, int]]:
             return np.ones(shape, np.uint8)
 
         with torch.no_grad(), torch.random.fork_rng(devices=[]), MaskMode(note):
-            segment.module.train()(*segment.piece.examples)
+            segment.module.train()(*segment.examples)
         drawn += [(name, number) for number in range(len(shapes))]
     return drawn
 
@@ -162,43 +195,43 @@ def _masks(run: Run, drawn: Sequence[tuple[str, int]], step: int) -> contextlib.
     return MaskMode(draw)
 
 
-def _train(run: Run, lanes: Sequence[_Lane], feeds: Mapping[int, Feed], command: Command, drawn: Sequence[tuple[str, int]]) -> list[float]:
+def _train(
+    run: Run, lanes: Sequence[_Lane], data: _Data, command: Command, drawn: Sequence[tuple[str, int]], losses: Mapping[str, list[float]]
+) -> None:
     steps = StepRange.from_plain(command.args["steps"])
     total = int(command.args["total_steps"])
-    losses = []
     for lane, step, global_step in steps.steps(steps.lanes):
-        batch = feeds[lane].train(step)
+
+        def take(feed: Feed, step: int = step) -> Batch:
+            return feed.train(step)
+
         network = lanes[lane]
         with _masks(run, drawn, global_step):
-            output = network(_tensors(batch), training=True)
-        loss = loss_of(run.loss, output, _target(batch))
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(float(loss.detach()))
+            outputs = network(data.inputs(lane, take), training=True)
+        found = {
+            sink: loss_of(run.loss_of(sink), output, data.target(sink, lane, take))
+            for sink, output in zip(data.sinks, outputs, strict=True)
+        }
+        sum(found.values(), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
+        for sink, loss in found.items():
+            losses[sink].append(float(loss.detach()))
         for part in network.parts:
             part.step(run.optimizer.lr * run.lr_schedule.factor(global_step, total), run.clip_norm)
-    return losses
 
 
-def _evaluate(lanes: Sequence[_Lane], feeds: Mapping[int, Feed], command: Command, metrics: MetricSet) -> dict[str, Any]:
+def _evaluate(lanes: Sequence[_Lane], data: _Data, command: Command, metrics: Mapping[str, MetricSet]) -> dict[str, Any]:
     if command.args["first"]:
-        metrics.reset()
+        for each in metrics.values():
+            each.reset()
     (lane,) = command.lanes
     steps = StepRange.from_plain(command.args["steps"])
     with torch.no_grad():
         for index in range(steps.rounds):
-            batch = feeds[lane].evaluation(command.args["split"], index)
-            metrics.update(lanes[lane](_tensors(batch), training=False).numpy(), _target(batch).numpy())
-    return {"metrics": metrics.compute()} if command.args["last"] else {}
 
+            def take(feed: Feed, index: int = index) -> Batch:
+                return feed.evaluation(command.args["split"], index)
 
-def _tensors(batch: Batch) -> list[Tensor]:
-    return [torch.from_numpy(array) for array in batch.inputs]
-
-
-def _target(batch: Batch) -> Tensor:
-    assert batch.target is not None
-    return torch.from_numpy(batch.target)
-
-
-def _state(lane: _Lane) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for module in lane.chain for name, value in module.state_dict().items()}
+            outputs = lanes[lane](data.inputs(lane, take), training=False)
+            for sink, output in zip(data.sinks, outputs, strict=True):
+                metrics[sink].update(output.numpy(), data.target(sink, lane, take).numpy())
+    return {"metrics": {sink: each.compute() for sink, each in metrics.items()}} if command.args["last"] else {}

@@ -418,7 +418,7 @@ class Actor:
 
     @staticmethod
     def _concerns(child: Child, command: Command) -> bool:
-        return not child.lanes.isdisjoint(command.lanes)
+        return not set(command.lanes).isdisjoint(child.lanes)
 
     def _pass_on(self, line: Line, seq: int, command: Command) -> None:
         body: dict[str, Any] = {"seq": seq, "op": command.op, "lanes": list(command.lanes), "args": command.args}

@@ -93,7 +93,8 @@ def _result(result: Any) -> Mapping[str, Any]:
         whole(int(lane), below=_U16)
         for count in splits.values():
             whole(count, below=LIMITS.batches + 1)
-    for value in result.get("metrics", {}).values():
-        if type(value) not in (int, float):
-            raise TypeError("a metric is a number")
+    for metrics in result.get("metrics", {}).values():
+        for value in metrics.values():
+            if type(value) not in (int, float):
+                raise TypeError("a metric is a number")
     return result

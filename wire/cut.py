@@ -87,7 +87,9 @@ class Cuts:
     """
 
     def __init__(self, run: Run, party: PartySlice, engines: Mapping[str, Engine]) -> None:
+        self.labels_sent = 0  # samples whose label has left this party
         self._run = run
+        self._lane_names = run.lane_names
         self._engines = engines
         self._slots = {slot.segment: slot for slot in party.slots}
         self._internal = {end.edge for slot in party.slots for end in (*slot.inputs, *slot.outputs) if end.internal}
@@ -122,12 +124,12 @@ class Cuts:
         return parse_codec("fp32" if edge in self._internal else self._run.codec.of(edge, direction))
 
     def _lane_name(self, lane: int) -> str:
-        return "*" if self._run.schedule == "relay" else self._run.clients[lane].name
+        return "*" if self._run.schedule == "relay" else self._lane_names[lane]
 
     # ------------------------------------------------------------ forward
 
     def encode_forward(self, work: Work, outputs: Mapping[str, Array], extras: Mapping[str, Array], progress: float) -> dict[str, bytes]:
-        """A payload an outgoing edge: the outputs by name, then ``extras`` without loss. Raises CodecError: the step is void then."""
+        """A payload an outgoing edge: outputs by name, then what rides along, without loss. Raises CodecError: the step is void then."""
         step, payloads = _Step(), {}
         for end in self._slots[work.segment].outputs:
             step.sent[end.edge] = sent = {}
@@ -137,7 +139,10 @@ class Cuts:
                 encoded = self._encode(end.edge, work, "forward", name, array, context)
                 sent[name] = _Sent(array.dtype, array.shape, encoded.support, encoded.kept, context)
                 items.append((name, array, encoded))
-            items += [(name, array, encode_lossless(array)) for name, array in extras.items()]
+            riding = {LABELS: end.labels, IDS: end.ids}
+            items += [(name, array, encode_lossless(array)) for name, array in extras.items() if riding[name]]
+            if end.labels and not end.internal:
+                self.labels_sent += len(extras.get(LABELS, ()))
             payloads[end.edge] = encode_tensors(items)
         if work.mode is Mode.TRAIN:
             self._step(work).sent = step.sent

@@ -340,10 +340,10 @@ class Driver:
                 for name, blob in effect.blobs.items():
                     write_atomically(collected_path(self._store.folder, int(effect.args["lane"]), name), blob)
             case "evaluate":
-                metrics = self._runner.measured()
+                metrics, told = self._runner.measured()
                 if metrics:
                     self._observe("metrics", split=effect.args.get("split"), epoch=effect.args.get("epoch"), **metrics)
-                return Executed(op="evaluate", result={"metrics": metrics} if metrics else {})
+                return Executed(op="evaluate", result=told)
         return Executed(op=effect.op)
 
     def _shared_here(self) -> list[str]:

@@ -86,13 +86,17 @@ class EdgeEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A segment on this party, the lanes it serves here, and its edges in the graph's order. ``labels``: of a sink, where they are."""
+    """A segment on this party, the lanes it serves here, and its edges in the graph's order.
+
+    ``labels``: of a sink, where they are; ``replicated``: other parties hold the segment for other lanes.
+    """
 
     segment: str
     lanes: tuple[int, ...]
     inputs: tuple[EdgeEnd, ...]
     outputs: tuple[EdgeEnd, ...]
     labels: Labels | None = None
+    replicated: bool = False
 
     @property
     def is_source(self) -> bool:
@@ -108,7 +112,7 @@ class Child:
     """A neighbour further from the coordinator: the line that control takes to it, and the lanes found behind it."""
 
     line: Line
-    lanes: frozenset[int]
+    lanes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +149,11 @@ class Graph:
             sink = not any(edge.source == segment.name for edge in self.edges)
             if sink and not segment.loss:
                 raise GraphError(f"segment `{segment.name}` is an end of the graph but owns no loss")
+            if len(segment.parties) < self.lanes and self._reads(segment.name):
+                raise GraphError(
+                    f"segment `{segment.name}` takes raw data and is on one party, but the run has {self.lanes} lanes; a lane's raw data "
+                    "are at one party of its own, so place a replica a lane"
+                )
             if segment.loss and not sink:
                 raise GraphError(f"segment `{segment.name}` owns a loss and also sends on; a loss must be at an end of the graph")
         if self.coordinator is not None and self.coordinator not in self.parties:
@@ -160,6 +169,12 @@ class Graph:
         placed = (party for segment in self.segments for party in segment.parties)
         linked = (party for link in self.links for ends in link.ends for party in ends)
         return tuple(dict.fromkeys((*placed, *linked)))
+
+    @property
+    def lane_names(self) -> tuple[str, ...]:
+        """Of each lane, the party of the first replicated segment; where none is, the first party."""
+        first = next((segment.parties for segment in self.order() if len(segment.parties) > 1), self.parties[:1])
+        return first
 
     def segment(self, name: str) -> Segment:
         return next(segment for segment in self.segments if segment.name == name)
@@ -191,6 +206,11 @@ class Graph:
             return shared[-1].parties[0]
         return next(segment for segment in self.segments if segment.loss).parties[0]
 
+    def neighbours(self, party: str) -> tuple[str, ...]:
+        """The parties that ``party`` shares a line with."""
+        ends = ((up, down) for _, _, up, down, _ in self._joints() if party in (up, down) and up != down)
+        return tuple(dict.fromkeys(down if up == party else up for up, down in ends))
+
     def party_of(self, segment: str, lane: int) -> str:
         parties = self.segment(segment).parties
         return parties[0] if len(parties) == 1 else parties[lane]
@@ -210,6 +230,7 @@ class Graph:
                 inputs=tuple(self._end(edge, party) for edge in self.edges if edge.target == segment.name),
                 outputs=tuple(self._end(edge, party) for edge in self.edges if edge.source == segment.name),
                 labels=segment.labels if segment.loss else None,
+                replicated=len(segment.parties) > 1,
             )
             for segment in self.order()
             if party in segment.parties
@@ -243,9 +264,7 @@ class Graph:
         for sink in self.segments:
             if not sink.loss or sink.labels == "local":
                 continue
-            source = sink.labels_from or next(
-                each.name for each in self.order() if self._leads(each.name, sink.name) and self._reads(each.name)
-            )
+            source = self.labels_at(sink.name)
             if not (source in [each.name for each in self.segments] and self._reads(source) and self._leads(source, sink.name)):
                 raise GraphError(
                     f"`labels_from` of segment `{sink.name}` is {source!r}, which is no segment with raw data that leads to it"
@@ -256,6 +275,14 @@ class Graph:
                 found.setdefault(edge.name, set()).add(sink.labels)
                 at = edge.source
         return found
+
+    def labels_at(self, sink: str) -> str:
+        """The segment with raw data at whose party the labels of ``sink``, or their ids, are."""
+        segment = self.segment(sink)
+        sources = (each for each in self.order() if self._reads(each.name))
+        if segment.labels == "local":
+            return next(each.name for each in sources if each.parties == segment.parties)
+        return segment.labels_from or next(each.name for each in sources if self._leads(each.name, sink))
 
     def _reads(self, segment: str) -> bool:
         """Whether it takes raw data."""
@@ -301,12 +328,13 @@ class Graph:
                     queue.append(other)
         return tree
 
-    def _lanes_behind(self, party: str, tree: dict[str, str | None]) -> frozenset[int]:
+    def _lanes_behind(self, party: str, tree: dict[str, str | None]) -> tuple[int, ...]:
         subtree = {party}
         for child, parent in tree.items():  # breadth first: parents come before their children
             if parent in subtree:
                 subtree.add(child)
-        return frozenset(lane for segment in self.segments for lane in range(self.lanes) if self.party_of(segment.name, lane) in subtree)
+        lanes = {lane for segment in self.segments for lane in range(self.lanes) if self.party_of(segment.name, lane) in subtree}
+        return tuple(sorted(lanes))
 
 
 def edge_token(key: str, edge: str) -> str:
@@ -314,9 +342,9 @@ def edge_token(key: str, edge: str) -> str:
     return hmac.new(key.encode(), edge.encode(), hashlib.sha256).hexdigest()[:16]
 
 
-def topics(run: str, key: str, line: Line) -> tuple[str, str]:
+def topics(run: str, line: Line, token: str) -> tuple[str, str]:
     """(publish, subscribe) topics of a line, from where its holder stands: ``f`` runs with the edge, ``b`` against it."""
-    stem = f"cl/1/{run}/{edge_token(key, line.edge)}/{line.lane}"
+    stem = f"cl/1/{run}/{token}/{line.lane}"
     return (f"{stem}/f", f"{stem}/b") if line.upstream else (f"{stem}/b", f"{stem}/f")
 
 

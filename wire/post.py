@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 
 from wire.frames import Frame, Kind, Reassembler, encode_part
-from wire.graph import Line, PartySlice, topics
+from wire.graph import Line, PartySlice
 from wire.holdings import Holdings
 from wire.messages import Send
 from wire.runfile import Run
@@ -28,7 +28,7 @@ class Post:
         self._traffic = traffic
         self._epoch = epoch
         self._warn = warn
-        self._topics = {line: topics(run.name, run.topic_key or run.name, line) for line in party.lines}
+        self._topics = {line: run.topics(line) for line in party.lines}
         self._by_topic = {subscribe: line for line, (_, subscribe) in self._topics.items()}
         self._reassembler = Reassembler()
         self._selection = Selection()
@@ -71,7 +71,7 @@ class Post:
 
     def received(self, line: Line, event: Received) -> Frame | None:
         """The message that this completes, for the actor; call ``handled`` after that. Raises FrameError for what is not sound."""
-        self._traffic.received(event.payload, self._transport.packet_bytes(event.topic, len(event.payload), arriving=True))
+        self._traffic.received(line, event.payload, self._transport.packet_bytes(event.topic, len(event.payload), arriving=True))
         frame = self._reassembler.feed(event.topic, event.payload, self._tag)
         if frame is None:
             return None
@@ -158,7 +158,7 @@ class Post:
 
     def _publish(self, line: Line, payload: bytes, token: int) -> None:
         topic, _ = self._topics[line]
-        self._traffic.sent(payload, self._transport.packet_bytes(topic, len(payload)))
+        self._traffic.sent(line, payload, self._transport.packet_bytes(topic, len(payload)))
         self._transport.publish(topic, payload, token)
 
     def _tell_warnings(self) -> None:

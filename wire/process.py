@@ -17,8 +17,8 @@ from wire.codecs import offer_for
 from wire.cut import Cuts
 from wire.driver import Driver, Observer
 from wire.engine import Array, Engine
-from wire.errors import RunFileError
 from wire.feed import Batch, Feed, LabelStore
+from wire.kept import Kept
 from wire.program import Program
 from wire.runfile import Run
 from wire.runner import Metrics, Runner
@@ -46,17 +46,14 @@ class PartySetup:
 
 
 def for_prediction(run: Run, client: str) -> Run:
-    """The same run with one client only, on topics of its own: split inference that a training run does not notice."""
-    chosen = tuple(entry for entry in run.clients if entry.name == client)
-    if not chosen:
-        raise RunFileError(f"no client is called `{client}`; clients are {', '.join(entry.name for entry in run.clients)}")
+    """The same run with one lane only, that of ``client``, on topics of its own: split inference that a training run does not notice."""
+    chosen = (run.client(client),) if run.lanes > 1 else run.clients
     return dataclasses.replace(run, clients=chosen, topic_key=f"{run.topic_key or run.name}/predict/{client}")
 
 
 def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> dict[str, Any]:
     """Run a party to the end of the run and return its result (also left in ``result.json``). Raises CutlayerError."""
-    graph = run.graph()
-    party = graph.slice_for(name)
+    party = run.slice_for(name)
     digest = setup.digest or run.digest
     cuts = Cuts(run, party, setup.engines)
     store = Store(run.state_of(name), digest=digest)
@@ -72,6 +69,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         feed=setup.feed,
         labels=setup.labels,
         metrics=setup.metrics,
+        kept=Kept(run.state_of(name)),
         on_loss=lambda work, loss: store.record_loss(work.global_step, work.lane, loss),
         on_answer=setup.on_answer,
     )
@@ -83,7 +81,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         program=setup.program,
         timing=Timing(resend_after_s=run.resend_after_s),
     )
-    replicated = frozenset(segment.name for segment in graph.segments if len(segment.parties) > 1)
+    replicated = frozenset(slot.segment for slot in party.slots if slot.replicated)
     driver = Driver(
         run,
         party,
@@ -102,7 +100,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: driver.stop())
     driver.run()
-    result = _result(name, driver, setup, run)
+    result = _result(name, driver, setup, run) | {"labels_published": cuts.labels_sent, **runner.kept.plain()}
     write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())
     observer("finished" if driver.over else "stopped", **result)
     return result
@@ -127,6 +125,7 @@ def _result(name: str, driver: Driver, setup: PartySetup, run: Run) -> dict[str,
         "bytes_up": driver.traffic.bytes_up,
         "bytes_down": driver.traffic.bytes_down,
         "bytes_by_use": {"up": dict(driver.traffic.up), "down": dict(driver.traffic.down)},
+        "bytes_by_edge": driver.traffic.by_edge,
         "wire": driver.traffic.wire.plain(),
         "counts": dict(driver.traffic.counts),
         "peak_rss_mb": round(peak_rss_bytes() / 2**20, 1),

@@ -59,6 +59,14 @@ class Plan:
     collect: bool = False  # at the end, bring the clients' weights to the coordinator
 
 
+def _of_all(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Metrics by loss, as one table: of several losses each with its segment's name, and their sum as ``loss``."""
+    if len(metrics) == 1:
+        return dict(next(iter(metrics.values())))
+    found = {f"{segment}.{name}": value for segment, each in sorted(metrics.items()) for name, value in each.items()}
+    return found | {"loss": sum(each["loss"] for each in metrics.values() if "loss" in each)}
+
+
 class InferenceProgram(Program):
     """One pass over the ``test`` split of each lane; the sink's outputs go back to the party whose batch it was."""
 
@@ -161,9 +169,10 @@ class TrainingProgram(Program):
         if command.op == "save":
             self.checkpoint += 1
         elif command.op == "evaluate" and result.get("metrics"):
-            self.metrics = {**self.metrics, command.args["split"]: result["metrics"]}
+            metrics = _of_all(result["metrics"])
+            self.metrics = {**self.metrics, command.args["split"]: metrics}
             if command.args["split"] == self._plan.splits[0]:
-                self.history.append({"epoch": self.epoch, **result["metrics"]})
+                self.history.append({"epoch": self.epoch, **metrics})
         self.position += 1
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import re
 import tomllib
@@ -15,13 +14,16 @@ from typing import Any, Literal
 
 from wire.codecs import DIRECTIONS, Direction, parse_codec
 from wire.data_config import DataConfig
-from wire.errors import RunFileError
-from wire.graph import Edge, Graph, Segment
+from wire.errors import GraphError, RunFileError, UsageError
+from wire.graph import Graph, Line, PartySlice, edge_token, topics
 from wire.limits import LIMITS
 from wire.lr import LrSchedule
 from wire.optim import Optimizer
 from wire.parse import parse, plain
+from wire.placement import graph_of
 from wire.program import Plan
+from wire.segments import LossName, SegmentConfig
+from wire.slices import Slice
 from wire.spool import SpoolConfig
 from wire.transport.broker_config import BrokerConfig
 
@@ -52,7 +54,8 @@ class ModelConfig:
 
     ``build`` is a bundled model's name or ``path.py:callable``, the path being relative to the run file. ``cut`` names submodules; the
     cut is taken after each. ``args`` go to the builder. ``input_shape`` is one sample's shape; bundled models know theirs.
-    ``segments`` names the pieces; ``placement`` puts a piece on ``clients`` (one replica each) or on ``server``. ``freeze``: submodules and
+    ``segments`` names the pieces; ``placement`` puts a piece on ``clients`` (one replica each), on ``server``, or on a party by its name.
+    ``freeze``: submodules and
     parameters that stay as they are, with ``*`` for any part of a name; a device computes no gradient that only they would need.
     """
 
@@ -62,7 +65,7 @@ class ModelConfig:
     freeze: tuple[str, ...] = ()
     input_shape: tuple[int, ...] | None = None
     segments: tuple[str, ...] | None = None
-    placement: dict[str, Literal["clients", "server"]] = field(default_factory=dict)
+    placement: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.cut:
@@ -81,7 +84,7 @@ class ModelConfig:
         return self.segments or _SEGMENT_NAMES.get(pieces) or tuple(f"part{at}" for at in range(pieces))
 
     def place(self, segment: str) -> str:
-        """``clients`` or ``server``: by default the first segment is on the clients, and the last of three as well (U-shape)."""
+        """``clients``, ``server`` or a party: by default the first segment is on the clients, and the last of three as well (U-shape)."""
         default = {"bottom": "clients", "head": "clients"} if len(self.names) == 3 else {self.names[0]: "clients"}
         return self.placement.get(segment) or default.get(segment, "server")
 
@@ -148,7 +151,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """A party that holds raw data. ``data`` overrides single keys of the run's ``[data]``; ``threads``: left out, one a core.
+    """A party that runs ONNX on a device. ``data`` overrides single keys of the run's ``[data]``; ``threads``: left out, one a core.
 
     ``engine``: what its segments train with; "auto" is stock onnxruntime, "ort-training" onnxruntime-training 1.19.2
     (docs/guide-ort-training.md). ``memory``: "fast" keeps between forward and backward what both need, "low" computes it again;
@@ -169,7 +172,7 @@ class ClientConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """The party that trains the heavy segments. ``labels``: a CSV file of keyed id and label, where clients do not send labels."""
+    """A party that trains heavy segments. ``labels``: a CSV file of keyed id and label, where clients do not send labels."""
 
     name: str = "server"
     labels: str | None = None
@@ -182,6 +185,9 @@ class ServerConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A checked run. Relative paths start at the run file's folder.
+
+    The network is ``[model]`` with its cuts, a chain of segments, or a graph of ``[[segments]]``. ``[[servers]]`` instead of ``[server]``
+    where there are several; the first that holds a loss coordinates the run. ``slice``: made by ``cutlayer slice``, never by hand.
 
     ``name``: of the run; its state and its topics carry it. ``schedule``: with "relay" clients train one after the other and hand their
     segment's weights on; with "independent" they take turns step by step and keep weights of their own. ``weights_leave``: whether client
@@ -196,12 +202,13 @@ class Run:
     name: str
     epochs: int
     batch_size: int
-    model: ModelConfig
     optimizer: Optimizer
-    clients: tuple[ClientConfig, ...]
-    data: dict[str, Any]
+    clients: tuple[ClientConfig, ...] = ()
+    model: ModelConfig | None = None
+    segments: tuple[SegmentConfig, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    loss: Literal["cross_entropy", "bce", "mse"] = "cross_entropy"
+    loss: LossName = "cross_entropy"
     in_flight: int = 1
     accumulate: int = 1
     checkpoint_every: int = 100
@@ -218,6 +225,8 @@ class Run:
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    servers: tuple[ServerConfig, ...] = ()
+    slice: Slice | None = None
     base: str = "."
 
     def __post_init__(self) -> None:
@@ -225,48 +234,123 @@ class Run:
         for key, low in (("epochs", 1), ("batch_size", 1), ("in_flight", 1), ("accumulate", 1), ("checkpoint_every", 1), ("seed", 0)):
             if getattr(self, key) < low:
                 raise ValueError(f"`{key}` is {getattr(self, key)}; it must be {low} or more")
-        if not 1 <= len(self.clients) <= LIMITS.parties:
-            raise ValueError(f"`clients` lists {len(self.clients)} parties; it must be 1 to {LIMITS.parties}")
-        names = [client.name for client in self.clients] + [self.server.name]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two parties are called {name!r}; every party needs a name of its own")
-        if self.schedule == "relay" and len(self.clients) > 1 and not self.weights_leave:
+        if self.slice is None:
+            self._check_parties()
+        if self.schedule == "relay" and self.lanes > 1 and not self.weights_leave:
             raise ValueError(
                 "`schedule` is 'relay' with several clients, which hands segment weights from one to the next; "
                 'allow it with `weights_leave = true`, or use `schedule = "independent"`'
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` is {self.clip_norm}; it must be above 0")
-        if self.server.labels is not None and not self.ids_key:
+        if any(server.labels is not None for server in self.all_servers) and not self.ids_key:
             raise ValueError("`server.labels` joins records by keyed id: set `ids_key`, the secret that all parties share")
-        edges = [edge.name for edge in self.graph().edges]
         for cut in self.codec.cuts:
-            if cut not in edges:
-                raise ValueError(f"`codec.cuts` names the cut {cut!r}; cuts are {', '.join(edges)}")
+            if cut not in self.edges:
+                raise ValueError(f"`codec.cuts` names the cut {cut!r}; cuts are {', '.join(self.edges)}")
         for client in self.clients:
-            self.data_of(client.name)
+            if self.reads_data(client.name):
+                self.data_of(client.name)
+
+    def _check_parties(self) -> None:
+        if not 1 <= len(self.clients) <= LIMITS.parties:
+            raise ValueError(f"`clients` lists {len(self.clients)} parties; it must be 1 to {LIMITS.parties}")
+        if self.servers and self.server != ServerConfig():
+            raise ValueError("`server` and `servers` are both given; list all of them in `[[servers]]`")
+        if len(self.servers) > LIMITS.parties:
+            raise ValueError(f"`servers` lists {len(self.servers)} parties; it must be at most {LIMITS.parties}")
+        names = [client.name for client in self.clients] + [server.name for server in self.all_servers]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two parties are called {name!r}; every party needs a name of its own")
+        if (self.model is None) is (not self.segments):
+            raise ValueError("the run file needs `[model]` with its cuts, or `[[segments]]`, and not both")
+        graph = self.graph()
+        held = graph.parties
+        if self.evaluate.patience is not None and all(segment.labels == "local" for segment in graph.segments if segment.loss):
+            raise ValueError("`evaluate.patience` stops early by what the server measures, but all losses stay at clients; leave it out")
+        for name in names:
+            if name not in held:
+                raise ValueError(f"no segment is placed on the party {name!r}; place one there, or leave the party out")
 
     # ------------------------------------------------------------ what follows from it
 
+    @property
+    def all_servers(self) -> tuple[ServerConfig, ...]:
+        return self.servers or (self.server,)
+
     def graph(self) -> Graph:
-        """The graph of segments: a chain, in the order of the cuts; the loss is at its end."""
-        clients = tuple(client.name for client in self.clients)
-        names = self.model.names
-        segments = tuple(
-            Segment(
-                name=name,
-                parties=clients if self.model.place(name) == "clients" else (self.server.name,),
-                loss=name == names[-1],
+        """The graph of segments: a chain in the order of the cuts with the loss at its end, or as ``[[segments]]`` say. Raises GraphError.
+
+        A party that has only its slice does not know the graph: raises UsageError.
+        """
+        if self.slice is not None:
+            raise UsageError(
+                f"this run file is the slice of `{self.slice.party}`, which does not know the whole run; use the run file itself"
             )
-            for name in names
+        return graph_of(
+            self.model if self.model is not None else self.segments,
+            clients=[client.name for client in self.clients],
+            servers=[server.name for server in self.all_servers],
+            with_labels=[server.name for server in self.all_servers if server.labels is not None],
         )
-        edges = tuple(Edge(source=a, target=b) for a, b in itertools.pairwise(names))
-        return Graph(segments=segments, edges=edges)
+
+    def slice_for(self, party: str) -> PartySlice:
+        """All that ``party`` needs to know of the graph. Raises GraphError, or UsageError where this is the slice of another."""
+        if self.slice is None:
+            return self.graph().slice_for(party)
+        if self.slice.party != party:
+            raise UsageError(f"this run file is the slice of `{self.slice.party}`, not of `{party}`; give that party its own")
+        return self.slice.party_slice()
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Names of the cuts, as far as they are known here."""
+        return tuple(self.slice.edges) if self.slice is not None else tuple(edge.name for edge in self.graph().edges)
+
+    @property
+    def client_segments(self) -> tuple[str, ...]:
+        """Segments that clients hold, in order."""
+        clients = {client.name for client in self.clients}
+        return tuple(segment.name for segment in self.graph().order() if clients.issuperset(segment.parties))
+
+    def reads_data(self, client: str) -> bool:
+        """Whether the client has raw data."""
+        return any(slot.is_source for slot in self.slice_for(client).slots)
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """The segments known here that own a loss."""
+        if self.slice is not None:
+            return tuple(slot.segment for slot in self.slice.slots if slot.is_sink)
+        return tuple(segment.name for segment in self.graph().segments if segment.loss)
+
+    def loss_of(self, segment: str) -> LossName:
+        """The loss at the end of the graph that ``segment`` is."""
+        if self.slice is not None:
+            return self.slice.losses.get(segment, self.loss)
+        return next((each.loss for each in self.segments if each.name == segment and each.loss is not None), self.loss)
+
+    @property
+    def lanes(self) -> int:
+        return self.slice.lanes if self.slice is not None else self.graph().lanes
+
+    @property
+    def lane_names(self) -> tuple[str, ...]:
+        """What encoders' state of each lane is called: the same in a run of one client alone, as for a prediction."""
+        return self.slice.lane_names if self.slice is not None else self.graph().lane_names
+
+    def topics(self, line: Line) -> tuple[str, str]:
+        """(publish, subscribe) topics of a line of this party."""
+        return topics(self.name, line, self.token(line.edge))
+
+    def token(self, edge: str) -> str:
+        """The opaque name of an edge or link in topics."""
+        return self.slice.edges[edge] if self.slice is not None else edge_token(self.topic_key or self.name, edge)
 
     def plan(self) -> Plan:
         return Plan(
-            lanes=len(self.clients),
+            lanes=self.lanes,
             epochs=self.epochs,
             schedule=self.schedule,
             checkpoint_every=self.checkpoint_every,
@@ -274,6 +358,23 @@ class Run:
             splits=self.evaluate.splits,
             collect=self.weights_leave,
         )
+
+    def is_client(self, name: str) -> bool:
+        return any(client.name == name for client in self.clients)
+
+    def client(self, name: str) -> ClientConfig:
+        """Raises RunFileError where there is none of that name."""
+        for client in self.clients:
+            if client.name == name:
+                return client
+        raise RunFileError(f"no client is called `{name}`; clients are {', '.join(client.name for client in self.clients)}")
+
+    def server_called(self, name: str) -> ServerConfig:
+        """Raises RunFileError where there is none of that name."""
+        for server in self.all_servers:
+            if server.name == name:
+                return server
+        raise RunFileError(f"no server is called `{name}`; servers are {', '.join(server.name for server in self.all_servers)}")
 
     def data_of(self, client: str) -> DataConfig:
         """The data of one client: the run's ``[data]``, with the client's own keys over it. Raises RunFileError."""
@@ -305,16 +406,30 @@ class Run:
     @property
     def codecs(self) -> frozenset[str]:
         """All codecs that cuts of the run use, as they are written."""
-        edges = [edge.name for edge in self.graph().edges]
-        return frozenset(self.codec.of(edge, direction) for edge in edges for direction in DIRECTIONS)
+        return frozenset(self.codec.of(edge, direction) for edge in self.edges for direction in DIRECTIONS)
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) over all that parties must agree on; where files lie and how the broker is reached is each one's own."""
-        own = ("broker", "spool", "data", "state_dir", "base", "resend_after_s", "topic_key", "ids_key", "server", "clients")
+        if self.slice is not None:
+            return self.slice.digest
+        own = (
+            "broker",
+            "spool",
+            "data",
+            "state_dir",
+            "base",
+            "resend_after_s",
+            "topic_key",
+            "ids_key",
+            "server",
+            "servers",
+            "slice",
+            "clients",
+        )
         shared = {key: value for key, value in plain(self).items() if key not in own}
-        shared["parties"] = [client.name for client in self.clients] + [self.server.name]
-        shared["labels"] = "server" if self.server.labels else "clients"
+        shared["parties"] = [client.name for client in self.clients] + [server.name for server in self.all_servers]
+        shared["labels"] = [bool(server.labels) for server in self.all_servers]
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -349,7 +464,9 @@ def load_run(path: str | Path) -> Run:
         raise RunFileError(f"cannot read the run file {path}: {exc.strerror or exc}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise RunFileError(f"{path} is not valid TOML: {exc}") from exc
+    told = data.get("slice")
+    base = told.get("base") if isinstance(told, dict) else None
     try:
-        return parse_run(data, base=str(path.resolve().parent))
-    except RunFileError as exc:
-        raise RunFileError(f"{path}: {exc}") from exc
+        return parse_run(data, base=base if isinstance(base, str) else str(path.resolve().parent))
+    except (RunFileError, GraphError) as exc:
+        raise type(exc)(f"{path}: {exc}") from exc

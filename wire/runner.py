@@ -19,12 +19,13 @@ from wire.feed import Batch, Feed, LabelStore
 from wire.frames import Mode
 from wire.graph import PartySlice, Slot
 from wire.ids import keyed_ids
+from wire.kept import Kept
 from wire.manifest import TensorSpec
 from wire.messages import Answer, BackwardDone, Discard, ForwardDone, RunBackward, RunForward, Work
 from wire.runfile import Run
 from wire.tensors import decode_plain, encode_plain
 
-__all__ = ["Metrics", "Runner", "labels_travel"]
+__all__ = ["Metrics", "Runner"]
 
 
 class Metrics(Protocol):
@@ -35,13 +36,6 @@ class Metrics(Protocol):
     def update(self, outputs: Array, target: Array) -> None: ...
 
     def compute(self) -> dict[str, float]: ...
-
-
-def labels_travel(run: Run) -> str:
-    """How the target gets to the loss: ``edge`` (with the activations), ``server`` (by keyed id) or ``local`` (same party)."""
-    if run.model.place(run.model.names[-1]) == "clients":
-        return "local"
-    return "server" if run.server.labels else "edge"
 
 
 @dataclass(slots=True)
@@ -72,6 +66,7 @@ class Runner:
         feed: Feed | None = None,
         labels: LabelStore | None = None,
         metrics: Metrics | None = None,
+        kept: Kept,
         on_loss: Callable[[Work, float], None] = lambda work, loss: None,
         on_answer: Callable[[Batch, Mapping[str, Array]], None] = lambda batch, outputs: None,
     ) -> None:
@@ -82,9 +77,10 @@ class Runner:
         self._feed = feed
         self._labels = labels
         self._metrics = metrics
+        self._sink = next((slot for slot in party.slots if slot.is_sink), None)
+        self.kept = kept
         self._on_loss = on_loss
         self._on_answer = on_answer
-        self._travel = labels_travel(run)
         self._command = _Command({})
         self._next_step: int | None = None
 
@@ -92,14 +88,24 @@ class Runner:
 
     def begin(self, op: str, args: Mapping[str, Any]) -> None:
         self._command = _Command(args)
-        if op == "evaluate" and args.get("first") and self._metrics is not None:
+        if op == "evaluate" and self._metrics is not None and (args.get("first") or self._alone):
             self._metrics.reset()
 
-    def measured(self) -> dict[str, float]:
-        """Metrics over the evaluation that has just ended, where this party measures and it was the last of its split."""
-        if self._metrics is None or not self._command.args.get("last"):
-            return {}
-        return self._metrics.compute()
+    @property
+    def _alone(self) -> bool:
+        """The labels are this party's own: it measures over its own samples, and tells nobody."""
+        return self._sink is not None and self._sink.labels == "local"
+
+    def measured(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """Metrics over the evaluation that has just ended, where this party measures and it was the last of its split: those to be seen
+        here, and what is to be told, by segment."""
+        if self._metrics is None or self._sink is None or not (self._command.args.get("last") or self._alone):
+            return {}, {}
+        metrics = self._metrics.compute()
+        if self._alone:
+            self.kept.keep(self._command.split, metrics)
+            return metrics, {}
+        return metrics, {"metrics": {self._sink.segment: metrics}}
 
     # ------------------------------------------------------------ forward
 
@@ -125,7 +131,7 @@ class Runner:
         fault = _not_finite(engine.inputs, inputs) if slot.is_source else None
         if fault is not None:
             return ForwardDone(work=work, void=f"the batch is unsound, {fault}")
-        target = (self._target(work, extras),) if slot.is_sink else ()
+        target = (self._target(work, slot, extras),) if slot.is_sink else ()
         try:
             outputs = engine.forward(work.global_step, *inputs, *target)
         except DataError as exc:
@@ -150,7 +156,7 @@ class Runner:
             return ForwardDone(work=work, outputs={"": encode_plain(named)})
         if slot.is_sink:
             if self._metrics is not None:
-                target = self._target(work, extras)
+                target = self._target(work, slot, extras)
                 try:
                     self._metrics.update(outputs[0], target)
                 except DataError as exc:
@@ -165,7 +171,7 @@ class Runner:
         engine = self._engines[work.segment]
         if slot.is_source:
             batch = self._batch(work)
-            return batch.inputs, self._extras(work, batch)
+            return batch.inputs, self._extras(work, slot, batch)
         tensors = self._cuts.decode_forward(work, payloads, self._progress(work))
         extras = {name: tensors.pop(name) for name in (LABELS, IDS) if name in tensors}
         wanted = [spec for spec in engine.inputs if spec.name != "target"]
@@ -180,12 +186,14 @@ class Runner:
             self._feed.prepare(self._next_step)
             self._next_step = None
 
-    def _extras(self, work: Work, batch: Batch) -> dict[str, Array]:
-        if self._travel == "server":
-            return {IDS: keyed_ids(self._run.ids_key.encode(), batch.ids)}
-        if self._travel == "edge" and work.mode is not Mode.INFER and batch.target is not None:
-            return {LABELS: batch.target}
-        return {}
+    def _extras(self, work: Work, slot: Slot, batch: Batch) -> dict[str, Array]:
+        """What rides along with some of the slot's outputs."""
+        found: dict[str, Array] = {}
+        if any(end.ids for end in slot.outputs):
+            found[IDS] = keyed_ids(self._run.ids_key.encode(), batch.ids)
+        if any(end.labels for end in slot.outputs) and work.mode is not Mode.INFER and batch.target is not None:
+            found[LABELS] = batch.target
+        return found
 
     def _batch(self, work: Work) -> Batch:
         if self._feed is None:
@@ -195,10 +203,10 @@ class Runner:
             return self._feed.train(work.step)
         return self._feed.evaluation(self._command.split, self._command.index(work))
 
-    def _target(self, work: Work, extras: Mapping[str, Array]) -> Array:
-        if self._travel == "local":
+    def _target(self, work: Work, slot: Slot, extras: Mapping[str, Array]) -> Array:
+        if slot.labels == "local":
             target = self._batch(work).target
-        elif self._travel == "server" and self._labels is not None and IDS in extras:
+        elif slot.labels == "held" and self._labels is not None and IDS in extras:
             target = self._labels.lookup(extras[IDS])
         else:
             target = extras.get(LABELS)

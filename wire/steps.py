@@ -7,7 +7,8 @@ the steps of the lanes that it serves, one engine call at a time, by two rules t
     backward(i)  runs once its gradients are there, backward(i - 1) is through and forward(i + n - 1) has run,
 
 so forward i always sees the weights after exactly backward i - n, whatever the line does. n is the run's ``in_flight`` times the lanes
-of the range that the segment serves; a sink needs nobody, so its n is 1.
+of the range that the segment serves, but 1 where ``in_flight`` is 1, so that nobody has stale weights then; a sink needs nobody, so its
+n is always 1.
 
 Every step ends in one outcome a line, APPLIED or VOID, decided by what crosses it last: a gradient frame, or a void one. A void input
 makes a segment pass void on without running. Where a fan-out gets gradients from one side and void from the other, it applies the
@@ -123,7 +124,7 @@ class Steps:
         self._flows = {}
         for slot in self._slots:
             serves = tuple(lane for lane in steps.lanes if lane in slot.lanes)
-            window = 1 if slot.is_sink else self._in_flight * len(serves)
+            window = 1 if slot.is_sink or self._in_flight == 1 else self._in_flight * len(serves)
             self._flows[slot.segment] = StepFlow(slot, steps.steps(serves), window)
         self._pump()
 

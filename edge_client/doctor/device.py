@@ -143,7 +143,7 @@ class DeviceDoctor:
         if self._run is not None:
             folder = self._bundle or self._run.bundles
             party = self._party or self._run.clients[0].name  # all clients of a run hold the same segments
-            yield from ((bundle_path(folder, slot.segment), slot.segment) for slot in self._run.graph().slice_for(party).slots)
+            yield from ((bundle_path(folder, slot.segment), slot.segment) for slot in self._run.slice_for(party).slots)
         elif self._bundle is not None:
             folders = [self._bundle] if (self._bundle / "manifest.json").exists() else sorted(self._bundle.glob("*/manifest.json"))
             yield from ((path.parent if path.name == "manifest.json" else path, None) for path in folders or [self._bundle])
@@ -153,7 +153,9 @@ class DeviceDoctor:
 
         manifest = read_bundle(path).manifest
         if self._run is not None and segment is not None:
-            check_bundle(self._run, segment, manifest, path, has_loss=segment == self._run.model.names[-1])
+            party = self._party or self._run.clients[0].name
+            sinks = [slot.segment for slot in self._run.slice_for(party).slots if slot.is_sink]
+            check_bundle(self._run, segment, manifest, path, has_loss=segment in sinks)
         return _Found(folder=path, manifest=manifest)
 
     # ------------------------------------------------------------ clock, broker, disk, step

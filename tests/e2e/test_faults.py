@@ -14,7 +14,6 @@ from export.prepare import export_run
 from server.broker import start_broker
 from tests.e2e.field import field, small_run
 from wire.frames import Kind
-from wire.graph import topics
 from wire.runfile import load_run
 from wire.transport.base import LinkUp, Received, TransportEvent
 from wire.transport.broker_config import BrokerConfig
@@ -32,7 +31,7 @@ def test_truncated_and_corrupt_frames_are_dropped_counted_and_asked_for_again(tm
         wanted = run.weights()
     run_file = load_run(noisy)
     lines = run_file.graph().slice_for("server").lines
-    names = tuple(name for line in lines for name in topics(run_file.name, run_file.name, line))
+    names = tuple(name for line in lines for name in run_file.topics(line))
     heard: queue.SimpleQueue[TransportEvent] = queue.SimpleQueue()
     with start_broker() as broker:
         stranger = MqttTransport(BrokerConfig(url=broker.url), client_id="stranger")

@@ -14,7 +14,6 @@ import pytest
 from server.broker import BrokerProcess, start_broker
 from tests.e2e.field import Field, field, small_run
 from wire.frames import Kind, Mode
-from wire.graph import topics
 from wire.runfile import Run, load_run
 from wire.transport.base import LinkUp, Received, TransportEvent
 from wire.transport.broker_config import BrokerConfig
@@ -73,7 +72,7 @@ def listener(run: Run, broker: BrokerProcess) -> Iterator[Listener]:
     found = Listener()
     transport = MqttTransport(BrokerConfig(url=broker.url), client_id="listener")
     lines = run.graph().slice_for(run.server.name).lines
-    transport.open(tuple(name for line in lines for name in topics(run.name, run.name, line)), found.events.put)
+    transport.open(tuple(name for line in lines for name in run.topics(line)), found.events.put)
     try:
         assert isinstance(found.events.get(timeout=10), LinkUp)
         yield found

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from export.cut import Piece, cut
 from export.load import load_model
 from export.models import BUNDLED
-from export.prepare import build_model, build_segments, export_run, input_shape
+from export.prepare import build_model, build_segments, export_run, input_shapes
 from wire.errors import GraphError, RunFileError
 from wire.manifest import load_manifest
 from wire.runfile import Run, parse_run
@@ -476,7 +476,7 @@ def test_segments_know_what_arrives_and_what_is_asked_back() -> None:
         assert all((a.name, a.shape, a.dtype) == (b.name, b.shape, b.dtype) for a, b in pairs)
     assert (head.inputs[-1].name, head.inputs[-1].dtype, head.inputs[-1].shape) == ("target", "int64", ("batch",))
     assert [(spec.name, spec.shape) for spec in head.outputs] == [("loss", ())]
-    assert [segment.has_loss for segment in found.values()] == [False, False, True]
+    assert [segment.loss is not None for segment in found.values()] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -518,11 +518,11 @@ def test_a_loss_is_of_one_tensor(tmp_path: Path) -> None:
 
 
 def test_the_shape_of_a_sample_is_the_runs_or_the_models(tmp_path: Path) -> None:
-    assert input_shape(_run()) == BUNDLED["digits-cnn"].input_shape()
-    assert input_shape(_run(model={"build": "mlp", "cut": ["act1"], "args": {"features": 12}})) == (12,)
-    assert input_shape(_run(model={"build": "lenet", "cut": ["pool2"], "input_shape": [1, 32, 32]})) == (1, 32, 32)
+    assert input_shapes(_run()) == (BUNDLED["digits-cnn"].input_shape(),)
+    assert input_shapes(_run(model={"build": "mlp", "cut": ["act1"], "args": {"features": 12}})) == ((12,),)
+    assert input_shapes(_run(model={"build": "lenet", "cut": ["pool2"], "input_shape": [1, 32, 32]})) == ((1, 32, 32),)
     with pytest.raises(RunFileError, match=r"model\.input_shape is missing: say the shape of one sample"):
-        input_shape(_run(model={"build": "net.py:build", "cut": ["a"]}))
+        input_shapes(_run(model={"build": "net.py:build", "cut": ["a"]}))
 
 
 def test_bundles_are_written_for_the_clients_segments_alone(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from wire.codecs import PLAIN, Direction, encode_array, encode_lossless, parse_codec
 from wire.control import Control, encode_control
 from wire.frames import VERSION, Frame, Kind, Mode, Partial, encode
-from wire.graph import Line, topics
+from wire.graph import Line, edge_token, topics
 from wire.holdings import Holdings
 from wire.manifest import TensorSpec
 from wire.spool import digest_of
@@ -122,7 +122,7 @@ def topic_vectors() -> list[dict[str, Any]]:
             "key": key,
             "edge": "bottom>top",
             "lane": lane,
-            "topics": list(topics("field", key, Line("bottom>top", lane, True))),
+            "topics": list(topics("field", Line("bottom>top", lane, True), edge_token(key, "bottom>top"))),
         }
         for key, lane in (("field", 0), ("another key", 12))
     ]

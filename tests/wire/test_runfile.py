@@ -13,7 +13,7 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wire.errors import RunFileError
+from wire.errors import GraphError, RunFileError
 from wire.limits import LIMITS
 from wire.lr import LrSchedule
 from wire.optim import SGD, Adam, AdamW
@@ -55,7 +55,7 @@ def _clients(*names: str) -> list[Table]:
 
 
 def _refused(table: Table) -> str:
-    with pytest.raises(RunFileError) as caught:
+    with pytest.raises((RunFileError, GraphError)) as caught:
         parse_run(table, base=".")
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -89,6 +89,7 @@ def test_each_table_of_a_file_arrives(tmp_path: Path) -> None:
         [model]
         build = "net.py:build"
         cut = ["a", "b"]
+        placement = {head = "server"}
         args = {width = 8, names = ["x", "y"]}
         input_shape = [1, 28, 28]
         [optimizer]
@@ -177,7 +178,7 @@ def test_paths_begin_at_the_run_files_folder(tmp_path: Path, monkeypatch: pytest
         (["a", "b", "c"], {}, ["part0", "part1", "part2", "part3"], ["part0"]),
         (["a"], {"segments": ["device", "cloud"]}, ["device", "cloud"], ["device"]),
         (["a", "b"], {"placement": {"head": "server"}}, ["bottom", "trunk", "head"], ["bottom"]),
-        (["a", "b"], {"placement": {"trunk": "clients"}}, ["bottom", "trunk", "head"], ["bottom", "trunk", "head"]),
+        (["a", "b"], {"placement": {"trunk": "clients", "head": "server"}}, ["bottom", "trunk", "head"], ["bottom", "trunk"]),
     ],
 )
 def test_segments_have_names_and_places(cut: list[str], model: Table, names: list[str], clients: list[str]) -> None:
@@ -280,7 +281,8 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         ({"model.segments": ["a", "b", "c"]}, "model: `segments` names 3 pieces, but 1 cuts make 2"),
         ({"model.segments": ["a", "b/c"]}, "model: `segments` is 'b/c'"),
         ({"model.placement": {"middle": "server"}}, "model: `placement` names the segment 'middle'; segments are bottom, top"),
-        ({"model.placement": {"top": "cloud"}}, "`model.placement.top` is 'cloud'; it must be one of 'clients', 'server'"),
+        ({"model.placement": {"top": "cloud"}}, "segment `top` is placed on `cloud`, which is no party of the run; parties are a, server"),
+        ({"model.placement": {"top": "clients"}}, "no segment is placed on the server `server`; the run needs one there"),
         # parties
         ({"clients": []}, "`clients` lists 0 parties; it must be 1 to 1024"),
         (
@@ -304,7 +306,12 @@ def test_a_mistake_names_its_key(changes: Table, said: str) -> None:
 
 @pytest.mark.parametrize("key", list(SMALLEST))
 def test_what_must_be_there_is_asked_for(key: str) -> None:
-    assert _refused({name: value for name, value in SMALLEST.items() if name != key}) == f"missing key `{key}`"
+    said = {
+        "model": "the run file needs `[model]` with its cuts, or `[[segments]]`, and not both",
+        "clients": "`clients` lists 0 parties; it must be 1 to 1024",
+        "data": "missing key `clients[0].data.kind`",
+    }
+    assert _refused({name: value for name, value in SMALLEST.items() if name != key}) == said.get(key, f"missing key `{key}`")
 
 
 def test_many_parties_are_allowed_up_to_the_limit() -> None:

@@ -465,7 +465,7 @@ def reference(setup: Setup) -> dict[tuple[str, str], int]:
 def _train(setup: Setup, engines: dict[tuple[str, str], ToyEngine], command: Command) -> None:
     steps = StepRange.from_plain(command.args["steps"])
     order = steps.steps(steps.lanes)
-    window = setup.in_flight * len(steps.lanes)
+    window = 1 if setup.in_flight == 1 else setup.in_flight * len(steps.lanes)
     voids: dict[int, set[str]] = {}
     grads: dict[tuple[int, str], int | None] = {}
     for at in range(len(order) + window - 1):
