@@ -275,8 +275,14 @@ def _links(graph: Graph, place: Mapping[str, int], holders: Sequence[Holder]) ->
     found: list[Weights] = []
     for link in graph.links:
         for source, target in dict.fromkeys((place[up], place[down]) for up, down in link.ends):
-            found.append(_link(link, source, target, place, holders, string.ascii_uppercase[len(found) % 26]))
+            found.append(_link(link, source, target, place, holders, _letters(len(found))))
     return tuple(found)
+
+
+def _letters(at: int) -> str:
+    """A … Z, AA … AZ, BA …"""
+    more, last = divmod(at, 26)
+    return (_letters(more - 1) if more else "") + string.ascii_uppercase[last]
 
 
 def _link(link: Link, source: int, target: int, place: Mapping[str, int], holders: Sequence[Holder], letter: str) -> Weights:

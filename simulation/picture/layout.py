@@ -131,7 +131,9 @@ class _Arrangement:
     def _tall(self, place: Place) -> int:
         """A segment's height: of its text, or of its ports where they need more."""
         held, ports = self.held.get(place), self.ports[place]
-        text = LINE * 3 + PILL * len(pills_of(held)) if held else LINE + 9
+        if held is None:
+            return LINE + 9
+        text = LINE * 3 + PILL * len(pills_of(held))
         return max(text, 24 + EXIT * max(0, len(ports.outs) - 1) + 26, 35 + ENTRY * max(0, len(ports.ins) - 1) + 15)
 
     def _stack(self) -> int:
