@@ -104,7 +104,8 @@ def graphs(draw: st.DrawFn) -> Graph:
         segments[names[at]] = draw(st.one_of(st.just(replicas), alone))
         sources = draw(st.sets(st.integers(0, at - 1), min_size=1, max_size=3))
         edges += [f"{names[source]}>{names[at]}" for source in sorted(sources)]
-    labels = {name: draw(st.sampled_from(["travel", "held", "local"])) for name in names}
+    labels = {name: draw(st.sampled_from(["travel", "held"])) for name in names}
+    labels |= {name: "local" for name in names if segments[name] == replicas and draw(st.booleans())}  # beside the raw data
     hub = Link(name="hub", ends=tuple((lane, "server-hub") for lane in replicas), control=True)
     peer = Link(name="peer", ends=tuple(itertools.pairwise(replicas)))
     return _graph(segments, *edges, links=(hub, *draw(st.sampled_from([(), (peer,)]))), coordinator="server-hub", **labels)

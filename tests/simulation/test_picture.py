@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import re
@@ -138,6 +139,8 @@ def test_replicas_are_one_box_and_others_are_not() -> None:
     assert [(h.name, h.about) for h in GALLERY["vanilla"].holders] == [("c0 … c9", "10 clients"), ("server", "server · coordinator")]
     assert [(h.name, h.about) for h in GALLERY["u-shape"].holders] == [("c0, c1", "2 clients"), ("server", "server · coordinator")]
     assert [h.name for h in GALLERY["multi-hop"].holders] == ["clinic-a", "clinic-b", "clinic-c", "server"]
+    led = dataclasses.replace(GRAPHS["vanilla"], coordinator="c3")
+    assert [h.about for h in pictured(led).holders] == ["9 clients", "client · coordinator", "server"]
     mixed = Graph(
         segments=(
             Segment(name="bottom", parties=("a", "b", "c")),
@@ -186,6 +189,8 @@ def test_nothing_is_on_top_of_anything_else(picture: Picture) -> None:
     assert [(line, over) for line in lines for over in (*segments, *texts) if line.meets(over)] == []
     assert [each for each in (*parties, *texts, *lines) if not page.holds(each)] == []
     assert all(sum(party.holds(segment) for party in parties) == 1 for segment in segments)
+    boxes = [*parties, *segments, *(box for kind in ("data", "labels", "passing", "loss") for box in _rects(svg, kind))]
+    assert [(text, box) for text in texts for box in boxes if text.meets(box) and not box.holds(text)] == []
 
 
 @ANY
