@@ -27,6 +27,7 @@ _METHODS = {
     "fedavg": "clients train by themselves, and their weights are averaged each round",
     "large-batch": "clients take each step at once, with the mean of their gradients",
 }
+_BY_THE_COORDINATOR = ("relay", "splitfed-v1", "splitfed-v2", "fedavg", "large-batch")  # unless peers have lines of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +170,12 @@ def picture_of_run(run: Run) -> Picture:
 
 def _notes(run: Run, graph: Graph) -> tuple[str, ...]:
     leave = "may leave their devices" if run.weights_leave else "stay on their devices"
-    method = (f"Schedule {run.schedule}: {_METHODS[run.schedule]}.",) if graph.lanes > 1 else ()
-    return (*method, f"Weights of clients {leave} (weights_leave = {str(run.weights_leave).lower()}).")
+    weights = f"Weights of clients {leave} (weights_leave = {str(run.weights_leave).lower()})."
+    if graph.lanes == 1:
+        return (weights,)
+    peers = any(not link.control for link in graph.links)
+    where = f"; this goes by way of {graph.root()}" if run.schedule in _BY_THE_COORDINATOR and not peers else ""
+    return f"Schedule {run.schedule}: {_METHODS[run.schedule]}{where}.", weights
 
 
 def picture_of(

@@ -55,6 +55,18 @@ def test_it_prints_and_writes_the_picture(run: Path, capsys: pytest.CaptureFixtu
         assert text in texts
 
 
+def test_it_says_by_whose_hands_weights_go(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cutlayer.main(["graph", str(run)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Schedule independent: clients take turns step by step and keep weights of their own." in shown
+    assert "Weights of clients stay on their devices (weights_leave = false)." in shown
+    run.write_text("weights_leave = true\n" + run.read_text().replace("independent", "relay"))
+    assert cutlayer.main(["graph", str(run)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "each hands its weights on to the next; this goes by way of server." in shown
+    assert "Weights of clients may leave their devices (weights_leave = true)." in shown
+
+
 def test_the_same_run_gives_the_same_file(run: Path) -> None:
     files = [run.with_name(f"{at}.svg") for at in range(2)]
     for file in files:
