@@ -16,7 +16,7 @@ _STYLE = """
  --data:#ffe2a8; --data-ink:#5c3b00; --labels:#e3d4fb; --labels-ink:#43208a; --loss:#cdebd7; --loss-ink:#0d4d2a; --labels-strong:#6a32c9;
  --weights:#0b65b0;
  font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif }
-@media (prefers-color-scheme:dark) { .cl { --paper:#14181e; --ink:#e8ecf1; --soft:#a3adb9; --line:#aab4c0; --box:#1f252d; --edge:#4a5563;
+@media (prefers-color-scheme:dark) { .cl { --paper:#14181e; --ink:#e8ecf1; --soft:#a3adb9; --line:#aab4c0; --box:#1f252d; --edge:#5a6675;
  --segment:#2a323c; --data:#5f4510; --data-ink:#ffe2a8; --labels:#452f74; --labels-ink:#e3d4fb; --loss:#1d4a30; --loss-ink:#cdebd7;
  --labels-strong:#c6a8ff; --weights:#6db8f7 } }
 .cl text { font-size:12px; fill:var(--soft) }
@@ -199,7 +199,7 @@ def _line(parts: _Parts, indent: int, text: str, y: int, right: int) -> tuple[in
 
 def _legend(picture: Picture) -> list[str]:
     found = ["Filled arrowhead: activations go. Hollow arrowhead: their gradients come back on the same line."] if picture.cuts else []
-    return [*found, "Pale line: stays on its party."] if any(arrow.cut is None for arrow in picture.arrows) else found
+    return [*found, "Faint line: stays on its party."] if any(arrow.cut is None for arrow in picture.arrows) else found
 
 
 def _table(parts: _Parts, cuts: Sequence[Cut], y: int, right: int) -> tuple[int, int]:
