@@ -161,7 +161,7 @@ def picture_of_run(run: Run) -> Picture:
         title=run.name,
         outputs={name: segment.outputs for name, segment in segments.items()},
         codec=run.codec,
-        losses={segment.name: run.loss for segment in graph.segments if segment.loss},
+        losses={name: run.loss_of(name) for name in run.sinks},
         parameters={name: sum(value.numel() for value in segment.module.parameters()) for name, segment in segments.items()},
         clients=[client.name for client in run.clients],
         notes=_notes(run, graph),
