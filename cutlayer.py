@@ -47,6 +47,7 @@ _NEEDS = {
     "export": ("export", ("torch", "onnx")),
     "slice": ("export", ("torch", "tomli_w")),
     "assemble": ("export", ("torch", "onnx")),
+    "graph": ("simulation", ("torch", "rich")),
 }
 # What a verb may find missing on its way.
 _EXTRA_OF = {"PIL": "images", "iotcore": "server"}
@@ -157,6 +158,12 @@ def _assemble(args: argparse.Namespace) -> None:
     from export.assemble import assemble
 
     assemble(args.run_file, out=args.out)
+
+
+def _graph(args: argparse.Namespace) -> None:
+    from simulation.picture import show_run
+
+    show_run(args.run_file, svg=args.svg, json=args.json)
 
 
 def _broker(args: argparse.Namespace) -> None:
@@ -341,6 +348,9 @@ def _add_files(verbs: Any) -> None:
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
     assemble = _verb(verbs, "assemble", _assemble, "put the trained segments together: one PyTorch state, one ONNX file", run_file=True)
     assemble.add_argument("--out", type=Path, required=True, metavar="DIR")
+    graph = _verb(verbs, "graph", _graph, "show who holds what in a run, and what crosses between whom", run_file=True)
+    graph.add_argument("--svg", type=Path, metavar="FILE", help="write the picture here as well")
+    graph.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def _add_doctor(verbs: Any) -> None:

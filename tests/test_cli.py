@@ -51,6 +51,7 @@ def _one_line(done: subprocess.CompletedProcess[str], code: int, *said: str) -> 
         ("client run.toml", "--party"),
         ("predict run.toml", "--party"),
         ("assemble run.toml", "--out"),
+        ("graph run.toml --svg", "--svg"),
         ("broker --port 70000", "70000 is not a port"),
         ("broker --engine rabbit", "invalid choice: 'rabbit'"),
         ("doctor", "--device"),
@@ -85,12 +86,12 @@ def test_version_and_help() -> None:
     assert version.stdout.startswith("cutlayer 0.")
     shown = _cutlayer("--help")
     assert shown.returncode == 0
-    for text in ("demo", "run", "serve", "client", "predict", "slice", "export", "assemble", "doctor", "broker", "exit codes:", "130"):
+    for text in ("demo", "run", "serve", "client", "predict", "slice", "export", "assemble", "graph", "doctor", "broker", "exit codes:", "130"):
         assert text in shown.stdout
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("demo", "run", "serve", "client", "predict", "slice", "export", "assemble", "doctor", "broker"):
+    for verb in ("demo", "run", "serve", "client", "predict", "slice", "export", "assemble", "graph", "doctor", "broker"):
         with pytest.raises(SystemExit) as left:
             cutlayer.main([verb, "--help"])
         assert left.value.code == 0
@@ -105,7 +106,7 @@ def test_the_installed_command_is_this_one() -> None:
 # ------------------------------------------------------------------ what the verbs are given
 
 
-@pytest.mark.parametrize("verb", ["run", "serve", "client", "predict", "slice", "export", "assemble"])
+@pytest.mark.parametrize("verb", ["run", "serve", "client", "predict", "slice", "export", "assemble", "graph"])
 def test_a_run_file_that_is_not_there(verb: str, tmp_path: Path) -> None:
     more = {"client": ["--party", "a"], "predict": ["--party", "a"], "export": ["--out", "o"], "assemble": ["--out", "o"]}
     done = _cutlayer(verb, "nowhere.toml", *more.get(verb, []), cwd=tmp_path)
@@ -125,7 +126,13 @@ BASE_INSTALL = "sys.modules.update(dict.fromkeys(['torch', 'torchmetrics', 'onnx
 
 @pytest.mark.parametrize(
     ("words", "extra"),
-    [("demo", "simulation"), ("run r.toml", "simulation"), ("serve r.toml", "server"), ("export r.toml --out o", "export")],
+    [
+        ("demo", "simulation"),
+        ("run r.toml", "simulation"),
+        ("serve r.toml", "server"),
+        ("export r.toml --out o", "export"),
+        ("graph r.toml", "simulation"),
+    ],
 )
 def test_a_missing_extra_is_named(words: str, extra: str, tmp_path: Path) -> None:
     done = _cutlayer(*words.split(), cwd=tmp_path, before=BASE_INSTALL)

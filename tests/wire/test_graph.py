@@ -1,0 +1,77 @@
+"""Graphs that cannot run are refused by the place that is at fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wire.errors import GraphError
+from wire.graph import Edge, Graph, Link, Segment
+
+BOTTOM = Segment(name="bottom", parties=("a", "b"))
+MIDDLE = Segment(name="middle", parties=("hop",))
+TOP = Segment(name="top", parties=("server",), loss=True)
+
+
+def _edges(*names: str) -> tuple[Edge, ...]:
+    return tuple(Edge(source=source, target=target) for source, target in (name.split(">") for name in names))
+
+
+def test_the_graph_that_the_others_spoil_is_sound() -> None:
+    graph = Graph(segments=(BOTTOM, MIDDLE, TOP), edges=_edges("bottom>middle", "middle>top"))
+    assert [segment.name for segment in graph.order()] == ["bottom", "middle", "top"]
+
+
+@pytest.mark.parametrize(
+    ("segments", "edges", "more", "said"),
+    [
+        ((BOTTOM, MIDDLE, TOP), ("bottom>middle", "middle>middle", "middle>top"), {}, "a cycle through middle, top"),
+        ((BOTTOM, MIDDLE), ("bottom>middle", "middle>bottom"), {}, "a cycle through bottom, middle"),
+        ((BOTTOM, MIDDLE, TOP), ("bottom>top", "bottom>middle"), {}, "segment `middle` is an end of the graph but owns no loss"),
+        ((BOTTOM, MIDDLE), ("bottom>middle",), {}, "segment `middle` is an end of the graph but owns no loss"),
+        (
+            (BOTTOM, Segment(name="middle", parties=("hop",), loss=True), TOP),
+            ("bottom>middle", "middle>top"),
+            {},
+            "segment `middle` owns a loss and also sends on",
+        ),
+        ((BOTTOM, Segment(name="top", parties=(), loss=True)), ("bottom>top",), {}, "segment `top` is placed on no party"),
+        ((BOTTOM, Segment(name="top", parties=("s", "s"), loss=True)), ("bottom>top",), {}, "segment `top` names a party twice"),
+        ((BOTTOM, BOTTOM, TOP), ("bottom>top",), {}, "segment `bottom` is named twice"),
+        ((BOTTOM, TOP), ("bottom>trunk",), {}, "`bottom>trunk` names the segment `trunk`, which does not exist; segments are bottom, top"),
+        ((BOTTOM, TOP), ("bottom>top", "bottom>top"), {}, "two edges join the same two segments"),
+        (
+            (BOTTOM, Segment(name="top", parties=("x", "y", "z"), loss=True)),
+            ("bottom>top",),
+            {},
+            "`bottom` has 2 replicas and `top` 3; replicated segments must have one replica a lane each",
+        ),
+        ((BOTTOM, TOP), ("bottom>top",), {"coordinator": "nobody"}, "coordinator `nobody` holds no segment; parties are a, b, server"),
+        (
+            (BOTTOM, TOP),
+            ("bottom>top",),
+            {"links": (Link(name="peer", ends=(("a", "c"),)),)},
+            "no edge leads to c; every party must be connected",
+        ),
+        (
+            (BOTTOM, Segment(name="top", parties=("server",), loss=True, labels_from="top")),
+            ("bottom>top",),
+            {},
+            "`labels_from` of segment `top` is 'top', which is no segment with raw data that leads to it",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_by_its_place(
+    segments: tuple[Segment, ...], edges: tuple[str, ...], more: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(GraphError) as caught:
+        Graph(segments=segments, edges=_edges(*edges), **more)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_who_is_no_party_gets_no_slice() -> None:
+    graph = Graph(segments=(BOTTOM, TOP), edges=_edges("bottom>top"))
+    with pytest.raises(GraphError, match="no segment is placed on `c`; parties are a, b, server"):
+        graph.slice_for("c")
