@@ -30,7 +30,7 @@ SIZES = ((5000,), (64,), (40,), (36,), (36, 40, 5000), (40, 5000))
     seed=st.integers(0, 2**32),
     faults=FAULTS,
     in_flight=st.integers(1, 3),
-    schedule=st.sampled_from(["relay", "independent"]),
+    schedule=st.sampled_from(["relay", "peer", "independent"]),
     part_sizes=st.sampled_from(SIZES),
     early=st.sampled_from([0.0, 0.02]),
 )
