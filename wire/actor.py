@@ -140,6 +140,7 @@ class Actor:
         self._epoch = 0
         self._joined = False
         self._asked_again: set[Line] = set()  # lines on which a corrupt frame was answered and nothing sound has come since
+        self._meant_another = False  # the parent's newest join was for another epoch or start than ours
         self._last_number: dict[Line, int] = {}
         self._known_boots: dict[Line, int] = {}  # of children, as they last said hello
         self._joins: dict[Line, tuple[int, int]] = {}  # number and addressed boot of the join of this epoch, by child
@@ -230,8 +231,10 @@ class Actor:
         elif frame.kind is Kind.RESEND:
             if frame.epoch <= self._epoch:  # who is ahead of us would drop it all
                 self._repeat(line, frame.epoch)
-            if frame.epoch < self._epoch and self._joined and line == self._party.parent:
-                self._hello()  # as to a join of that epoch, of which the parts may be lost: the coordinator has lost its state
+            if self._joined and line == self._party.parent and (frame.epoch < self._epoch or self._meant_another):
+                # As to a join of that epoch, of which the parts may be lost: the coordinator has lost its state. Or our answer to one
+                # of this epoch is lost, which does not come again, for it is here.
+                self._hello()
         elif frame.kind is Kind.CONTROL:
             self._control_arrived(line, frame)
         elif frame.epoch != self._epoch or not self._joined:
@@ -271,6 +274,7 @@ class Actor:
             return
         joins = control.kind == "cmd" and control.body.get("op") == "join" and line == self._party.parent
         if joins and (frame.epoch < self._epoch or control.body.get("boot") != self._started.boot):
+            self._meant_another = True
             self._hello()  # the coordinator lost its state, or means another start of ours: tell it where we are
             return
         if joins and frame.epoch > self._epoch:
@@ -280,6 +284,7 @@ class Actor:
                 return
             self._enter_epoch(frame.epoch)
         ack = Frame(kind=Kind.ACK, epoch=self._epoch, lane=line.lane, step=frame.step)
+        self._meant_another = self._meant_another and line != self._party.parent
         try:
             answer = self._control(line, control, ack)
         except UNREADABLE as exc:
