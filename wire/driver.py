@@ -67,7 +67,7 @@ _CODECS = "@codecs"  # the blob of a hand-over that holds encoders' state; no se
 class Sealer(Protocol):
     """The keys of this party and of those that it hands weights to, as ``wire.keys.PeerKeys`` has them."""
 
-    def seal(self, blobs: Mapping[str, bytes], *, peer: str, key: bytes, lane: int, epoch: int, number: int) -> bytes: ...
+    def seal(self, blobs: Mapping[str, bytes], *, key: bytes, lane: int, epoch: int, number: int) -> bytes: ...
 
     def open(self, sealed: bytes, *, lane: int, epoch: int, number: int) -> dict[str, bytes]: ...
 
@@ -391,10 +391,9 @@ class Driver:
 
     def _seal(self, effect: Seal) -> Sealed:
         assert self._keys is not None  # lines between clients and keys come together
-        peer, lane = self._run.graph().across(effect.line), effect.line.lane
-        number, epoch = effect.number, self._actor.epoch
-        sealed = self._keys.seal(self._give(), peer=peer, key=effect.key, lane=lane, epoch=epoch, number=number)
-        return Sealed(line=effect.line, number=number, sealed=sealed)
+        lane, epoch = effect.line.lane, self._actor.epoch
+        sealed = self._keys.seal(self._give(), key=effect.key, lane=lane, epoch=epoch, number=effect.number)
+        return Sealed(line=effect.line, number=effect.number, sealed=sealed)
 
     def _open(self, effect: Open) -> Executed:
         assert self._keys is not None

@@ -46,12 +46,16 @@ def load_key(folder: Path) -> X25519PrivateKey:
 class PeerKeys:
     """One party's end of all hand-overs: seals what it gives to keys that it knows, opens what it takes.
 
-    ``pinned``: public keys by party, as the run file says, in base64; a party without one is known by the key that it brings first,
-    which ``say`` tells a person. Raises RunFileError where the party's own key is not the pinned one.
+    ``takers``: by lane, who fetches from here. ``pinned``: public keys by party, as the run file says, in base64; a party without one is
+    known by the key that it brings first, which ``say`` tells a person. Raises RunFileError where the party's own key is another than its
+    pinned one.
     """
 
-    def __init__(self, folder: Path, *, run: str, party: str, pinned: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, *, run: str, party: str, takers: Mapping[int, str], pinned: Mapping[str, str], say: Callable[[str], None]
+    ) -> None:
         self._run = run
+        self._takers = takers
         self._pinned = pinned
         self._say = say
         self._key = load_key(folder)
@@ -65,11 +69,12 @@ class PeerKeys:
                 "write this one into all run files, or bring the right key file back"
             )
 
-    def seal(self, blobs: Mapping[str, bytes], *, peer: str, key: bytes, lane: int, epoch: int, number: int) -> bytes:
-        """``blobs`` for ``peer``, who says that its public key is ``key``.
+    def seal(self, blobs: Mapping[str, bytes], *, key: bytes, lane: int, epoch: int, number: int) -> bytes:
+        """``blobs`` for the taker of ``lane``, who says that its public key is ``key``.
 
         Raises PeerMismatch for another key than the known one, GraphError for more than a message takes.
         """
+        peer, place = self._takers[lane], Place(run=self._run, lane=lane, epoch=epoch, number=number)
         self._check(peer, key)
         content = encode_control(Control(kind="weights", blobs=blobs))
         if len(content) + OVERHEAD_BYTES + _HEAD_BYTES > LIMITS.message_bytes:
@@ -77,7 +82,12 @@ class PeerKeys:
                 f"the weights to hand over to `{peer}` take {len(content)} bytes, and a message at most {LIMITS.message_bytes}; "
                 "cut the network further to the front"
             )
-        return seal(content, recipient=key, place=Place(run=self._run, lane=lane, epoch=epoch, number=number))
+        try:
+            sealed = seal(content, recipient=key, place=place)
+        except ProtocolError as exc:
+            raise PeerMismatch(f"`{peer}` asks for the weights with {key_text(key)}, which is no key; somebody is in the middle") from exc
+        self._remember(peer, key)
+        return sealed
 
     def open(self, sealed: bytes, *, lane: int, epoch: int, number: int) -> dict[str, bytes]:
         """The blobs that were sealed for this hand-over. Raises PeerMismatch."""
@@ -103,10 +113,13 @@ class PeerKeys:
                 f"`{peer}` asks for the weights with the key {text}, but it had {seen} before; if `{peer}` was set up anew, "
                 f"take it out of {self._path}, otherwise somebody is in the middle"
             )
-        if pinned is None and seen is None:
-            self._seen[peer] = text
-            write_atomically(self._path, json.dumps(self._seen, indent=1).encode())
-            self._say(f"`{peer}` has the key {text}; `public_key` of [[clients]] would make sure of it")
+
+    def _remember(self, peer: str, key: bytes) -> None:
+        if peer in self._pinned or peer in self._seen:
+            return
+        self._seen[peer] = key_text(key)
+        write_atomically(self._path, json.dumps(self._seen, indent=1).encode())
+        self._say(f"`{peer}` has the key {self._seen[peer]}; `public_key` of [[clients]] would make sure of it")
 
     def _load_seen(self) -> dict[str, str]:
         try:

@@ -19,7 +19,7 @@ from wire.driver import Driver, Observer
 from wire.engine import Array, Engine
 from wire.errors import RunFileError
 from wire.feed import Batch, Feed, LabelStore
-from wire.graph import PEER, PartySlice
+from wire.graph import PEER, Graph, PartySlice
 from wire.program import Program
 from wire.runfile import Run
 from wire.runner import Metrics, Runner
@@ -63,7 +63,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     party = graph.slice_for(name)
     digest = setup.digest or run.digest
     cuts = Cuts(run, party, setup.engines)
-    keys = _keys(run, party, observer)
+    keys = _keys(run, graph, party, observer)
     store = Store(run.state_of(name), digest=digest)
     if store.finished and setup.training and setup.program is not None:
         store.close()
@@ -124,8 +124,10 @@ def _spool(run: Run, name: str, setup: PartySetup, observer: Observer) -> Spool:
     return Spool(path, config, say=lambda text: observer("note", kind="spool", text=text))
 
 
-def _keys(run: Run, party: PartySlice, observer: Observer) -> PeerKeys | None:
-    if not any(line.edge == PEER for line in party.lines):
+def _keys(run: Run, graph: Graph, party: PartySlice, observer: Observer) -> PeerKeys | None:
+    """Of a party that has a line to another client; None for others."""
+    lines = [line for line in party.lines if line.edge == PEER]
+    if not lines:
         return None
     from wire.keys import PeerKeys  # loads a cryptographic library, which a board without peers has no memory to give for
 
@@ -133,6 +135,7 @@ def _keys(run: Run, party: PartySlice, observer: Observer) -> PeerKeys | None:
         run.state_of(party.party),
         run=run.name,
         party=party.party,
+        takers={line.lane: graph.across(line) for line in lines if line.upstream},
         pinned={client.name: client.public_key for client in run.clients if client.public_key is not None},
         say=lambda text: observer("note", kind="peer", text=text),
     )

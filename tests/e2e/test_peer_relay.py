@@ -154,7 +154,7 @@ def test_weights_go_on_the_clients_lines_and_only_the_next_one_opens_them(runs: 
     run = runs["peer"].run.run
     lines = {topics(run.name, run.name, Line(PEER, lane, True))[0]: lane for lane in range(3)}
     assert not {name for line in run.graph().slice_for("server").lines for name in topics(run.name, run.name, line)} & set(lines)
-    keys = [PeerKeys(run.state_of(name), run=run.name, party=name, pinned={}, say=print) for name in NAMES]
+    keys = [PeerKeys(run.state_of(name), run=run.name, party=name, takers={}, pinned={}, say=print) for name in NAMES]
     sealed = list(runs["peer"].sealed())
     assert {topic for topic, _, _ in sealed} == set(lines)
     numbers = {(lines[topic], control.body["seq"]) for topic, _, control in sealed}

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.wire.toy_run import Faults, Setup, World, chain, reference, with_ring
+from tests.wire.toy_run import Faults, Party, Setup, World, chain, reference, with_ring
 from wire.codecs import Offer, offer_for
 from wire.control import Control, encode_control
 from wire.frames import Frame, Kind
-from wire.graph import Edge, Graph, Line, Segment
-from wire.messages import FrameArrived, Send
+from wire.graph import PEER, Edge, Graph, Line, Segment
+from wire.messages import FrameArrived, Open, Seal, Send
+from wire.parse import key_text
 from wire.program import Plan
 
 
@@ -97,6 +98,36 @@ def test_an_undisturbed_run_is_the_reference(name: str, in_flight: int) -> None:
 def test_relay_hands_the_weights_from_lane_to_lane(name: str, schedule: str) -> None:
     setup = make(GRAPHS[name], schedule=schedule)
     check(setup, World(setup))
+
+
+def test_what_is_of_another_hand_over_or_came_on_another_line_is_not_opened_or_sealed() -> None:
+    setup = make(GRAPHS["clinics"], schedule="peer")
+    world = World(setup)
+    taker, giver = world.parties["c1"], world.parties["c0"]
+    while not any(isinstance(task, Seal) for task in giver.tasks):
+        world.turn()
+    (order,) = giver.tasks
+    assert isinstance(order, Seal)
+    line = Line(PEER, 0, False)
+
+    def said(to: Party, on: Line, kind: str, seq: int) -> list[object]:
+        body = {"seq": seq, "key": key_text(order.key)}
+        frame = Frame(
+            kind=Kind.CONTROL,
+            epoch=to.actor.epoch,
+            lane=on.lane,
+            step=99,
+            payload=encode_control(Control(kind=kind, body=body, blobs={"sealed": b"x"})),
+        )
+        return [effect for effect in to.actor.handle(FrameArrived(line=on, frame=frame)) if isinstance(effect, (Open, Seal))]
+
+    for seq in (order.number - 1, order.number + 1):
+        assert said(taker, line, "weights", seq) == []
+    for other in (line_of for line_of in taker.slice.lines if line_of != line):
+        assert said(taker, other, "weights", order.number) == [], "of this one, on another line"
+    for on in giver.slice.lines:
+        assert said(giver, on, "fetch", order.number) == [], "it seals once an order"
+    check(setup, world)
 
 
 def test_evaluation_now_and_then_changes_nothing_of_a_relay() -> None:
