@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +119,8 @@ def test_a_damaged_list_of_keys_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "c0" / "peers.json").write_text(text)
     with pytest.raises(StorageError, match=r"peers\.json is not readable .*; remove it"):
         keys_of(tmp_path, "c0")
+
+
+def test_a_client_without_peers_does_not_load_a_cryptographic_library() -> None:
+    code = "import sys, edge_client.process, wire.process; sys.exit('cryptography' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60).returncode == 0
