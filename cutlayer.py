@@ -124,6 +124,12 @@ def _slice(args: argparse.Namespace) -> None:
     write_slice(args.run_file, party=args.party, out=args.out)
 
 
+def _key(args: argparse.Namespace) -> None:
+    from edge_client.key import public_key
+
+    print(public_key(args.run_file, party=args.party))
+
+
 def _export(args: argparse.Namespace) -> None:
     _check_export(args)
     if args.run_file is not None:
@@ -317,8 +323,10 @@ def _add_parties(verbs: Any) -> None:
     serve.add_argument("--predict", metavar="PARTY", help="do not train: answer `cutlayer predict --party PARTY`")
     client = _verb(verbs, "client", _client, "run a client's part of a run (also: python -m edge_client)", run_file=True)
     predict = _verb(verbs, "predict", _predict, "split inference: a client's part on its own data, the rest on the server", run_file=True)
-    for parser in (client, predict):
+    key = _verb(verbs, "key", _key, "print a client's public key, for `public_key` in [[clients]]; made where there is none", run_file=True)
+    for parser in (client, predict, key):
         parser.add_argument("--party", required=True, metavar="NAME", help="which of the run's clients this is")
+    for parser in (client, predict):
         parser.add_argument("--bundle", type=Path, metavar="DIR", help="the device bundle that `cutlayer export` wrote")
     client.add_argument("--engine", choices=("auto", "stock", "ort-training"), help="instead of the run file's for this client")
     slicing = _verb(verbs, "slice", _slice, "write the run file of one party, which names its neighbours and nobody else", run_file=True)

@@ -11,6 +11,7 @@ import tomli_w
 from export.prepare import build_segments
 from export.run_segment import RunSegment
 from wire.errors import UsageError
+from wire.graph import PEER
 from wire.parse import plain
 from wire.runfile import Run, load_run
 from wire.store import write_atomically
@@ -53,6 +54,8 @@ def slice_table(run: Run, party: str, segments: Mapping[str, RunSegment], *, bas
         "digest": run.digest,
         "base": base,
         "lanes": mine.lanes,
+        "peers": (peers := {str(line.lane): run.across(line) for line in mine.lines if line.edge == PEER}),
+        "public_keys": {name: key for name, key in run.public_keys.items() if name in peers.values()},
         "edges": {edge: run.token(edge) for edge in sorted(edges)},
         "losses": {name: run.loss_of(name) for name in names if name in run.sinks},
         "lane_names": _lane_names(run, party),

@@ -86,12 +86,27 @@ def test_version_and_help() -> None:
     assert version.stdout.startswith("cutlayer 0.")
     shown = _cutlayer("--help")
     assert shown.returncode == 0
-    for text in ("demo", "run", "serve", "client", "predict", "slice", "export", "assemble", "graph", "doctor", "broker", "exit codes:", "130"):
+    for text in (
+        "demo",
+        "run",
+        "serve",
+        "client",
+        "predict",
+        "slice",
+        "key",
+        "export",
+        "assemble",
+        "graph",
+        "doctor",
+        "broker",
+        "exit codes:",
+        "130",
+    ):
         assert text in shown.stdout
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("demo", "run", "serve", "client", "predict", "slice", "export", "assemble", "graph", "doctor", "broker"):
+    for verb in ("demo", "run", "serve", "client", "predict", "slice", "key", "export", "assemble", "graph", "doctor", "broker"):
         with pytest.raises(SystemExit) as left:
             cutlayer.main([verb, "--help"])
         assert left.value.code == 0
@@ -106,9 +121,10 @@ def test_the_installed_command_is_this_one() -> None:
 # ------------------------------------------------------------------ what the verbs are given
 
 
-@pytest.mark.parametrize("verb", ["run", "serve", "client", "predict", "slice", "export", "assemble", "graph"])
+@pytest.mark.parametrize("verb", ["run", "serve", "client", "predict", "slice", "key", "export", "assemble", "graph"])
 def test_a_run_file_that_is_not_there(verb: str, tmp_path: Path) -> None:
-    more = {"client": ["--party", "a"], "predict": ["--party", "a"], "export": ["--out", "o"], "assemble": ["--out", "o"]}
+    more = {verb: ["--party", "a"] for verb in ("client", "predict", "key")} | {verb: ["--out", "o"] for verb in ("export", "assemble")}
+    more["slice"] = ["--party", "a", "--out", "o"]
     done = _cutlayer(verb, "nowhere.toml", *more.get(verb, []), cwd=tmp_path)
     _one_line(done, 2, "nowhere.toml")
 

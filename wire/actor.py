@@ -9,7 +9,7 @@ function of the state before it, what is trained again comes out bit for bit the
 
 **Commands.** The coordinator asks its program for the next command, numbers it and sends it down the tree to the children whose lanes
 it concerns; a party that is told passes it on, does its own part, and answers ``done`` when all of its children have. Steps (train,
-evaluate, infer) are the business of ``wire.steps``; everything else is one ``Execute`` to the driver.
+evaluate, infer) are the business of ``wire.steps``, fetch that of ``wire.handover``; everything else is one ``Execute`` to the driver.
 
 **Control frames** are numbered on each line and epoch, acknowledged by number, and kept until they are. Handling them twice does no harm.
 
@@ -28,12 +28,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from wire.bodies import UNREADABLE, Done, read_command, read_done, read_epoch, read_hello
+from wire.bodies import UNREADABLE, Done, read_command, read_done, read_epoch, read_fetch, read_hello, read_weights
 from wire.codecs import Offer, disagreement
 from wire.control import Control, decode_control, encode_control
 from wire.errors import FrameError
 from wire.frames import Frame, Kind, Mode
 from wire.graph import Child, Line, PartySlice
+from wire.handover import HandOver
 from wire.messages import (
     Abandon,
     BackwardDone,
@@ -49,6 +50,7 @@ from wire.messages import (
     LinkIsDown,
     LinkIsUp,
     Note,
+    Sealed,
     SendDelivered,
     SetTimer,
     Started,
@@ -118,7 +120,9 @@ class Actor:
         in_flight: int = 1,
         program: Program | None = None,
         timing: Timing = Timing(),
+        public_key: bytes = b"",
     ) -> None:
+        """``public_key``: to which what this party fetches is sealed, where the run has lines between clients."""
         if (program is None) != (party.parent is not None):
             raise ValueError("the coordinator, and only the coordinator, has a program")
         self._party = party
@@ -127,6 +131,7 @@ class Actor:
         self._in_flight = in_flight
         self._program = program
         self._timing = timing
+        self._public_key = public_key
         self._effects: list[Effect] = []
         self._outbox = Outbox(self._emit, resend_after_s=timing.resend_after_s)
         self._own_lanes = frozenset(lane for slot in party.slots for lane in slot.lanes)
@@ -135,6 +140,7 @@ class Actor:
         self._epoch = 0
         self._joined = False
         self._asked_again: set[Line] = set()  # lines on which a corrupt frame was answered and nothing sound has come since
+        self._meant_another = False  # the parent's newest join was for another epoch or start than ours
         self._last_number: dict[Line, int] = {}
         self._known_boots: dict[Line, int] = {}  # of children, as they last said hello
         self._joins: dict[Line, tuple[int, int]] = {}  # number and addressed boot of the join of this epoch, by child
@@ -146,6 +152,7 @@ class Actor:
         self._last_acks: dict[Line, Frame] = {}
         self._finished = False
         self._steps = self._new_steps()
+        self._hand_over = self._new_hand_over()
 
     @property
     def epoch(self) -> int:
@@ -224,8 +231,10 @@ class Actor:
         elif frame.kind is Kind.RESEND:
             if frame.epoch <= self._epoch:  # who is ahead of us would drop it all
                 self._repeat(line, frame.epoch)
-            if frame.epoch < self._epoch and self._joined and line == self._party.parent:
-                self._hello()  # as to a join of that epoch, of which the parts may be lost: the coordinator has lost its state
+            if self._joined and line == self._party.parent and (frame.epoch < self._epoch or self._meant_another):
+                # As to a join of that epoch, of which the parts may be lost: the coordinator has lost its state. Or our answer to one
+                # of this epoch is lost, which does not come again, for it is here.
+                self._hello()
         elif frame.kind is Kind.CONTROL:
             self._control_arrived(line, frame)
         elif frame.epoch != self._epoch or not self._joined:
@@ -265,6 +274,7 @@ class Actor:
             return
         joins = control.kind == "cmd" and control.body.get("op") == "join" and line == self._party.parent
         if joins and (frame.epoch < self._epoch or control.body.get("boot") != self._started.boot):
+            self._meant_another = True
             self._hello()  # the coordinator lost its state, or means another start of ours: tell it where we are
             return
         if joins and frame.epoch > self._epoch:
@@ -274,6 +284,7 @@ class Actor:
                 return
             self._enter_epoch(frame.epoch)
         ack = Frame(kind=Kind.ACK, epoch=self._epoch, lane=line.lane, step=frame.step)
+        self._meant_another = self._meant_another and line != self._party.parent
         try:
             answer = self._control(line, control, ack)
         except UNREADABLE as exc:
@@ -291,6 +302,10 @@ class Actor:
             return self._child_done(line, read_done(control.body), control.blobs, ack)
         elif control.kind == "lost" and line in self._children:
             self._lost(read_epoch(control.body, ours=self._epoch))
+        elif control.kind == "fetch":
+            self._hand_over.fetch_arrived(line, read_fetch(control.body))
+        elif control.kind == "weights":
+            self._hand_over.weights_arrived(line, read_weights(control.body, control.blobs))
         return True
 
     def _send_control(self, line: Line, control: Control) -> int:
@@ -329,10 +344,14 @@ class Actor:
         self._last_seq = -1
         self._last_done = 0
         self._steps = self._new_steps()
+        self._hand_over = self._new_hand_over()
         self._emit(Abandon())
 
     def _new_steps(self) -> Steps:
         return Steps(self._party, epoch=self._epoch, in_flight=self._in_flight, outbox=self._outbox, emit=self._emit)
+
+    def _new_hand_over(self) -> HandOver:
+        return HandOver(self._party, public_key=self._public_key, emit=self._emit, send=self._send_control)
 
     def _hello_arrived(self, line: Line, frame: Frame) -> None:
         child = self._children.get(line)
@@ -406,15 +425,24 @@ class Actor:
         for child in told:
             self._pass_on(child.line, seq, command)
         if self._own_lanes.isdisjoint(command.lanes) and command.op != "keep":  # which is the coordinator's alone
-            self._running.executing = self._running.executed = True  # only on its way through us
-            self._check_done()
+            self._pass_through()
             return
         self._emit(Begin(op=command.op, args=command.args))
         if command.op in _MODES:
             self._steps.open(StepRange.from_plain(command.args["steps"]), _MODES[command.op])
             self._check_steps()
+        elif command.op == "fetch":
+            self._running.executing = True
+            if not self._hand_over.ordered(seq, command.args["lane"]):
+                self._pass_through()
         else:
             self._execute()
+
+    def _pass_through(self) -> None:
+        """The command is only on its way through us."""
+        assert self._running is not None
+        self._running.executing = self._running.executed = True
+        self._check_done()
 
     @staticmethod
     def _concerns(child: Child, command: Command) -> bool:
@@ -439,6 +467,10 @@ class Actor:
         running.executing = True
         program = self._program.state() if self._program is not None and running.command.op == "save" else None
         self._emit(Execute(op=running.command.op, args=running.command.args, blobs=running.command.blobs, program=program))
+
+    def _on_sealed(self, event: Sealed) -> None:
+        self._hand_over.sealed(event)
+        self._on_executed(Executed(op="fetch"))
 
     def _on_executed(self, event: Executed) -> None:
         running = self._running
@@ -526,4 +558,5 @@ class Actor:
         ForwardDone: _on_forward_done,
         BackwardDone: _on_backward_done,
         Executed: _on_executed,
+        Sealed: _on_sealed,
     }

@@ -12,18 +12,30 @@ from typing import Any
 
 from wire.codecs import Offer
 from wire.limits import LIMITS
-from wire.parse import whole
+from wire.parse import read_key, whole
 from wire.program import Command
 from wire.steps import StepRange
 
-__all__ = ["UNREADABLE", "Done", "Hello", "read_command", "read_done", "read_epoch", "read_hello"]
+__all__ = [
+    "UNREADABLE",
+    "Done",
+    "Fetch",
+    "Hello",
+    "Weights",
+    "read_command",
+    "read_done",
+    "read_epoch",
+    "read_fetch",
+    "read_hello",
+    "read_weights",
+]
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
 _U32, _U16 = 1 << 32, 1 << 16  # as the header of a frame has epochs, steps and lanes
 _I64 = 1 << 63  # what is stored, and boots
 _ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64}
-_NEEDED = {"train": "steps", "evaluate": "steps", "infer": "steps", "save": "id", "restore": "id", "keep": "lane"}
+_NEEDED = {"train": "steps", "evaluate": "steps", "infer": "steps", "save": "id", "restore": "id", "keep": "lane", "fetch": "lane"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +55,22 @@ class Done:
     seq: int
     boot: int
     result: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """The taker's wish in the hand-over that the command ``seq`` orders, and its public key."""
+
+    seq: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """What the giver answers to it."""
+
+    seq: int
+    sealed: bytes
 
 
 def read_hello(body: Mapping[str, Any], *, ours: int) -> Hello:
@@ -82,6 +110,14 @@ def read_command(body: Mapping[str, Any], blobs: Mapping[str, bytes]) -> tuple[i
 
 def read_done(body: Mapping[str, Any]) -> Done:
     return Done(seq=whole(body["seq"], below=_U32), boot=whole(body["boot"], below=_I64), result=_result(body["result"]))
+
+
+def read_fetch(body: Mapping[str, Any]) -> Fetch:
+    return Fetch(seq=whole(body["seq"], below=_U32), key=read_key(body["key"]))
+
+
+def read_weights(body: Mapping[str, Any], blobs: Mapping[str, bytes]) -> Weights:
+    return Weights(seq=whole(body["seq"], below=_U32), sealed=blobs["sealed"])
 
 
 def _result(result: Any) -> Mapping[str, Any]:

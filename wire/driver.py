@@ -36,9 +36,12 @@ from wire.messages import (
     LinkIsDown,
     LinkIsUp,
     Note,
+    Open,
     Record,
     RunBackward,
     RunForward,
+    Seal,
+    Sealed,
     Send,
     SendDelivered,
     SetTimer,
@@ -56,9 +59,17 @@ from wire.store import Checkpoint, LedgerRow, Store, collected_path, dump_state,
 from wire.traffic import Traffic
 from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused, Transport, TransportEvent
 
-__all__ = ["Driver", "Observer"]
+__all__ = ["Driver", "Observer", "Sealer"]
 
 _CODECS = "@codecs"  # the blob of a hand-over that holds encoders' state; no segment is called like this
+
+
+class Sealer(Protocol):
+    """The keys of this party and of those that it hands weights to, as ``wire.keys.PeerKeys`` has them."""
+
+    def seal(self, blobs: Mapping[str, bytes], *, key: bytes, lane: int, epoch: int, number: int) -> bytes: ...
+
+    def open(self, sealed: bytes, *, lane: int, epoch: int, number: int) -> dict[str, bytes]: ...
 
 
 class Observer(Protocol):
@@ -85,10 +96,13 @@ class Driver:
         spool: Spool,
         transport: Transport,
         observer: Observer,
+        keys: Sealer | None = None,
         training: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``shared``: segments whose weights go from lane to lane (relay). ``training`` False: nothing on disk is changed for good."""
+        """``shared``: segments whose weights go from lane to lane (relay); ``keys``: where they go from client to client.
+        ``training`` False: nothing on disk is changed for good.
+        """
         self._run = run
         self._party = party
         self._actor = actor
@@ -102,6 +116,7 @@ class Driver:
         self._recall = Recall(party.lines, spool, checkpoint=max(store.checkpoints(), default=0), send=self._send_ourselves)
         self._transport = transport
         self._observe = observer
+        self._keys = keys
         self._training = training
         self._clock = clock
         self.traffic = Traffic()
@@ -257,6 +272,10 @@ class Driver:
                 return done
             case Execute():
                 return self._execute(effect)
+            case Seal():
+                return self._seal(effect)
+            case Open():
+                return self._open(effect)
             case Send():
                 return None if self._send(effect) else SendDelivered(token=effect.token)
             case SetTimer():
@@ -369,6 +388,17 @@ class Driver:
     def _give(self) -> dict[str, bytes]:
         blobs = {name: dump_state(self._engines[name].state()) for name in self._shared_here()}
         return blobs | {_CODECS: dump_state(self._cuts.state(self._shared_here()))}
+
+    def _seal(self, effect: Seal) -> Sealed:
+        assert self._keys is not None  # lines between clients and keys come together
+        lane, epoch = effect.line.lane, self._actor.epoch
+        sealed = self._keys.seal(self._give(), key=effect.key, lane=lane, epoch=epoch, number=effect.number)
+        return Sealed(line=effect.line, number=effect.number, sealed=sealed)
+
+    def _open(self, effect: Open) -> Executed:
+        assert self._keys is not None
+        self._take(self._keys.open(effect.sealed, lane=effect.line.lane, epoch=self._actor.epoch, number=effect.number))
+        return Executed(op="fetch")
 
     def _take(self, blobs: Mapping[str, bytes]) -> None:
         shared = self._shared_here()

@@ -23,7 +23,24 @@ from typing import Literal
 
 from wire.errors import GraphError
 
-__all__ = ["Child", "Edge", "EdgeEnd", "Graph", "Labels", "Line", "Link", "PartySlice", "Segment", "Slot", "edge_token", "topics"]
+__all__ = [
+    "PEER",
+    "Child",
+    "Edge",
+    "EdgeEnd",
+    "Graph",
+    "Labels",
+    "Line",
+    "Link",
+    "PartySlice",
+    "Segment",
+    "Slot",
+    "edge_token",
+    "ring",
+    "topics",
+]
+
+PEER = "peer"  # the link between clients that hand weights to each other; no edge is called like this
 
 # How a loss gets its targets: with the activations, from a file of its party's own by keyed id, or with raw data on the same party.
 Labels = Literal["travel", "held", "local"]
@@ -215,6 +232,10 @@ class Graph:
         parties = self.segment(segment).parties
         return parties[0] if len(parties) == 1 else parties[lane]
 
+    def across(self, line: Line) -> str:
+        """The party at the other end of ``line``."""
+        return next(down if line.upstream else up for name, lane, up, down, _ in self._joints() if (name, lane) == (line.edge, line.lane))
+
     def lanes_of(self, segment: str, party: str) -> tuple[int, ...]:
         """The lanes of ``segment`` that ``party`` serves."""
         return tuple(lane for lane in range(self.lanes) if self.party_of(segment, lane) == party)
@@ -335,6 +356,12 @@ class Graph:
                 subtree.add(child)
         lanes = {lane for segment in self.segments for lane in range(self.lanes) if self.party_of(segment.name, lane) in subtree}
         return tuple(sorted(lanes))
+
+
+def ring(parties: tuple[str, ...]) -> tuple[Link, ...]:
+    """Lines from each of ``parties``, a lane each, to the next one and from the last to the first; none where there is one alone."""
+    ends = tuple((party, parties[(at + 1) % len(parties)]) for at, party in enumerate(parties))
+    return (Link(name=PEER, ends=ends),) if len(parties) > 1 else ()
 
 
 def edge_token(key: str, edge: str) -> str:

@@ -27,9 +27,12 @@ __all__ = [
     "LinkIsDown",
     "LinkIsUp",
     "Note",
+    "Open",
     "Record",
     "RunBackward",
     "RunForward",
+    "Seal",
+    "Sealed",
     "Send",
     "SendDelivered",
     "SetTimer",
@@ -133,7 +136,18 @@ class Executed:
     program: Mapping[str, Any] | None = None
 
 
-Event = Started | FrameArrived | Corrupt | SendDelivered | LinkIsUp | LinkIsDown | TimerFired | ForwardDone | BackwardDone | Executed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """The answer to ``Seal``."""
+
+    line: Line
+    number: int
+    sealed: bytes
+
+
+Event = (
+    Started | FrameArrived | Corrupt | SendDelivered | LinkIsUp | LinkIsDown | TimerFired | ForwardDone | BackwardDone | Executed | Sealed
+)
 
 
 # ---------------------------------------------------------------- effects
@@ -207,6 +221,24 @@ class Execute:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """Answer with Sealed: the weights of this party's segments, for the party at the other end of ``line``, whose public key is ``key``."""
+
+    line: Line
+    number: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Take up the weights that came sealed on ``line``, and answer with Executed of ``fetch``."""
+
+    line: Line
+    number: int
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Abandon:
     """A new epoch of the run begins: drop every step in flight, and answer nothing that was asked before this."""
 
@@ -259,6 +291,8 @@ Effect = (
     | CancelTimer
     | Begin
     | Execute
+    | Seal
+    | Open
     | Abandon
     | StoreEpoch
     | StoreFinished

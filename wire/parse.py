@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import difflib
 import types
@@ -11,7 +12,9 @@ from typing import Any, TypeVar
 
 from wire.errors import UsageError
 
-__all__ = ["parse", "plain", "whole"]
+__all__ = ["KEY_BYTES", "key_text", "parse", "plain", "read_key", "whole"]
+
+KEY_BYTES = 32  # of an X25519 key, private or public
 
 T = TypeVar("T")
 
@@ -125,3 +128,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
+
+
+def key_text(key: bytes) -> str:
+    """A public key as run files and messages have it: base64."""
+    return base64.b64encode(key).decode()
+
+
+def read_key(text: Any) -> bytes:
+    """The inverse of ``key_text``. Raises ValueError for all else than the base64 of ``KEY_BYTES``."""
+    try:
+        found = base64.b64decode(text, validate=True)
+    except (ValueError, TypeError) as exc:
+        raise ValueError(f"{_kind(text)[:60]} is no base64") from exc
+    if len(found) != KEY_BYTES or key_text(found) != text:
+        raise ValueError(f"{_kind(text)[:60]} is not the base64 of a key of {KEY_BYTES} bytes")
+    return found

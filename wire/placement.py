@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wire.errors import GraphError
-from wire.graph import Edge, Graph, Labels, Segment
+from wire.graph import Edge, Graph, Labels, Segment, ring
 from wire.segments import SegmentConfig
 
 if TYPE_CHECKING:
@@ -17,11 +17,16 @@ __all__ = ["graph_of"]
 
 
 def graph_of(
-    network: ModelConfig | Sequence[SegmentConfig], *, clients: Sequence[str], servers: Sequence[str], with_labels: Sequence[str]
+    network: ModelConfig | Sequence[SegmentConfig],
+    *,
+    clients: Sequence[str],
+    servers: Sequence[str],
+    with_labels: Sequence[str],
+    peers: bool = False,
 ) -> Graph:
-    """``with_labels``: servers that hold a file of labels. The coordinator is the first server with a loss, else the first with a segment.
+    """``with_labels``: servers that hold a file of labels; ``peers``: lanes follow each other in a ring of lines of their own.
 
-    Raises GraphError naming the place.
+    The coordinator is the first server with a loss, else the first with a segment. Raises GraphError naming the place.
     """
     parties = _Parties(tuple(clients), tuple(servers), frozenset(with_labels))
     segments, edges = _declared(network, parties) if isinstance(network, Sequence) else _chain(network, parties)
@@ -29,7 +34,8 @@ def graph_of(
     held = sorted((segment for segment in segments if segment.parties[0] in servers), key=lambda segment: not segment.loss)
     if not held:
         raise GraphError(f"no segment is placed on the server `{servers[0]}`; the run needs one there")
-    return Graph(segments=segments, edges=edges, coordinator=held[0].parties[0])
+    lanes = next((segment.parties for segment in segments if len(segment.parties) > 1), ())
+    return Graph(segments=segments, edges=edges, links=ring(lanes) if peers else (), coordinator=held[0].parties[0])
 
 
 def _check_losses(segments: Sequence[Segment]) -> None:

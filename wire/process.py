@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wire.actor import Actor, Timing
 from wire.codecs import offer_for
@@ -18,6 +18,7 @@ from wire.cut import Cuts
 from wire.driver import Driver, Observer
 from wire.engine import Array, Engine
 from wire.feed import Batch, Feed, LabelStore
+from wire.graph import PEER, PartySlice
 from wire.kept import Kept
 from wire.program import Program
 from wire.runfile import Run
@@ -25,6 +26,9 @@ from wire.runner import Metrics, Runner
 from wire.spool import Spool, SpoolConfig
 from wire.store import Store, write_atomically
 from wire.transport.mqtt import MqttTransport
+
+if TYPE_CHECKING:
+    from wire.keys import PeerKeys
 
 __all__ = ["PartySetup", "for_prediction", "peak_rss_bytes", "run_party"]
 
@@ -56,6 +60,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     party = run.slice_for(name)
     digest = setup.digest or run.digest
     cuts = Cuts(run, party, setup.engines)
+    keys = _keys(run, party, observer)
     store = Store(run.state_of(name), digest=digest)
     if store.finished and setup.training and setup.program is not None:
         store.close()
@@ -80,6 +85,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         in_flight=run.in_flight,
         program=setup.program,
         timing=Timing(resend_after_s=run.resend_after_s),
+        public_key=keys.public if keys is not None else b"",
     )
     replicated = frozenset(slot.segment for slot in party.slots if slot.replicated)
     driver = Driver(
@@ -95,6 +101,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         spool=_spool(run, name, setup, observer),
         transport=MqttTransport(run.broker, client_id=f"{run.name}-{name}" + ("" if setup.training else "-predict"), base_dir=run.base),
         observer=observer,
+        keys=keys,
         training=setup.training,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -113,6 +120,23 @@ def _spool(run: Run, name: str, setup: PartySetup, observer: Observer) -> Spool:
         Spool.forget(path)  # what an earlier start kept must not stay where it is no longer wanted
     config = run.spool if setup.training else SpoolConfig(limit_bytes=0)
     return Spool(path, config, say=lambda text: observer("note", kind="spool", text=text))
+
+
+def _keys(run: Run, party: PartySlice, observer: Observer) -> PeerKeys | None:
+    """Of a party that has a line to another client; None for others."""
+    lines = [line for line in party.lines if line.edge == PEER]
+    if not lines:
+        return None
+    from wire.keys import PeerKeys  # loads a cryptographic library, which a board without peers has no memory to give for
+
+    return PeerKeys(
+        run.state_of(party.party),
+        run=run.name,
+        party=party.party,
+        takers={line.lane: run.across(line) for line in lines if line.upstream},
+        pinned=run.public_keys,
+        say=lambda text: observer("note", kind="peer", text=text),
+    )
 
 
 def _facts(feed: Feed | None, lanes: list[int]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ __all__ = ["Command", "InferenceProgram", "Plan", "Program", "TrainingProgram"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """``op`` is join, restore, train, evaluate, infer, give, take, save, collect, keep or end; ``lanes`` are those it concerns."""
+    """``op`` is join, restore, train, evaluate, infer, give, take, fetch, save, collect, keep or end; ``lanes`` are those it concerns."""
 
     op: str
     lanes: tuple[int, ...]
@@ -56,6 +56,7 @@ class Plan:
     checkpoint_every: int
     evaluate_every: int = 1
     splits: tuple[str, ...] = ("test",)
+    hand_over: Literal["server", "peer"] = "server"  # relay: which way weights take from lane to lane
     collect: bool = False  # at the end, bring the clients' weights to the coordinator
 
 
@@ -96,8 +97,8 @@ class TrainingProgram(Program):
     """Epochs of turns (relay) or of interleaved lanes (independent), with checkpoints, evaluation and early stopping.
 
     Relay: one lane trains its shard after the other; each takes up the segment weights, optimizer state and buffers where the last left
-    them (Gupta & Raskar 2018, centralized mode: they travel through the coordinator). Independent: lanes take turns step by step and
-    keep weights of their own.
+    them (Gupta & Raskar 2018: through the coordinator in their centralized mode, from client to client in peer to peer). Independent:
+    lanes take turns step by step and keep weights of their own.
 
     ``stop`` is asked after each epoch's evaluation with all metrics so far and says whether to end early; it must be pure.
     """
@@ -252,6 +253,11 @@ class TrainingProgram(Program):
                 yield self._save()
 
     def _hand_over(self, giver: int, takers: tuple[int, ...]) -> Iterator[Command]:
+        if self._plan.hand_over == "peer":  # round the ring, each to the next
+            for taker in takers:
+                giver = (taker - 1) % self._plan.lanes
+                yield Command(op="fetch", lanes=(giver, taker), args={"lane": giver})
+            return
         yield Command(op="give", lanes=(giver,), args={"lane": giver})
         yield Command(op="take", lanes=takers, args={"lane": giver})
 

@@ -152,7 +152,7 @@ class Recall:
         for name, blob in control.blobs.items():
             if name in control.references:
                 blobs[name] = self._found(SpoolKey(line.edge, line.lane, BLOB, _blob_step(blob)), line, blob)
-            elif len(blob) >= self._kept_bytes:
+            elif len(blob) >= self._kept_bytes and control.kind != "weights":  # which are sealed anew each time
                 self._spool.put(SpoolKey(line.edge, line.lane, BLOB, _blob_step(digest_of(blob))), blob, after=self._checkpoint)
         if frame.kind is Kind.CONTROL:
             return frame

@@ -19,7 +19,7 @@ from wire.graph import Graph, Line, PartySlice, edge_token, topics
 from wire.limits import LIMITS
 from wire.lr import LrSchedule
 from wire.optim import Optimizer
-from wire.parse import parse, plain
+from wire.parse import parse, plain, read_key
 from wire.placement import graph_of
 from wire.program import Plan
 from wire.segments import LossName, SegmentConfig
@@ -155,7 +155,8 @@ class ClientConfig:
 
     ``engine``: what its segments train with; "auto" is stock onnxruntime, "ort-training" onnxruntime-training 1.19.2
     (docs/guide-ort-training.md). ``memory``: "fast" keeps between forward and backward what both need, "low" computes it again;
-    "auto" takes "fast" where it fits.
+    "auto" takes "fast" where it fits. ``public_key``: as ``cutlayer key`` prints it there; who hands weights to this client in a relay
+    with ``hand_over = "peer"`` takes no other.
     """
 
     name: str
@@ -163,9 +164,15 @@ class ClientConfig:
     threads: int | None = None
     engine: Literal["auto", "stock", "ort-training"] = "auto"
     memory: Literal["auto", "fast", "low"] = "auto"
+    public_key: str | None = None
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
+        if self.public_key is not None:
+            try:
+                read_key(self.public_key)
+            except ValueError as exc:
+                raise ValueError(f"`public_key`: {exc}; write what `cutlayer key` prints at this client") from exc
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"`threads` is {self.threads}; it must be 1 or more")
 
@@ -191,7 +198,9 @@ class Run:
 
     ``name``: of the run; its state and its topics carry it. ``schedule``: with "relay" clients train one after the other and hand their
     segment's weights on; with "independent" they take turns step by step and keep weights of their own. ``weights_leave``: whether client
-    weights may leave the device, which relay and ``cutlayer assemble`` need. ``in_flight``: steps of a client under way at once;
+    weights may leave the device, which ``cutlayer assemble`` and relay through the server need. ``hand_over``: which way a relay hands
+    weights on: "server", through the server, or "peer", from client to client, sealed so that only the next client can read them.
+    ``in_flight``: steps of a client under way at once;
     1 means no stale weights. ``checkpoint_every``: global steps between checkpoints. ``clip_norm``: each segment's gradient is clipped to
     this norm. ``resend_after_s``: how long an answer may take before we repeat. ``topic_key``: secret from which topic
     names are made; by default the run's name. ``ids_key``: secret with which sample ids are hashed, where the server holds the labels.
@@ -214,6 +223,7 @@ class Run:
     checkpoint_every: int = 100
     weights_leave: bool = False
     schedule: Literal["relay", "independent"] = "relay"
+    hand_over: Literal["server", "peer"] = "server"
     clip_norm: float | None = None
     state_dir: str = "state"
     resend_after_s: float = 10.0
@@ -236,11 +246,13 @@ class Run:
                 raise ValueError(f"`{key}` is {getattr(self, key)}; it must be {low} or more")
         if self.slice is None:
             self._check_parties()
-        if self.schedule == "relay" and self.lanes > 1 and not self.weights_leave:
+        if self.schedule == "relay" and self.lanes > 1 and not self.weights_leave and self.hand_over == "server":
             raise ValueError(
-                "`schedule` is 'relay' with several clients, which hands segment weights from one to the next; "
-                'allow it with `weights_leave = true`, or use `schedule = "independent"`'
+                "`schedule` is 'relay' with several clients, which hands segment weights from one to the next through the server; allow it "
+                'with `weights_leave = true`, hand them on sealed with `hand_over = "peer"`, or use `schedule = "independent"`'
             )
+        if self.hand_over == "peer" and self.schedule != "relay":
+            raise ValueError(f"`hand_over` is 'peer', but with `schedule = \"{self.schedule}\"` no client hands weights to the next")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` is {self.clip_norm}; it must be above 0")
         if any(server.labels is not None for server in self.all_servers) and not self.ids_key:
@@ -293,6 +305,7 @@ class Run:
             clients=[client.name for client in self.clients],
             servers=[server.name for server in self.all_servers],
             with_labels=[server.name for server in self.all_servers if server.labels is not None],
+            peers=self.hand_over == "peer",
         )
 
     def slice_for(self, party: str) -> PartySlice:
@@ -340,6 +353,16 @@ class Run:
         """What encoders' state of each lane is called: the same in a run of one client alone, as for a prediction."""
         return self.slice.lane_names if self.slice is not None else self.graph().lane_names
 
+    def across(self, line: Line) -> str:
+        """The party at the other end of a peer line of this party."""
+        return self.slice.peers[str(line.lane)] if self.slice is not None else self.graph().across(line)
+
+    @property
+    def public_keys(self) -> dict[str, str]:
+        """By client, those that the run file pins, as far as this party has to know them."""
+        own = {client.name: client.public_key for client in self.clients if client.public_key is not None}
+        return self.slice.public_keys | own if self.slice is not None else own
+
     def topics(self, line: Line) -> tuple[str, str]:
         """(publish, subscribe) topics of a line of this party."""
         return topics(self.name, line, self.token(line.edge))
@@ -356,6 +379,7 @@ class Run:
             checkpoint_every=self.checkpoint_every,
             evaluate_every=self.evaluate.every_epochs,
             splits=self.evaluate.splits,
+            hand_over=self.hand_over,
             collect=self.weights_leave,
         )
 

@@ -18,7 +18,8 @@ __all__ = ["Slice"]
 class Slice:
     """``digest``: of the whole run. ``edges``: the opaque name in topics of each edge and link here. ``lane_names``: of all lanes, as far
     as this party may know them. ``inputs``: of segments that a server builds, what comes in. ``parent`` left out: the coordinator.
-    ``base``: the folder at which relative paths begin, where that is not the file's own."""
+    ``base``: the folder at which relative paths begin, where that is not the file's own. ``peers``: by lane of a peer line, who is at its
+    other end; ``public_keys``: of those, by name."""
 
     party: str
     digest: str
@@ -32,6 +33,8 @@ class Slice:
     lane_names: tuple[str, ...] = ()
     inputs: dict[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
     base: str | None = None
+    peers: dict[str, str] = field(default_factory=dict)
+    public_keys: dict[str, str] = field(default_factory=dict)
 
     def party_slice(self) -> PartySlice:
         return PartySlice(

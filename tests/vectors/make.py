@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from wire.codecs import PLAIN, Direction, encode_array, encode_lossless, parse_codec
 from wire.control import Control, encode_control
@@ -15,6 +17,7 @@ from wire.frames import VERSION, Frame, Kind, Mode, Partial, encode
 from wire.graph import Line, edge_token, topics
 from wire.holdings import Holdings
 from wire.manifest import TensorSpec
+from wire.sealed import Place, seal
 from wire.spool import digest_of
 from wire.tensors import encode_tensors
 
@@ -74,12 +77,16 @@ def tensor_vectors() -> list[dict[str, Any]]:
 
 def frame_vectors() -> list[dict[str, Any]]:
     control = Control(kind="cmd", body={"seq": 3, "op": "save", "lanes": [0, 1], "args": {"id": 7}}, blobs={"b": b"xy"})
+    fetch = Control(kind="fetch", body={"seq": 5, "key": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="})
+    weights = Control(kind="weights", body={"seq": 5}, blobs={"sealed": b"\x01 and so on"})
     referring = Control(kind="cmd", body={"seq": 4, "op": "take"}, blobs={"bottom": digest_of(b"weights")}, references=("bottom",))
     frames = {
         "forward": Frame(kind=Kind.FORWARD, epoch=2, lane=1, step=17, global_step=35, payload=b"activation"),
         "backward, void": Frame(kind=Kind.BACKWARD, void=True, epoch=2, lane=1, step=17, global_step=35),
         "evaluation": Frame(kind=Kind.FORWARD, mode=Mode.EVAL, epoch=9, step=4, payload=bytes(range(8))),
         "control": Frame(kind=Kind.CONTROL, epoch=2, lane=1, step=(5 << 16) + 1, payload=encode_control(control)),
+        "fetch": Frame(kind=Kind.CONTROL, epoch=2, lane=1, step=(5 << 16) + 2, payload=encode_control(fetch)),
+        "weights": Frame(kind=Kind.CONTROL, epoch=2, lane=1, step=(6 << 16) + 1, payload=encode_control(weights)),
         "resend": Frame(kind=Kind.RESEND, epoch=2, lane=1, payload=resend()),
         "ack": Frame(kind=Kind.ACK, epoch=2, lane=1, step=(5 << 16) + 1),
         "held": Frame(kind=Kind.HELD, epoch=3, lane=1, payload=struct.pack("<BIIBII", 0, 100, 20, 1, 7, 1)),
@@ -128,8 +135,29 @@ def topic_vectors() -> list[dict[str, Any]]:
     ]
 
 
+def sealed_vectors() -> list[dict[str, Any]]:
+    """With ephemeral keys that are written here, and so are good for nothing else."""
+    made = []
+    places = (("field", 1, 3, 17, b"weights"), ("a-b_c", 65535, 2**32 - 1, 2**32 - 1, bytes(100)), ("empty", 0, 1, 2, b""))
+    for run, lane, epoch, number, content in places:
+        recipient, ephemeral = (hashlib.sha256(f"{run} {who}".encode()).digest() for who in ("recipient", "ephemeral"))
+        key = X25519PrivateKey.from_private_bytes(recipient)
+        public = key.public_key().public_bytes_raw()
+        place = Place(run=run, lane=lane, epoch=epoch, number=number)
+        data = seal(content, recipient=public, place=place, ephemeral=X25519PrivateKey.from_private_bytes(ephemeral))
+        entry = {"run": run, "lane": lane, "epoch": epoch, "number": number, "content": content.hex(), "bytes": data.hex()}
+        made.append(entry | {"recipient_private": recipient.hex(), "recipient_public": public.hex(), "ephemeral_private": ephemeral.hex()})
+    return made
+
+
 def vectors() -> dict[str, Any]:
-    return {"version": VERSION, "tensors": tensor_vectors(), "frames": frame_vectors(), "topics": topic_vectors()}
+    return {
+        "version": VERSION,
+        "tensors": tensor_vectors(),
+        "frames": frame_vectors(),
+        "topics": topic_vectors(),
+        "sealed": sealed_vectors(),
+    }
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import zlib
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from tests.wire import foreign_entropy
 
@@ -216,6 +218,18 @@ def read_resend(data: bytes) -> tuple[bool, int, list[tuple[int, ...]], list[tup
         at += size
     assert at == len(data)
     return flags & 1 == 1, part_bytes, ranges, partial
+
+
+def open_sealed(data: bytes, private: bytes, run: str, lane: int, epoch: int, number: int) -> bytes:
+    """Curve and cipher are the library's; the derivation is RFC 5869 by hand."""
+    assert data[0] == 1
+    key = X25519PrivateKey.from_private_bytes(private)
+    secret = key.exchange(X25519PublicKey.from_public_bytes(data[1:33]))
+    extracted = hmac.digest(data[1:33] + key.public_key().public_bytes_raw(), secret, "sha256")
+    first = hmac.digest(extracted, b"cutlayer sealed 1\x01", "sha256")
+    second = hmac.digest(extracted, first + b"cutlayer sealed 1\x02", "sha256")
+    place = struct.pack("<H", lane) + struct.pack("<I", epoch) + struct.pack("<I", number) + run.encode()
+    return ChaCha20Poly1305(first).decrypt(second[:12], data[33:], place)
 
 
 def topic_pair(run: str, key: str, edge: str, lane: int) -> list[str]:

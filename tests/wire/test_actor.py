@@ -8,19 +8,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.wire.toy_run import Faults, Setup, World, chain, reference
+from tests.wire.toy_run import Faults, Party, Setup, World, chain, reference, with_ring
 from wire.codecs import Offer, offer_for
 from wire.control import Control, encode_control
 from wire.frames import Frame, Kind
-from wire.graph import Edge, Graph, Line, Segment
-from wire.messages import FrameArrived, Send
+from wire.graph import PEER, Edge, Graph, Line, Segment
+from wire.messages import FrameArrived, Open, Seal, Send
+from wire.parse import key_text
 from wire.program import Plan
 
 
 def make(
     graph: Graph, *, in_flight: int = 1, schedule: str = "independent", voids: frozenset = frozenset(), epochs: int = 2, every: int = 3
 ):
-    plan = Plan(lanes=graph.lanes, epochs=epochs, schedule=schedule, checkpoint_every=every, collect=True)
+    """``schedule`` "peer": a relay whose weights go from client to client."""
+    way: dict[str, str] = {"schedule": "relay", "hand_over": "peer"} if schedule == "peer" else {"schedule": schedule}
+    graph = with_ring(graph) if schedule == "peer" else graph
+    plan = Plan(lanes=graph.lanes, epochs=epochs, checkpoint_every=every, collect=True, **way)
     batches = {lane: {"train": 3 + lane, "test": 1 + lane % 2} for lane in range(graph.lanes)}
     return Setup(graph=graph, plan=plan, batches=batches, in_flight=in_flight, voids=voids)
 
@@ -89,10 +93,53 @@ def test_an_undisturbed_run_is_the_reference(name: str, in_flight: int) -> None:
     check(setup, World(setup))
 
 
+@pytest.mark.parametrize("schedule", ["relay", "peer"])
 @pytest.mark.parametrize("name", ["clinics", "hop", "u-shape"])
-def test_relay_hands_the_weights_from_lane_to_lane(name: str) -> None:
-    setup = make(GRAPHS[name], schedule="relay")
+def test_relay_hands_the_weights_from_lane_to_lane(name: str, schedule: str) -> None:
+    setup = make(GRAPHS[name], schedule=schedule)
     check(setup, World(setup))
+
+
+def test_what_is_of_another_hand_over_or_came_on_another_line_is_not_opened_or_sealed() -> None:
+    setup = make(GRAPHS["clinics"], schedule="peer")
+    world = World(setup)
+    taker, giver = world.parties["c1"], world.parties["c0"]
+    while not any(isinstance(task, Seal) for task in giver.tasks):
+        world.turn()
+    (order,) = giver.tasks
+    assert isinstance(order, Seal)
+    line = Line(PEER, 0, False)
+
+    def said(to: Party, on: Line, kind: str, seq: int) -> list[object]:
+        body = {"seq": seq, "key": key_text(order.key)}
+        frame = Frame(
+            kind=Kind.CONTROL,
+            epoch=to.actor.epoch,
+            lane=on.lane,
+            step=99,
+            payload=encode_control(Control(kind=kind, body=body, blobs={"sealed": b"x"})),
+        )
+        return [effect for effect in to.actor.handle(FrameArrived(line=on, frame=frame)) if isinstance(effect, (Open, Seal))]
+
+    for seq in (order.number - 1, order.number + 1):
+        assert said(taker, line, "weights", seq) == []
+    for other in (line_of for line_of in taker.slice.lines if line_of != line):
+        assert said(taker, other, "weights", order.number) == [], "of this one, on another line"
+    for on in giver.slice.lines:
+        assert said(giver, on, "fetch", order.number) == [], "it seals once an order"
+    check(setup, world)
+
+
+def test_evaluation_now_and_then_changes_nothing_of_a_relay() -> None:
+    """Then an epoch may begin with the newest weights on the last lane alone."""
+    found = []
+    for schedule in ("relay", "peer"):
+        setup = make(GRAPHS["clinics"], schedule=schedule, epochs=5)
+        setup.plan = dataclasses.replace(setup.plan, evaluate_every=2)
+        world = World(setup)
+        check(setup, world)
+        found.append(world.weights())
+    assert found[0] == found[1]
 
 
 @st.composite
@@ -134,7 +181,7 @@ FAULTS = st.builds(
     data=st.data(),
 )
 def test_no_fault_changes_the_weights_or_the_ledgers(graph: Graph, seed: int, faults, in_flight: int, data: st.DataObject) -> None:
-    schedule = data.draw(st.sampled_from(["relay", "independent"]))
+    schedule = data.draw(st.sampled_from(["relay", "peer", "independent"]))
     names = [segment.name for segment in graph.segments]
     void = st.tuples(st.sampled_from(names), st.integers(0, graph.lanes - 1), st.integers(0, 5), st.sampled_from("fb"))
     voids = data.draw(st.frozensets(void, max_size=3))
@@ -166,7 +213,7 @@ def test_a_resend_brings_back_what_is_kept_the_replies_and_the_newest_acknowledg
     seed=st.integers(0, 2**32),
     restarts=st.integers(1, 4),
     in_flight=st.integers(1, 3),
-    schedule=st.sampled_from(["relay", "independent"]),
+    schedule=st.sampled_from(["relay", "peer", "independent"]),
 )
 def test_after_restarts_no_payload_that_has_arrived_crosses_again(graph: Graph, seed: int, restarts: int, in_flight: int, schedule) -> None:
     setup = make(graph, in_flight=in_flight, schedule=schedule, every=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.wire.test_actor import GRAPHS, check, make
 from tests.wire.toy_run import World
-from wire.bodies import UNREADABLE, read_command, read_done, read_hello
+from wire.bodies import UNREADABLE, read_command, read_done, read_fetch, read_hello, read_weights
 from wire.codecs import offer_for
 from wire.frames import Frame, Kind, encode
 from wire.graph import Line
@@ -145,6 +146,8 @@ def test_readers_raise_what_they_say(data: st.DataObject) -> None:
         {"op": "save", "args": {}},
         {"op": "restore", "args": {}},
         {"op": "keep", "args": {}},
+        {"op": "fetch", "args": {}},
+        {"op": "fetch", "args": {"lane": 1 << 16}},
         {"args": {"steps": {**STEPS, "rounds": LIMITS.batches + 1}}},
         {"args": {"steps": {**STEPS, "lanes": [0, 0]}}},
         {"args": {"steps": {**STEPS, "lanes": [], "starts": []}}},
@@ -157,6 +160,28 @@ def test_a_command_that_nobody_could_carry_out_is_not_begun(changed: dict[str, A
     read_command(BODIES["cmd"], {})
     with pytest.raises(UNREADABLE):
         read_command({**BODIES["cmd"], **changed}, {})
+
+
+KEY = base64.b64encode(bytes(range(32))).decode()
+FETCH = {"seq": 4, "key": KEY}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [*({"seq": value} for value in NO_NUMBERS), {"key": None}, {"key": 7}, {"key": ""}, {"key": KEY[:-4]}, {"key": KEY + "AAAA"},
+     {"key": KEY + "\n"}, {"key": "é" + KEY[1:]}, {"key": KEY[:42] + "9="}],
+)  # fmt: skip
+def test_a_fetch_that_names_no_order_or_no_key_is_not_read(changed: dict[str, Any]) -> None:
+    assert read_fetch(FETCH).key == bytes(range(32))
+    with pytest.raises(UNREADABLE):
+        read_fetch({**FETCH, **changed})
+
+
+def test_weights_that_are_not_there_are_not_read() -> None:
+    assert read_weights({"seq": 4}, {"sealed": b"x"}).sealed == b"x"
+    for body, blobs in (({"seq": 4}, {}), ({"seq": -1}, {"sealed": b"x"}), ({}, {"sealed": b"x"})):
+        with pytest.raises(UNREADABLE):
+            read_weights(body, blobs)
 
 
 def test_the_bounds_themselves_fit() -> None:

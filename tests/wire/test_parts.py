@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from tests.wire.part_run import PartWorld
 from tests.wire.test_actor import GRAPHS, check, make
 from tests.wire.toy_run import Faults
+from wire.frames import Kind
 
 FAULTS = st.builds(
     Faults,
@@ -30,7 +33,7 @@ SIZES = ((5000,), (64,), (40,), (36,), (36, 40, 5000), (40, 5000))
     seed=st.integers(0, 2**32),
     faults=FAULTS,
     in_flight=st.integers(1, 3),
-    schedule=st.sampled_from(["relay", "independent"]),
+    schedule=st.sampled_from(["relay", "peer", "independent"]),
     part_sizes=st.sampled_from(SIZES),
     early=st.sampled_from([0.0, 0.02]),
 )
@@ -51,6 +54,19 @@ def test_a_connection_that_is_cut_at_any_moment_of_a_start(names: tuple[str, ...
             world.link_down(world.parties[name])
         for name in names:
             world.link_up(world.parties[name])
+        check(setup, world)
+
+
+def test_a_parent_that_starts_again_during_the_join_hears_of_its_children_though_their_hellos_are_lost() -> None:
+    setup = make(GRAPHS["hop"], epochs=1)
+    for turns in range(300, 500, 20):
+        world = PartWorld(setup, part_sizes=(40,))
+        for _ in range(turns):
+            world.turn()
+        world.start("hop")
+        for _ in range(400):
+            world.turn()
+            world.coming["hop"] = collections.deque(each for each in world.coming["hop"] if each.payload[3] != Kind.HELLO)
         check(setup, world)
 
 

@@ -6,20 +6,24 @@ The toy engine's arithmetic depends on the order of everything, so a step applie
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
+import json
 import random
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from wire.actor import Actor, Timing
 from wire.codecs import Offer, offer_for
 from wire.control import decode_control
 from wire.errors import FrameError
 from wire.frames import Frame, Kind, Mode
-from wire.graph import Edge, Graph, Line, Segment
+from wire.graph import Edge, Graph, Line, Segment, ring
 from wire.messages import (
     Abandon,
     BackwardDone,
@@ -36,9 +40,12 @@ from wire.messages import (
     LinkIsDown,
     LinkIsUp,
     Note,
+    Open,
     Record,
     RunBackward,
     RunForward,
+    Seal,
+    Sealed,
     Send,
     SendDelivered,
     SetTimer,
@@ -50,6 +57,7 @@ from wire.messages import (
 )
 from wire.program import Command, Plan, TrainingProgram
 from wire.recall import Recall
+from wire.sealed import Place, open_sealed, seal
 from wire.spool import SpoolKey, digest_of
 from wire.steps import StepRange
 
@@ -115,6 +123,7 @@ class Disk:
     boot: int = 0
     finished: bool = False
     checkpoints: dict[int, Any] = field(default_factory=dict)
+    key: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate)
     kept: dict[int, dict[str, int]] = field(default_factory=dict)  # of the coordinator: weights that clients gave away at the end
 
     @property
@@ -146,6 +155,7 @@ class Party:
             in_flight=setup.in_flight,
             program=program,
             timing=Timing(linger_s=1e6),
+            public_key=disk.key.public_key().public_bytes_raw(),
         )
         self.engines = {slot.segment: ToyEngine(slot.segment) for slot in self.slice.slots}
         self.ledger: list[tuple[str, int, int, bool]] = []
@@ -181,7 +191,7 @@ class Party:
         match effect:
             case Abandon():
                 self.tasks.clear()
-            case RunForward() | RunBackward() | Execute() | Discard():
+            case RunForward() | RunBackward() | Execute() | Seal() | Open() | Discard():
                 self.tasks.append(effect)
             case Send():
                 self.world.send(self, effect)
@@ -215,6 +225,19 @@ class Party:
                 del self.engines[effect.work.segment].kept[effect.work.lane, effect.work.step]
             case Execute():
                 self.feed(self.execute(effect))
+            case Seal():
+                weights = {name: self.engines[name].weight for name in self.handed_over()}
+                sealed = seal(json.dumps(weights).encode(), recipient=effect.key, place=self.place(effect))
+                self.feed(Sealed(line=effect.line, number=effect.number, sealed=sealed))
+            case Open():
+                weights = json.loads(open_sealed(effect.sealed, key=self.disk.key, place=self.place(effect)))
+                assert sorted(weights) == self.handed_over()
+                for name, weight in weights.items():
+                    self.engines[name].weight = weight
+                self.feed(Executed(op="fetch"))
+
+    def place(self, effect: Seal | Open) -> Place:
+        return Place(run="toy", lane=effect.line.lane, epoch=self.actor.epoch, number=effect.number)
 
     def forward(self, effect: RunForward) -> ForwardDone:
         work = effect.work
@@ -343,8 +366,7 @@ class World:
     def post(self, party: Party, sent_on: Line, frame: Frame) -> None:
         if not party.up:
             return
-        edge = next(edge for edge in self.setup.graph.edges if edge.name == sent_on.edge)
-        other = self.setup.graph.party_of(edge.target if sent_on.upstream else edge.source, sent_on.lane)
+        other = self.setup.graph.across(sent_on)
         line = Line(sent_on.edge, sent_on.lane, not sent_on.upstream)
         self.pending.append((other, line, frame))
         self.references += frame.kind is Kind.REFERENCE
@@ -437,7 +459,8 @@ def whole_payloads(line: Line, frame: Frame) -> list[tuple[Any, ...]]:
         return [(line, frame.mode, frame.step)]
     if frame.kind in (Kind.CONTROL, Kind.REFERRING):
         control = decode_control(frame.payload)
-        blobs = {name: blob for name, blob in control.blobs.items() if name not in control.references}
+        # What is sealed is sealed anew after a restart.
+        blobs = {name: blob for name, blob in control.blobs.items() if name not in control.references and name != "sealed"}
         # What is collected may be the same for two lanes, and crosses for each.
         return [(line, name, blob) for name, blob in blobs.items() if not blob.startswith(COLLECTED)]
     return []
@@ -458,6 +481,9 @@ def reference(setup: Setup) -> dict[tuple[str, str], int]:
             if len(segment.parties) > 1 and command.op == "take":
                 for lane in command.lanes:
                     engines[segment.parties[lane], segment.name].weight = held[segment.name]
+            if len(segment.parties) > 1 and command.op == "fetch":
+                giver, taker = command.lanes
+                engines[segment.parties[taker], segment.name].weight = engines[segment.parties[giver], segment.name].weight
         program.done({}, {})
     return {key: engine.weight for key, engine in engines.items()}
 
@@ -514,6 +540,12 @@ def _back(setup: Setup, engines: Any, segment: str, lane: int, number: int, at: 
         grads[at, edge.name] = None if result is None else mix(result, *edge.name.encode())
 
 
+def with_ring(graph: Graph) -> Graph:
+    """The same with lines between the parties that hold a lane each."""
+    parties = next((segment.parties for segment in graph.segments if len(segment.parties) > 1), ("alone",))
+    return dataclasses.replace(graph, links=ring(parties))
+
+
 def chain(clients: int, *, middle: bool = False, u_shape: bool = False) -> Graph:
     names = tuple(f"c{at}" for at in range(clients))
     segments = [Segment(name="bottom", parties=names)]
@@ -527,4 +559,4 @@ def chain(clients: int, *, middle: bool = False, u_shape: bool = False) -> Graph
     return Graph(segments=tuple(segments), edges=edges)
 
 
-__all__ = ["Faults", "Setup", "Work", "World", "chain", "mix", "reference"]
+__all__ = ["Faults", "Setup", "Work", "World", "chain", "mix", "reference", "with_ring"]
