@@ -8,6 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from wire.alignment import AlignConfig
 from wire.data_config import Augment, DataConfig, DataSplit, Normalize
 from wire.lr import LrSchedule
 from wire.optim import SGD, Adam, AdamW
@@ -29,6 +30,7 @@ TABLES: tuple[tuple[str, type], ...] = (
     ("`[[clients]]`", ClientConfig),
     ("`[server]`", ServerConfig),
     ("`[evaluate]`", EvaluateConfig),
+    ("`[align]`", AlignConfig),
     ("`[broker]`", BrokerConfig),
     ("`[spool]`", SpoolConfig),
     ("`[data]`", DataConfig),

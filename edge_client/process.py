@@ -131,6 +131,7 @@ def _open_feed(run: Run, mine: PartySlice, engines: Mapping[str, StockEngine], l
             split,
             seed=run.seed,
             segment=first,
+            stream=run.graph().sources[0],  # whose batches meet at a fan-in must shuffle alike
             lane=lane,
             batch_size=run.batch_size,
             base_dir=run.base,

@@ -18,7 +18,7 @@ from wire.feed import LabelStore
 from wire.graph import PartySlice
 from wire.manifest import TensorSpec
 from wire.observer import observer_for
-from wire.process import PartySetup, for_prediction, run_party
+from wire.process import PartySetup, aligned, for_prediction, run_party
 from wire.program import InferenceProgram, Program, TrainingProgram
 from wire.runfile import Run
 from wire.runner import labels_travel
@@ -60,14 +60,16 @@ def _setup(run: Run, segments: Mapping[str, SegmentSource], predict: str | None)
     if graph.root() != run.server.name:
         raise GraphError("the loss is not on the server; a run is coordinated by the party that holds it")
     program: Program = InferenceProgram()
+    splits: tuple[str, ...] = ("test",)
     if predict is None:
         stop = run.evaluate
         program = TrainingProgram(run.plan(), stop=lambda history: should_stop(history, patience=stop.patience, watch=stop.watch))
+        splits = ("train", *run.evaluate.splits)
     return PartySetup(
         engines=engines,
         labels=_labels(run),
         metrics=MetricSet(run.evaluate.metrics, loss=run.loss),
-        program=program,
+        program=aligned(run, run.server.name, program, splits),
         training=predict is None,
         digest=run.digest,
         on_over=lambda: {"metrics": program.metrics, "history": program.history} if isinstance(program, TrainingProgram) else {},

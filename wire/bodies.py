@@ -6,6 +6,7 @@ raise ValueError, KeyError, TypeError or AttributeError: ``UNREADABLE``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,9 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
 _U32, _U16 = 1 << 32, 1 << 16  # as the header of a frame has epochs, steps and lanes
 _I64 = 1 << 63  # what is stored, and boots
-_ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64}
-_NEEDED = {"train": "steps", "evaluate": "steps", "infer": "steps", "save": "id", "restore": "id", "keep": "lane"}
+_ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64, "least": _U32}
+_TOKEN = re.compile("[0-9a-f]{32}")
+_NEEDED = {"train": "steps", "evaluate": "steps", "infer": "steps", "save": "id", "restore": "id", "keep": "lane", "align": "least"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +78,19 @@ def read_command(body: Mapping[str, Any], blobs: Mapping[str, bytes]) -> tuple[i
             whole(args[name], below=below)
     if "steps" in args:
         StepRange.from_plain(args["steps"])
+    if op == "align":
+        _read_token(args["token"])
     lanes = tuple(whole(lane, below=_U16) for lane in body["lanes"])
     return whole(body["seq"], below=_U32), Command(op=op, lanes=lanes, args=args, blobs=blobs)
 
 
 def read_done(body: Mapping[str, Any]) -> Done:
     return Done(seq=whole(body["seq"], below=_U32), boot=whole(body["boot"], below=_I64), result=_result(body["result"]))
+
+
+def _read_token(token: Any) -> None:
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise ValueError("an alignment is named by 32 hex digits")
 
 
 def _result(result: Any) -> Mapping[str, Any]:
@@ -93,6 +102,12 @@ def _result(result: Any) -> Mapping[str, Any]:
         whole(int(lane), below=_U16)
         for count in splits.values():
             whole(count, below=LIMITS.batches + 1)
+    for names in result.get("facts", {}).get("aligned", {}).values():
+        for token in names.values():
+            _read_token(token)
+    for segments in result.get("least", {}).values():
+        for least in segments.values():
+            whole(least, below=_U32)
     for value in result.get("metrics", {}).values():
         if type(value) not in (int, float):
             raise TypeError("a metric is a number")

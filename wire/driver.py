@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from wire.actor import Actor
+from wire.aligning import Aligner
 from wire.cut import Cuts
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, OtherVersion, PeerMismatch
@@ -83,6 +84,7 @@ class Driver:
         facts: Mapping[str, Any],
         store: Store,
         spool: Spool,
+        aligner: Aligner | None = None,
         transport: Transport,
         observer: Observer,
         training: bool = True,
@@ -97,6 +99,7 @@ class Driver:
         self._cuts = cuts
         self._shared = shared
         self._facts = facts
+        self._aligner = aligner
         self._store = store
         self._spool = spool
         self._recall = Recall(party.lines, spool, checkpoint=max(store.checkpoints(), default=0), send=self._send_ourselves)
@@ -324,9 +327,14 @@ class Driver:
     def _execute(self, effect: Execute) -> Executed:
         match effect.op:
             case "join":
-                return Executed(op="join", result={"checkpoints": list(self._store.checkpoints()), "facts": self._facts})
+                return Executed(op="join", result={"checkpoints": list(self._store.checkpoints()), "facts": self._facts_now()})
             case "restore":
                 return self._restore(int(effect.args["id"]))
+            case "ids" if self._aligner is not None:
+                result, blobs = self._aligner.ids()
+                return Executed(op="ids", result=result, blobs=blobs)
+            case "align" if self._aligner is not None:
+                return Executed(op="align", result=self._aligner.align(effect.args, effect.blobs))
             case "save":
                 self._save(int(effect.args["id"]), effect.program)
                 self._observe("checkpoint", id=effect.args["id"])
@@ -345,6 +353,9 @@ class Driver:
                     self._observe("metrics", split=effect.args.get("split"), epoch=effect.args.get("epoch"), **metrics)
                 return Executed(op="evaluate", result={"metrics": metrics} if metrics else {})
         return Executed(op=effect.op)
+
+    def _facts_now(self) -> Mapping[str, Any]:
+        return self._facts if self._aligner is None else self._aligner.facts()
 
     def _shared_here(self) -> list[str]:
         return sorted(self._shared & set(self._engines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
 import signal
 import sys
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from wire.actor import Actor, Timing
+from wire.aligning import AlignedProgram, Aligner, AlignPlan
 from wire.codecs import offer_for
 from wire.cut import Cuts
 from wire.driver import Driver, Observer
 from wire.engine import Array, Engine
 from wire.errors import RunFileError
 from wire.feed import Batch, Feed, LabelStore
+from wire.graph import PartySlice
 from wire.program import Program
 from wire.runfile import Run
 from wire.runner import Metrics, Runner
@@ -26,7 +29,7 @@ from wire.spool import Spool, SpoolConfig
 from wire.store import Store, write_atomically
 from wire.transport.mqtt import MqttTransport
 
-__all__ = ["PartySetup", "for_prediction", "peak_rss_bytes", "run_party"]
+__all__ = ["PartySetup", "aligned", "for_prediction", "peak_rss_bytes", "run_party"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     party = graph.slice_for(name)
     digest = setup.digest or run.digest
     cuts = Cuts(run, party, setup.engines)
+    aligner = _aligner(run, party, setup)
     store = Store(run.state_of(name), digest=digest)
     if store.finished and setup.training and setup.program is not None:
         store.close()
@@ -93,6 +97,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         cuts=cuts,
         shared=replicated if run.schedule == "relay" else frozenset(),
         facts=_facts(setup.feed, [lane for slot in party.slots for lane in slot.lanes]),
+        aligner=aligner,
         store=store,
         spool=_spool(run, name, setup, observer),
         transport=MqttTransport(run.broker, client_id=f"{run.name}-{name}" + ("" if setup.training else "-predict"), base_dir=run.base),
@@ -115,6 +120,35 @@ def _spool(run: Run, name: str, setup: PartySetup, observer: Observer) -> Spool:
         Spool.forget(path)  # what an earlier start kept must not stay where it is no longer wanted
     config = run.spool if setup.training else SpoolConfig(limit_bytes=0)
     return Spool(path, config, say=lambda text: observer("note", kind="spool", text=text))
+
+
+def _aligner(run: Run, party: PartySlice, setup: PartySetup) -> Aligner | None:
+    """Inference takes up what training has kept, and leaves it as it is."""
+    if run.align is None or setup.feed is None:
+        return None
+    path = run.state_of(party.party) / "alignment.safetensors"
+    return Aligner(
+        party,
+        setup.feed,
+        key=run.ids_key.encode(),
+        load=lambda: path.read_bytes() if path.is_file() else None,
+        keep=lambda kept: write_atomically(path, kept) if setup.training else None,
+    )
+
+
+def aligned(run: Run, coordinator: str, program: Program, splits: tuple[str, ...]) -> Program:
+    """The coordinator's program, after the alignment that the run file asks for. Its secret lies in the party's state folder."""
+    if run.align is None:
+        return program
+    plan = AlignPlan.of(run.graph(), run.align, batch_size=run.batch_size, splits=splits)
+    return AlignedProgram(program, plan, secret=_secret(run.state_of(coordinator) / "align.secret"))
+
+
+def _secret(path: Path) -> bytes:
+    """32 random bytes, drawn at the first start of a run."""
+    if not path.is_file():
+        write_atomically(path, os.urandom(32))
+    return path.read_bytes()
 
 
 def _facts(feed: Feed | None, lanes: list[int]) -> dict[str, Any]:

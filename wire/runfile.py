@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from wire.alignment import AlignConfig
 from wire.codecs import DIRECTIONS, Direction, parse_codec
 from wire.data_config import DataConfig
 from wire.errors import RunFileError
@@ -188,7 +189,8 @@ class Run:
     weights may leave the device, which relay and ``cutlayer assemble`` need. ``in_flight``: steps of a client under way at once;
     1 means no stale weights. ``checkpoint_every``: global steps between checkpoints. ``clip_norm``: each segment's gradient is clipped to
     this norm. ``resend_after_s``: how long an answer may take before we repeat. ``topic_key``: secret from which topic
-    names are made; by default the run's name. ``ids_key``: secret with which sample ids are hashed, where the server holds the labels.
+    names are made; by default the run's name. ``ids_key``: secret with which sample ids are hashed, where the server holds the labels
+    or records are aligned.
     ``accumulate``: each segment's weights are updated by every so many of its steps, with the mean of their gradients; what is left over at
     the end of the run is not used.
     """
@@ -217,6 +219,7 @@ class Run:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
+    align: AlignConfig | None = None
     server: ServerConfig = field(default_factory=ServerConfig)
     base: str = "."
 
@@ -245,7 +248,11 @@ class Run:
             if cut not in edges:
                 raise ValueError(f"`codec.cuts` names the cut {cut!r}; cuts are {', '.join(edges)}")
         for client in self.clients:
-            self.data_of(client.name)
+            if self.data_of(client.name).validation_fraction and self.align is not None:
+                raise ValueError(
+                    "`validation_fraction` draws rows of one file, so that parties would hold out other records; with `[align]` give each "
+                    "a `[data.validation]` of its own"
+                )
 
     # ------------------------------------------------------------ what follows from it
 

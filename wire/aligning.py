@@ -1,0 +1,235 @@
+"""The two sides of an alignment: the coordinator's, as commands before those of a program; an institution's, behind its driver.
+
+    ids      each party with data in the lane answers with the keyed ids of its records, a blob a split: ``ids/{lane}/{segment}/{split}``
+    align    goes down with the lists, blobs of the same names, each only to where that name came from (``wire.actor``); answered with
+             new numbers of batches
+
+Each party keeps its alignment beside its checkpoints. At every join it names what it keeps by the coordinator's ``token``, so a run that is
+started again asks anew only where a party keeps nothing, or something of other data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from wire.alignment import AlignConfig, Ids, common_ids, digest_of_ids, holders, label_holders, places_of, read_ids, repeated, returned
+from wire.data_config import Split
+from wire.engine import Array
+from wire.errors import CheckpointError, DataError, GraphError, PeerMismatch, RunFileError
+from wire.feed import DataSource, Feed
+from wire.graph import Graph, PartySlice
+from wire.ids import ID_BYTES, keyed_ids
+from wire.limits import LIMITS
+from wire.program import Command, Program
+from wire.store import dump_state, load_state
+
+__all__ = ["AlignPlan", "AlignedProgram", "Aligner"]
+
+_CHUNK_RECORDS = 4096
+
+
+# ---------------------------------------------------------------- the coordinator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignPlan:
+    """What the coordinator has to know. By lane: ``segments``, one a party with data; ``needed``, those of them that bring labels."""
+
+    missing: Literal["drop", "zero"]
+    batch_size: int
+    splits: tuple[str, ...]
+    segments: tuple[tuple[str, ...], ...]
+    needed: tuple[frozenset[str], ...]
+
+    @classmethod
+    def of(cls, graph: Graph, config: AlignConfig, *, batch_size: int, splits: tuple[str, ...]) -> AlignPlan:
+        """Raises GraphError where no two parties hold data of one lane."""
+        segments = tuple(tuple(holders(graph, lane).values()) for lane in range(graph.lanes))
+        if max(len(names) for names in segments) < 2:
+            raise GraphError("`[align]` joins the records of several parties, but only one has raw data; leave it out, or add a segment")
+        needed = tuple(label_holders(graph, lane) for lane in range(graph.lanes))
+        return cls(missing=config.missing, batch_size=batch_size, splits=splits, segments=segments, needed=needed)
+
+
+class AlignedProgram(Program):
+    """Another program, with the commands before it that align records; lane by lane, and only lanes that are not aligned yet.
+
+    ``secret`` is the coordinator's own, and the same at each start of a run: what it draws must not change.
+    """
+
+    def __init__(self, inner: Program, plan: AlignPlan, *, secret: bytes) -> None:
+        self._inner = inner
+        self._plan = plan
+        self._secret = secret
+        self._batches: dict[str, Any] = {}
+        self._todo: list[int] = []  # lanes that are not aligned
+        self._next: Command | None = None
+
+    def sized(self, facts: Mapping[str, Any]) -> None:
+        self._batches = dict(facts.get("batches", {}))
+        kept = facts.get("aligned", {})
+        self._todo = [lane for lane in range(len(self._plan.segments)) if not self._agree(kept.get(str(lane), {}), lane)]
+        self._next = self._ask()
+        self._inner.sized(facts)
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        self._inner.load(state)
+
+    def state(self) -> dict[str, Any]:
+        return self._inner.state()
+
+    def next(self) -> Command:
+        return self._next or self._inner.next()
+
+    def done(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
+        """Raises DataError where too few records are common, PeerMismatch where an answer does not fit."""
+        if self._next is None:
+            self._inner.done(result, blobs)
+        elif self._next.op == "ids":
+            self._next = self._answer(self._todo[0], result, blobs)
+        else:
+            self._aligned(self._todo[0], str(self._next.args["token"]), result.get("facts", {}))
+
+    def _agree(self, kept: Mapping[str, str], lane: int, token: str | None = None) -> bool:
+        """Whether all parties of the lane keep one alignment; ``token``: this one."""
+        names = {kept.get(segment, "") for segment in self._plan.segments[lane]}
+        return len(names) == 1 and names != {""} and token in (None, *names)
+
+    def _ask(self) -> Command | None:
+        return Command(op="ids", lanes=(self._todo[0],)) if self._todo else None
+
+    def _answer(self, lane: int, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> Command:
+        """The common lists of a lane, made of everybody's ids."""
+        plan, back = self._plan, {}
+        total = 0
+        token = hmac.new(self._secret, f"{lane} {plan.missing}".encode(), hashlib.sha256)
+        for split in plan.splits:
+            lists = {segment: self._list(lane, segment, split, blobs) for segment in plan.segments[lane]}
+            common = common_ids(lists, missing=plan.missing, needed=plan.needed[lane], secret=self._secret)
+            self._check(lane, split, len(common), {segment: len(ids) for segment, ids in lists.items()})
+            total += len(common)
+            if total > LIMITS.aligned_records:
+                raise DataError(f"{total} common records are more than can be aligned ({LIMITS.aligned_records}, LIMITS.aligned_records)")
+            for segment, ids in lists.items():
+                back[_name(lane, segment, split)] = returned(common, ids).tobytes()
+            token.update(split.encode() + b"\0" + digest_of_ids(common) + b"".join(digest_of_ids(lists[name]) for name in sorted(lists)))
+        said = result.get("least", {}).get(str(lane), {})
+        least = max((int(said.get(segment, 1)) for segment in plan.segments[lane]), default=1)
+        return Command(op="align", lanes=(lane,), args={"token": token.hexdigest()[:32], "least": least}, blobs=back)
+
+    def _list(self, lane: int, segment: str, split: str, blobs: Mapping[str, bytes]) -> Ids:
+        name = _name(lane, segment, split)
+        if name not in blobs:
+            raise PeerMismatch(f"the party with segment `{segment}` sent no ids of its {split} records; all must run the same version")
+        return read_ids(blobs[name], where=f"ids of segment `{segment}`")
+
+    def _check(self, lane: int, split: str, common: int, held: Mapping[str, int]) -> None:
+        least = self._plan.batch_size if split == "train" else 1
+        if common >= least:
+            return
+        each = ", ".join(f"`{segment}` {count}" for segment, count in held.items())
+        what = "are common to all" if self._plan.missing == "drop" else "are left that have labels"
+        raise DataError(
+            f"of the {split} records of lane {lane} {common} {what}, and {least} are needed ({each} are held): check that all parties have "
+            "the same `ids_key`, and that their id columns hold the same ids, written alike"
+        )
+
+    def _aligned(self, lane: int, token: str, facts: Mapping[str, Any]) -> None:
+        if not self._agree(facts.get("aligned", {}).get(str(lane), {}), lane, token):
+            raise PeerMismatch(f"a party of lane {lane} did not take the alignment; all must run the same version")
+        self._batches |= facts.get("batches", {})
+        self._todo.pop(0)
+        self._next = self._ask()
+        self._inner.sized({"batches": self._batches})
+
+
+# ---------------------------------------------------------------- an institution
+
+
+class Aligner:
+    """One party's records on their way into the common order. ``feed`` serves that order once ``align`` is through, or was kept.
+
+    ``load`` and ``keep`` read and write what outlives the process. Raises DataError for ids that stand twice, of which it names only the
+    number; RunFileError without a key.
+    """
+
+    def __init__(
+        self, party: PartySlice, feed: Feed, *, key: bytes, load: Callable[[], bytes | None], keep: Callable[[bytes], None]
+    ) -> None:
+        if not key:
+            raise RunFileError("`[align]` joins records by keyed id: set `ids_key`, a secret that the parties with records share")
+        slots = [slot for slot in party.slots if slot.is_source or slot.labels == "local"]
+        lanes = sorted({lane for slot in slots for lane in slot.lanes})
+        if len(lanes) != 1:
+            raise GraphError(f"`{party.party}` has data in {len(lanes)} lanes; with `[align]` each lane needs a party of its own")
+        self._lane, self._segment = lanes[0], slots[0].segment
+        self._feed = feed
+        self._keep = keep
+        self._token = ""
+        self._ids: dict[Split, Ids] = {split: _own_ids(split, source, key) for split, source in feed.own.items()}
+        held = sum(len(ids) for ids in self._ids.values())
+        if held > LIMITS.aligned_records:
+            raise DataError(f"{held} records are more than can be aligned ({LIMITS.aligned_records}, LIMITS.aligned_records)")
+        self._take_up(load())
+
+    def facts(self) -> dict[str, Any]:
+        """``batches`` as they are once aligned, and by what token."""
+        if not self._token:
+            return {}
+        lane = str(self._lane)
+        return {"batches": {lane: self._feed.counts}, "aligned": {lane: {self._segment: self._token}}}
+
+    def ids(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The answer to ``ids``: result and blobs."""
+        least = max(source.least for source in self._feed.own.values())
+        blobs = {_name(self._lane, self._segment, split): ids.tobytes() for split, ids in self._ids.items()}
+        return {"least": {str(self._lane): {self._segment: least}}}, blobs
+
+    def align(self, args: Mapping[str, Any], blobs: Mapping[str, bytes]) -> dict[str, Any]:
+        """Take the common lists; durable when this returns the result. Raises PeerMismatch for lists that are not of our records."""
+        state: dict[str, Array] = {"token": _bytes(args["token"].encode()), "least": np.array([args["least"]], np.int64)}
+        for split, own in self._ids.items():
+            blob = blobs.get(_name(self._lane, self._segment, split), b"")
+            if not blob or len(blob) % ID_BYTES or len(blob) > LIMITS.message_bytes:
+                raise PeerMismatch(f"no list of common {split} records came back; all parties must run the same version")
+            state[f"{split}.places"] = places_of(np.frombuffer(blob, np.uint8).reshape(-1, ID_BYTES), own)
+            state[f"{split}.digest"] = _bytes(digest_of_ids(own))
+        kept = dump_state(state)
+        self._keep(kept)
+        self._take_up(kept)
+        return {"facts": self.facts()}
+
+    def _take_up(self, kept: bytes | None) -> None:
+        """Serve what was kept, if it is of these records and this key."""
+        try:
+            state = {} if kept is None else load_state(kept, where="alignment.safetensors")
+            if any(state[f"{split}.digest"].tobytes() != digest_of_ids(own) for split, own in self._ids.items()):
+                return
+            places = {split: state[f"{split}.places"].astype(np.int64, copy=False) for split in self._ids}
+            self._feed.align(places, least=int(state["least"][0]))
+            self._token = state["token"].tobytes().decode()
+        except (KeyError, CheckpointError):
+            return  # nothing was kept, or not of all splits, or it is damaged: the coordinator will ask
+
+
+def _own_ids(split: Split, source: DataSource, key: bytes) -> Ids:
+    chunks = [np.arange(at, min(at + _CHUNK_RECORDS, source.samples)) for at in range(0, source.samples, _CHUNK_RECORDS)]
+    ids = np.concatenate([keyed_ids(key, source.ids(at)) for at in chunks])
+    twice = repeated(ids)
+    if twice:
+        raise DataError(f"{twice} of {len(ids)} {split} records have an id that another one has; to be aligned, each record needs its own")
+    return ids
+
+
+def _name(lane: int, segment: str, split: str) -> str:
+    return f"ids/{lane}/{segment}/{split}"
+
+
+def _bytes(data: bytes) -> Array:
+    return np.frombuffer(data, np.uint8)
