@@ -517,7 +517,7 @@ class Actor:
             self._give(program.next())
 
     def _give_up(self, why: str, told: str, *, all: bool) -> None:
-        """End with ``why``. ``all``: nobody can go on, and those who wait for us had better know; what is not for them is not in ``told``."""
+        """End with ``why``. ``all``: nobody can go on, so our children are told as well, in words that say no more than they may know."""
         for line in self._children if all else ():
             self._refuse(line, told, all=True)
         self._emit(Exit(error=why))

@@ -98,8 +98,8 @@ def common_ids(lists: Mapping[str, Ids], *, missing: Literal["drop", "zero"], ne
     """
     texts = {name: _texts(ids) for name, ids in lists.items()}
     if missing == "drop":
-        return _ids(functools.reduce(np.intersect1d, texts.values()))
-    united = functools.reduce(np.union1d, texts.values())
+        return _ids(np.unique(functools.reduce(np.intersect1d, texts.values())))
+    united = np.unique(np.concatenate(list(texts.values())))
     for name in sorted(needed):
         united = np.intersect1d(united, texts[name])
     found = _ids(united)

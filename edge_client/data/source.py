@@ -42,8 +42,8 @@ class DataSource:
     ``inputs`` of a batch: float32 [N, F], [N, C, L] or [N, C, H, W]. ``target``: int64 [N], float32 [N] or [N, K], or None.
 
     Training batches are shuffled anew each epoch and augmented; those of validation and test come in the order of the file, as they are.
-    Where records are aligned with those of other parties, ``aligned`` gives the source that serves them in the common order; the shuffles of
-    all parties with the same ``stream`` are the same.
+    Where records are aligned with those of other parties, ``aligned`` gives the source that serves them in the common order. Shuffles are
+    the same for all parties with the same ``stream``.
 
     A last partial batch is a batch like any other, except for training with ``drop_last``, or where it would have fewer than ``min_batch``
     samples (BatchNorm cannot train on one): then it is left out of that epoch. Which samples that concerns changes with the shuffle.
