@@ -241,7 +241,7 @@ class Run:
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` is {self.clip_norm}; it must be above 0")
-        if self.server.labels is not None and not self.ids_key:
+        if self.server.labels is not None and not self.ids_key and self.align is None:  # which demands it where records are
             raise ValueError("`server.labels` joins records by keyed id: set `ids_key`, the secret that all parties share")
         edges = [edge.name for edge in self.graph().edges]
         for cut in self.codec.cuts:

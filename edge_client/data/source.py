@@ -156,6 +156,7 @@ def open_source(
         train_path=_resolve(base_dir, config.path),
         images=where.images,
         labels=where.labels,
+        id_column=where.id_column,
         pick=_picker(config, where, split, seed),
         memory_bytes=memory_bytes,
     )
