@@ -14,6 +14,7 @@ from edge_client.bundle import bundle_path, check_bundle, read_manifest
 from edge_client.data import DataSource, open_source
 from edge_client.engine import StockEngine, load_engine
 from edge_client.memory import choose_memory
+from wire.alignment import STREAM
 from wire.data_config import Split
 from wire.engine import Array
 from wire.errors import DataError, RunFileError, StorageError
@@ -131,7 +132,7 @@ def _open_feed(run: Run, mine: PartySlice, engines: Mapping[str, StockEngine], l
             split,
             seed=run.seed,
             segment=first,
-            stream=run.graph().sources[0],  # whose batches meet at a fan-in must shuffle alike
+            stream=None if run.align is None else STREAM,
             lane=lane,
             batch_size=run.batch_size,
             base_dir=run.base,

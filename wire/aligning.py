@@ -13,48 +13,27 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from wire.alignment import AlignConfig, Ids, common_ids, digest_of_ids, holders, label_holders, places_of, read_ids, repeated, returned
+from wire.alignment import Ids, common_ids, digest_of_ids, places_of, read_ids, repeated, returned
 from wire.data_config import Split
 from wire.engine import Array
 from wire.errors import CheckpointError, DataError, GraphError, PeerMismatch, RunFileError
 from wire.feed import DataSource, Feed
-from wire.graph import Graph, PartySlice
+from wire.graph import PartySlice
 from wire.ids import ID_BYTES, keyed_ids
 from wire.limits import LIMITS
 from wire.program import Command, Program
 from wire.store import dump_state, load_state
 
-__all__ = ["AlignPlan", "AlignedProgram", "Aligner"]
+__all__ = ["AlignedProgram", "Aligner"]
 
 _CHUNK_RECORDS = 4096
 
 
 # ---------------------------------------------------------------- the coordinator
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlignPlan:
-    """What the coordinator has to know. By lane: ``segments``, one a party with data; ``needed``, those of them that bring labels."""
-
-    missing: Literal["drop", "zero"]
-    batch_size: int
-    splits: tuple[str, ...]
-    segments: tuple[tuple[str, ...], ...]
-    needed: tuple[frozenset[str], ...]
-
-    @classmethod
-    def of(cls, graph: Graph, config: AlignConfig, *, batch_size: int, splits: tuple[str, ...]) -> AlignPlan:
-        """Raises GraphError where no two parties hold data of one lane."""
-        segments = tuple(tuple(holders(graph, lane).values()) for lane in range(graph.lanes))
-        if max(len(names) for names in segments) < 2:
-            raise GraphError("`[align]` joins the records of several parties, but only one has raw data; leave it out, or add a segment")
-        needed = tuple(label_holders(graph, lane) for lane in range(graph.lanes))
-        return cls(missing=config.missing, batch_size=batch_size, splits=splits, segments=segments, needed=needed)
 
 
 class AlignedProgram(Program):
@@ -63,18 +42,31 @@ class AlignedProgram(Program):
     ``secret`` is the coordinator's own, and the same at each start of a run: what it draws must not change.
     """
 
-    def __init__(self, inner: Program, plan: AlignPlan, *, secret: bytes) -> None:
+    def __init__(
+        self,
+        inner: Program,
+        *,
+        missing: Literal["drop", "zero"],
+        batch_size: int,
+        splits: tuple[str, ...],
+        lanes: int,
+        secret: bytes,
+    ) -> None:
         self._inner = inner
-        self._plan = plan
+        self._missing: Literal["drop", "zero"] = missing
+        self._batch_size = batch_size
+        self._splits = splits
+        self._lanes = lanes
         self._secret = secret
         self._batches: dict[str, Any] = {}
         self._todo: list[int] = []  # lanes that are not aligned
+        self._segments: tuple[str, ...] = ()  # those that have answered `ids`
         self._next: Command | None = None
 
     def sized(self, facts: Mapping[str, Any]) -> None:
         self._batches = dict(facts.get("batches", {}))
-        kept = facts.get("aligned", {})
-        self._todo = [lane for lane in range(len(self._plan.segments)) if not self._agree(kept.get(str(lane), {}), lane)]
+        kept = {lane: set(facts.get("aligned", {}).get(str(lane), {}).values()) for lane in range(self._lanes)}
+        self._todo = [lane for lane, tokens in kept.items() if len(tokens) != 1 or "" in tokens]
         self._next = self._ask()
         self._inner.sized(facts)
 
@@ -96,32 +88,31 @@ class AlignedProgram(Program):
         else:
             self._aligned(self._todo[0], str(self._next.args["token"]), result.get("facts", {}))
 
-    def _agree(self, kept: Mapping[str, str], lane: int, token: str | None = None) -> bool:
-        """Whether all parties of the lane keep one alignment; ``token``: this one."""
-        names = {kept.get(segment, "") for segment in self._plan.segments[lane]}
-        return len(names) == 1 and names != {""} and token in (None, *names)
-
     def _ask(self) -> Command | None:
         return Command(op="ids", lanes=(self._todo[0],)) if self._todo else None
 
     def _answer(self, lane: int, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> Command:
         """The common lists of a lane, made of everybody's ids."""
-        plan, back = self._plan, {}
-        total = 0
-        token = hmac.new(self._secret, f"{lane} {plan.missing}".encode(), hashlib.sha256)
-        for split in plan.splits:
-            lists = {segment: self._list(lane, segment, split, blobs) for segment in plan.segments[lane]}
-            common = common_ids(lists, missing=plan.missing, needed=plan.needed[lane], secret=self._secret)
-            self._check(lane, split, len(common), {segment: len(ids) for segment, ids in lists.items()})
-            total += len(common)
-            if total > LIMITS.aligned_records:
-                raise DataError(f"{total} common records are more than can be aligned ({LIMITS.aligned_records}, LIMITS.aligned_records)")
-            for segment, ids in lists.items():
-                back[_name(lane, segment, split)] = returned(common, ids).tobytes()
-            token.update(split.encode() + b"\0" + digest_of_ids(common) + b"".join(digest_of_ids(lists[name]) for name in sorted(lists)))
-        said = result.get("least", {}).get(str(lane), {})
-        least = max((int(said.get(segment, 1)) for segment in plan.segments[lane]), default=1)
-        return Command(op="align", lanes=(lane,), args={"token": token.hexdigest()[:32], "least": least}, blobs=back)
+        least: Mapping[str, int] = result.get("least", {}).get(str(lane), {})
+        self._segments = tuple(sorted(least))
+        if len(least) < 2:
+            raise GraphError(f"`[align]` joins the records of several parties, but in lane {lane} only one has raw data; leave it out")
+        lists = {split: {segment: self._list(lane, segment, split, blobs) for segment in self._segments} for split in self._splits}
+        needed = [segment for segment in result.get("labels", {}).get(str(lane), {}) if segment in least]
+        common = {split: common_ids(held, missing=self._missing, needed=needed, secret=self._secret) for split, held in lists.items()}
+        self._check(lane, lists, common)
+        back = {
+            _name(lane, segment, split): returned(common[split], lists[split][segment]).tobytes() for split in lists for segment in least
+        }
+        args = {"token": self._token(lane, lists, common), "least": max(least.values())}
+        return Command(op="align", lanes=(lane,), args=args, blobs=back)
+
+    def _token(self, lane: int, lists: Mapping[str, Mapping[str, Ids]], common: Mapping[str, Ids]) -> str:
+        """Keyed, or an institution could try out of whose records the common ones were made."""
+        token = hmac.new(self._secret, f"{lane} {self._missing}".encode(), hashlib.sha256)
+        for split, held in lists.items():
+            token.update(split.encode() + b"\0" + digest_of_ids(common[split]) + b"".join(digest_of_ids(ids) for ids in held.values()))
+        return token.hexdigest()[:32]
 
     def _list(self, lane: int, segment: str, split: str, blobs: Mapping[str, bytes]) -> Ids:
         name = _name(lane, segment, split)
@@ -129,19 +120,24 @@ class AlignedProgram(Program):
             raise PeerMismatch(f"the party with segment `{segment}` sent no ids of its {split} records; all must run the same version")
         return read_ids(blobs[name], where=f"ids of segment `{segment}`")
 
-    def _check(self, lane: int, split: str, common: int, held: Mapping[str, int]) -> None:
-        least = self._plan.batch_size if split == "train" else 1
-        if common >= least:
-            return
-        each = ", ".join(f"`{segment}` {count}" for segment, count in held.items())
-        what = "are common to all" if self._plan.missing == "drop" else "are left that have labels"
-        raise DataError(
-            f"of the {split} records of lane {lane} {common} {what}, and {least} are needed ({each} are held): check that all parties have "
-            "the same `ids_key`, and that their id columns hold the same ids, written alike"
-        )
+    def _check(self, lane: int, lists: Mapping[str, Mapping[str, Ids]], common: Mapping[str, Ids]) -> None:
+        """Whether that is enough to train and evaluate on, and not too much to send."""
+        for split, ids in common.items():
+            least = self._batch_size if split == "train" else 1
+            if len(ids) < least:
+                each = ", ".join(f"`{segment}` {len(held)}" for segment, held in lists[split].items())
+                what = "are common to all" if self._missing == "drop" else "are left that have labels"
+                raise DataError(
+                    f"of the {split} records of lane {lane} {len(ids)} {what}, and {least} are needed ({each} are held): check that all "
+                    "parties have the same `ids_key`, and that their id columns hold the same ids, written alike"
+                )
+        total = sum(len(ids) for ids in common.values())
+        if total > LIMITS.aligned_records:
+            raise DataError(f"{total} common records are more than can be aligned ({LIMITS.aligned_records}, LIMITS.aligned_records)")
 
     def _aligned(self, lane: int, token: str, facts: Mapping[str, Any]) -> None:
-        if not self._agree(facts.get("aligned", {}).get(str(lane), {}), lane, token):
+        taken = facts.get("aligned", {}).get(str(lane), {})
+        if taken != dict.fromkeys(self._segments, token):
             raise PeerMismatch(f"a party of lane {lane} did not take the alignment; all must run the same version")
         self._batches |= facts.get("batches", {})
         self._todo.pop(0)
@@ -169,6 +165,7 @@ class Aligner:
         if len(lanes) != 1:
             raise GraphError(f"`{party.party}` has data in {len(lanes)} lanes; with `[align]` each lane needs a party of its own")
         self._lane, self._segment = lanes[0], slots[0].segment
+        self._labels = any(slot.labels == "local" or any(end.labels or end.ids for end in slot.outputs) for slot in slots)
         self._feed = feed
         self._keep = keep
         self._token = ""
@@ -179,17 +176,17 @@ class Aligner:
         self._take_up(load())
 
     def facts(self) -> dict[str, Any]:
-        """``batches`` as they are once aligned, and by what token."""
-        if not self._token:
-            return {}
+        """By what token the records are aligned, empty for not yet; and once they are, ``batches``."""
         lane = str(self._lane)
-        return {"batches": {lane: self._feed.counts}, "aligned": {lane: {self._segment: self._token}}}
+        counts = {"batches": {lane: self._feed.counts}} if self._token else {}
+        return {"aligned": {lane: {self._segment: self._token}}, **counts}
 
     def ids(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The answer to ``ids``: result and blobs."""
         least = max(source.least for source in self._feed.own.values())
         blobs = {_name(self._lane, self._segment, split): ids.tobytes() for split, ids in self._ids.items()}
-        return {"least": {str(self._lane): {self._segment: least}}}, blobs
+        lane = str(self._lane)
+        return {"least": {lane: {self._segment: least}}, **({"labels": {lane: {self._segment: True}}} if self._labels else {})}, blobs
 
     def align(self, args: Mapping[str, Any], blobs: Mapping[str, bytes]) -> dict[str, Any]:
         """Take the common lists; durable when this returns the result. Raises PeerMismatch for lists that are not of our records."""

@@ -21,26 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wire.errors import PeerMismatch
-from wire.graph import Graph
 from wire.ids import ID_BYTES
 from wire.limits import LIMITS
 
-__all__ = [
-    "BLANK",
-    "AlignConfig",
-    "Ids",
-    "common_ids",
-    "digest_of_ids",
-    "holders",
-    "label_holders",
-    "places_of",
-    "read_ids",
-    "repeated",
-    "returned",
-]
+__all__ = ["BLANK", "STREAM", "AlignConfig", "Ids", "common_ids", "digest_of_ids", "places_of", "read_ids", "repeated", "returned"]
 
 Ids = NDArray[np.uint8]
 BLANK = bytes(ID_BYTES)
+STREAM = "aligned"  # of the shuffles that all parties of a lane share: a party need not know the name of another's segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,28 +40,6 @@ class AlignConfig:
     """
 
     missing: Literal["drop", "zero"] = "drop"
-
-
-# ---------------------------------------------------------------- who takes part
-
-
-def holders(graph: Graph, lane: int) -> dict[str, str]:
-    """Party to the segment by whose name its records go: of all that read data in ``lane``, the first in topological order."""
-    found: dict[str, str] = {}
-    for segment in graph.order():
-        if segment.name in graph.sources or (segment.loss and segment.labels == "local"):
-            found.setdefault(graph.party_of(segment.name, lane), segment.name)
-    return found
-
-
-def label_holders(graph: Graph, lane: int) -> frozenset[str]:
-    """Those of ``holders`` that bring labels to a loss, or the ids by which it looks them up: a record that they lack has no label."""
-    named = holders(graph, lane)
-    sinks = [segment for segment in graph.segments if segment.loss]
-    return frozenset(named[graph.party_of(sink.name if sink.labels == "local" else graph.labels_source(sink), lane)] for sink in sinks)
-
-
-# ---------------------------------------------------------------- lists
 
 
 def read_ids(blob: bytes, *, where: str) -> Ids:

@@ -104,10 +104,14 @@ def _result(result: Any) -> Mapping[str, Any]:
             whole(count, below=LIMITS.batches + 1)
     for names in result.get("facts", {}).get("aligned", {}).values():
         for token in names.values():
-            _read_token(token)
+            if token != "":  # not aligned yet
+                _read_token(token)
     for segments in result.get("least", {}).values():
         for least in segments.values():
             whole(least, below=_U32)
+    for segments in result.get("labels", {}).values():
+        if any(brings is not True for brings in segments.values()):
+            raise TypeError("who brings labels says so or nothing")
     for value in result.get("metrics", {}).values():
         if type(value) not in (int, float):
             raise TypeError("a metric is a number")

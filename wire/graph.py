@@ -195,15 +195,6 @@ class Graph:
         parties = self.segment(segment).parties
         return parties[0] if len(parties) == 1 else parties[lane]
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Segments that take raw data, in topological order."""
-        return tuple(segment.name for segment in self.order() if self._reads(segment.name))
-
-    def labels_source(self, sink: Segment) -> str:
-        """The segment with raw data from which a loss gets labels, or the keyed ids of its samples."""
-        return sink.labels_from or next(name for name in self.sources if self._leads(name, sink.name))
-
     def lanes_of(self, segment: str, party: str) -> tuple[int, ...]:
         """The lanes of ``segment`` that ``party`` serves."""
         return tuple(lane for lane in range(self.lanes) if self.party_of(segment, lane) == party)
@@ -252,7 +243,9 @@ class Graph:
         for sink in self.segments:
             if not sink.loss or sink.labels == "local":
                 continue
-            source = self.labels_source(sink)
+            source = sink.labels_from or next(
+                each.name for each in self.order() if self._leads(each.name, sink.name) and self._reads(each.name)
+            )
             if not (source in [each.name for each in self.segments] and self._reads(source) and self._leads(source, sink.name)):
                 raise GraphError(
                     f"`labels_from` of segment `{sink.name}` is {source!r}, which is no segment with raw data that leads to it"

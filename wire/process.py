@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wire.actor import Actor, Timing
-from wire.aligning import AlignedProgram, Aligner, AlignPlan
+from wire.aligning import AlignedProgram, Aligner
 from wire.codecs import offer_for
 from wire.cut import Cuts
 from wire.driver import Driver, Observer
@@ -140,8 +140,10 @@ def aligned(run: Run, coordinator: str, program: Program, splits: tuple[str, ...
     """The coordinator's program, after the alignment that the run file asks for. Its secret lies in the party's state folder."""
     if run.align is None:
         return program
-    plan = AlignPlan.of(run.graph(), run.align, batch_size=run.batch_size, splits=splits)
-    return AlignedProgram(program, plan, secret=_secret(run.state_of(coordinator) / "align.secret"))
+    secret = _secret(run.state_of(coordinator) / "align.secret")
+    return AlignedProgram(
+        program, missing=run.align.missing, batch_size=run.batch_size, splits=splits, lanes=run.plan().lanes, secret=secret
+    )
 
 
 def _secret(path: Path) -> bytes:

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.alignment import BLANK, Ids, common_ids, digest_of_ids, holders, label_holders, places_of, read_ids, repeated, returned
+from wire.alignment import BLANK, Ids, common_ids, digest_of_ids, places_of, read_ids, repeated, returned
 from wire.errors import PeerMismatch
-from wire.graph import Edge, Graph, Segment
 from wire.ids import ID_BYTES
 from wire.limits import LIMITS
 
@@ -117,43 +116,3 @@ def test_repeated_ids_are_counted() -> None:
 def test_the_digest_of_a_list_knows_its_order() -> None:
     digests = {digest_of_ids(packed(ids)) for ids in ([], [A], [A, B], [B, A])}
     assert len(digests) == 4
-
-
-# ---------------------------------------------------------------- who takes part
-
-
-def segment(name: str, *parties: str, **keys) -> Segment:
-    return Segment(name=name, parties=parties, **keys)
-
-
-def joined(*segments: Segment, edges: str) -> Graph:
-    return Graph(segments=segments, edges=tuple(Edge(source=pair[0], target=pair[1]) for pair in edges.split()))
-
-
-def test_a_party_goes_by_its_first_segment_with_data_and_the_default_source_brings_the_labels() -> None:
-    graph = joined(segment("a", "pa"), segment("b", "pb"), segment("c", "pb"), segment("t", "s", loss=True), edges="at bt ct")
-    assert holders(graph, 0) == {"pa": "a", "pb": "b"}
-    assert label_holders(graph, 0) == {"a"}
-
-
-def test_each_loss_has_its_own_holder_of_labels() -> None:
-    sinks = (segment("t", "s1", loss=True, labels_from="b"), segment("u", "s2", loss=True, labels="held"))
-    graph = joined(segment("a", "pa"), segment("b", "pb"), *sinks, edges="at bt au bu")
-    assert label_holders(graph, 0) == {"a", "b"}
-
-
-def test_labels_that_stay_home_are_needed_where_they_are() -> None:
-    """A head beside the second institution's data; and one at a party that has labels and nothing else."""
-    beside = joined(
-        segment("a", "pa"), segment("b", "pb"), segment("t", "s"), segment("h", "pb", loss=True, labels="local"), edges="at bt th"
-    )
-    assert (holders(beside, 0), label_holders(beside, 0)) == ({"pa": "a", "pb": "b"}, {"b"})
-    apart = joined(
-        segment("a", "pa"), segment("b", "pb"), segment("t", "s"), segment("h", "ph", loss=True, labels="local"), edges="at bt th"
-    )
-    assert (holders(apart, 0), label_holders(apart, 0)) == ({"pa": "a", "pb": "b", "ph": "h"}, {"h"})
-
-
-def test_every_lane_has_parties_of_its_own() -> None:
-    graph = joined(segment("a", "a0", "a1"), segment("b", "b0", "b1"), segment("t", "s", loss=True), edges="at bt")
-    assert holders(graph, 1) == {"a1": "a", "b1": "b"}

@@ -13,8 +13,8 @@ import numpy as np
 from edge_client.data.rows import MemoryRows
 from edge_client.data.samples import Samples
 from edge_client.data.source import DataSource
-from wire.aligning import AlignedProgram, Aligner, AlignPlan
-from wire.alignment import AlignConfig, holders, label_holders
+from wire.aligning import AlignedProgram, Aligner
+from wire.alignment import STREAM
 from wire.data_config import DataConfig
 from wire.feed import Feed
 from wire.graph import Graph, PartySlice
@@ -22,11 +22,30 @@ from wire.program import Program
 from wire.rng import permutation
 
 KEY, SECRET = b"shared by the institutions", b"the coordinator's own"
-STREAM = "stream"
 
 
 def hashed(name: str) -> bytes:
     return hmac.new(KEY, name.encode(), "sha256").digest()[:16]
+
+
+def holders(graph: Graph, lane: int) -> dict[str, str]:
+    """Party to the segment by whose name its records go: the first that takes raw data."""
+    fed = {edge.target for edge in graph.edges}
+    found: dict[str, str] = {}
+    for segment in graph.order():
+        if segment.name not in fed:
+            found.setdefault(graph.party_of(segment.name, lane), segment.name)
+    return found
+
+
+def label_holders(graph: Graph, lane: int) -> set[str]:
+    """Parties without which a record has no label: of each loss the one that is named, has them at home, or comes first."""
+    parties = list(holders(graph, lane))
+    sinks = [segment for segment in graph.segments if segment.loss]
+    homes = {graph.party_of(sink.name, lane) for sink in sinks if sink.labels == "local"}
+    named = {graph.party_of(sink.labels_from, lane) for sink in sinks if sink.labels_from is not None}
+    first = {parties[0] for sink in sinks if sink.labels != "local" and sink.labels_from is None}
+    return homes | named | first
 
 
 def source(names: list[str], *, train: bool, batch_size: int, segment: str = "bottom", drop_last: bool = False, **keys: Any) -> DataSource:
@@ -69,20 +88,19 @@ class ToyAlign:
         return None if feed is None else Aligner(party, feed, key=KEY, load=lambda: disk.alignment, keep=keep)
 
     def program(self, inner: Program, graph: Graph) -> AlignedProgram:
-        plan = AlignPlan.of(graph, AlignConfig(missing=self.missing), batch_size=self.batch_size, splits=("train", "test"))
-        return AlignedProgram(inner, plan, secret=SECRET)
+        return AlignedProgram(
+            inner, missing=self.missing, batch_size=self.batch_size, splits=("train", "test"), lanes=graph.lanes, secret=SECRET
+        )
 
     # ------------------------------------------------------------ what must come of it
 
     def order(self, graph: Graph, lane: int, split: str) -> list[str]:
         """The common order, from sets of plain ids."""
-        segments = {segment: set(self.records[party][split]) for party, segment in holders(graph, lane).items()}
+        held = {party: set(self.records[party][split]) for party in holders(graph, lane)}
         if self.missing == "drop":
-            return sorted(set.intersection(*segments.values()), key=hashed)
-        needed = [segments[segment] for segment in label_holders(graph, lane)]
-        return sorted(
-            set.union(*segments.values()).intersection(*needed), key=lambda name: hmac.new(SECRET, hashed(name), "sha256").digest()
-        )
+            return sorted(set.intersection(*held.values()), key=hashed)
+        needed = [held[party] for party in label_holders(graph, lane)]
+        return sorted(set.union(*held.values()).intersection(*needed), key=lambda name: hmac.new(SECRET, hashed(name), "sha256").digest())
 
     def batches(self, graph: Graph, lane: int) -> dict[str, int]:
         return {split: math.ceil(len(self.order(graph, lane, split)) / self.batch_size) for split in ("train", "test")}
