@@ -151,8 +151,8 @@ class AlignedProgram(Program):
 class Aligner:
     """One party's records on their way into the common order. ``feed`` serves that order once ``align`` is through, or was kept.
 
-    ``load`` and ``keep`` read and write what outlives the process. Raises DataError for ids that stand twice, of which it names only the
-    number; RunFileError without a key.
+    ``lane`` is where its data are. ``load`` and ``keep`` read and write what outlives the process. Raises RunFileError without a key,
+    DataError for ids that stand twice, of which it names only the number.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Aligner:
         lanes = sorted({lane for slot in slots for lane in slot.lanes})
         if len(lanes) != 1:
             raise GraphError(f"`{party.party}` has data in {len(lanes)} lanes; with `[align]` each lane needs a party of its own")
-        self._lane, self._segment = lanes[0], slots[0].segment
+        self.lane, self._segment = lanes[0], slots[0].segment
         self._labels = any(slot.labels == "local" or any(end.labels or end.ids for end in slot.outputs) for slot in slots)
         self._feed = feed
         self._keep = keep
@@ -177,22 +177,22 @@ class Aligner:
 
     def facts(self) -> dict[str, Any]:
         """By what token the records are aligned, empty for not yet; and once they are, ``batches``."""
-        lane = str(self._lane)
+        lane = str(self.lane)
         counts = {"batches": {lane: self._feed.counts}} if self._token else {}
         return {"aligned": {lane: {self._segment: self._token}}, **counts}
 
     def ids(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The answer to ``ids``: result and blobs."""
         least = max(source.least for source in self._feed.own.values())
-        blobs = {_name(self._lane, self._segment, split): ids.tobytes() for split, ids in self._ids.items()}
-        lane = str(self._lane)
+        blobs = {_name(self.lane, self._segment, split): ids.tobytes() for split, ids in self._ids.items()}
+        lane = str(self.lane)
         return {"least": {lane: {self._segment: least}}, **({"labels": {lane: {self._segment: True}}} if self._labels else {})}, blobs
 
     def align(self, args: Mapping[str, Any], blobs: Mapping[str, bytes]) -> dict[str, Any]:
         """Take the common lists; durable when this returns the result. Raises PeerMismatch for lists that are not of our records."""
         state: dict[str, Array] = {"token": _bytes(args["token"].encode()), "least": np.array([args["least"]], np.int64)}
         for split, own in self._ids.items():
-            blob = blobs.get(_name(self._lane, self._segment, split), b"")
+            blob = blobs.get(_name(self.lane, self._segment, split), b"")
             if not blob or len(blob) % ID_BYTES or len(blob) > LIMITS.message_bytes:
                 raise PeerMismatch(f"no list of common {split} records came back; all parties must run the same version")
             state[f"{split}.places"] = places_of(np.frombuffer(blob, np.uint8).reshape(-1, ID_BYTES), own)
