@@ -50,7 +50,7 @@ def _value(hint: Any, data: Any, *, where: str, error: type[UsageError]) -> Any:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         if data is None and len(options) < len(typing.get_args(hint)):
             return None
-        if len(options) > 1 and isinstance(data, Mapping) and all(dataclasses.is_dataclass(option) for option in options):
+        if isinstance(data, Mapping) and len(options) > 1 and all(dataclasses.is_dataclass(option) for option in options):
             return _by_kind(options, data, where=where, error=error)
         for option in options[:-1]:
             try:

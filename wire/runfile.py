@@ -248,11 +248,7 @@ class Run:
             if cut not in edges:
                 raise ValueError(f"`codec.cuts` names the cut {cut!r}; cuts are {', '.join(edges)}")
         for client in self.clients:
-            if self.data_of(client.name).validation_fraction and self.align is not None:
-                raise ValueError(
-                    "`validation_fraction` draws rows of one file, so that parties would hold out other records; with `[align]` give each "
-                    "a `[data.validation]` of its own"
-                )
+            self.data_of(client.name)
 
     # ------------------------------------------------------------ what follows from it
 
