@@ -127,7 +127,7 @@ def _open_feed(run: Run, mine: PartySlice, engines: Mapping[str, StockEngine], l
     first = next(slot.segment for slot in mine.slots if slot.is_source)
     if run.align is not None and config.validation_fraction:
         raise RunFileError(
-            "`validation_fraction` draws rows of one file, so that parties would hold out different records; with `[align]` give each party "
+            "`validation_fraction` draws rows of one file, so that parties would hold out other records; with `[align]` give each party "
             "a `[data.validation]` of its own"
         )
     sources: dict[Split, DataSource] = {}
