@@ -125,11 +125,6 @@ def _load_engines(run: Run, mine: PartySlice, client: ClientConfig, folder: Path
 def _open_feed(run: Run, mine: PartySlice, engines: Mapping[str, StockEngine], lane: int, splits: tuple[Split, ...]) -> Feed:
     config = run.data_of(run.clients[lane].name)
     first = next(slot.segment for slot in mine.slots if slot.is_source)
-    if run.align is not None and config.validation_fraction:
-        raise RunFileError(
-            "`validation_fraction` draws rows of one file, so that parties would hold out other records; with `[align]` give each party "
-            "a `[data.validation]` of its own"
-        )
     sources: dict[Split, DataSource] = {}
     for split in splits:
         sources[split] = open_source(

@@ -140,13 +140,17 @@ def open_source(
 ) -> DataSource:
     """Open one split of a party's data. ``base_dir`` is where relative paths begin; ``min_batch`` is the bundle's.
 
-    Parties whose batches meet at a fan-in pass the same ``stream`` (left out: ``segment``) and ``lane``, so that their samples come in the
-    same order.
+    Parties whose records are aligned pass the same ``stream`` (left out: ``segment``) and ``lane``, so that these come in the same order.
     Raises DataError: a path that is not there, a file that is damaged or of another kind, labels that do not fit, an empty share.
     """
     if batch_size < 1 or min_batch < 1:
         raise ValueError(f"`batch_size` is {batch_size} and `min_batch` {min_batch}; both must be 1 or more")
     held_out = split == "validation" and config.validation_fraction > 0
+    if stream is not None and config.validation_fraction:
+        raise DataError(
+            "`validation_fraction` draws rows of one file, so that parties would hold out other records; with `[align]` give each party a "
+            "`[data.validation]` of its own"
+        )
     _check_split(config, split, held_out)
     where = config.split("train" if held_out else split)
     request = Request(
