@@ -412,7 +412,7 @@ def test_numbered_ids_are_rows_of_the_file() -> None:
 
 def test_aligned_records_are_not_held_out_by_row(tmp_path: Path) -> None:
     write(tmp_path, 10)
-    with pytest.raises(DataError, match="give each party a `\\[data.validation\\]`"):
+    with pytest.raises(DataError, match=r"give each party a `\[data.validation\]`"):
         open_source(
             DataConfig(kind="npz", path=str(tmp_path / "d.npz"), validation_fraction=0.2),
             "train",
