@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -28,9 +29,10 @@ from wire.limits import LIMITS
 from wire.program import Command, Program
 from wire.store import dump_state, load_state
 
-__all__ = ["AlignedProgram", "Aligner"]
+__all__ = ["AlignedProgram", "Aligner", "told"]
 
 _CHUNK_RECORDS = 4096
+_NAME = re.compile(r"ids/(?P<lane>[0-9]{1,5})/(?P<segment>[A-Za-z0-9_-]{1,64})/(?P<split>train|validation|test)")
 
 
 # ---------------------------------------------------------------- the coordinator
@@ -213,6 +215,17 @@ class Aligner:
             self._token = state["token"].tobytes().decode()
         except (KeyError, CheckpointError):
             return  # nothing was kept, or not of all splits, or it is damaged: the coordinator will ask
+
+
+def told(blobs: Mapping[str, bytes]) -> str:
+    """For a person: how many records the lists of an ``align`` have, and how many of them each party holds."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, blob in blobs.items():
+        if match := _NAME.fullmatch(name):
+            rows = np.frombuffer(blob[: len(blob) // ID_BYTES * ID_BYTES], np.uint8).reshape(-1, ID_BYTES)
+            held = f"`{match['segment']}` holds {int(rows.any(axis=1).sum())}"
+            found.setdefault((match["lane"], f"{match['split']} {len(rows)}"), []).append(held)
+    return "; ".join(f"lane {lane}, records aligned for {what} ({', '.join(held)})" for (lane, what), held in found.items())
 
 
 def _own_ids(split: Split, source: DataSource, key: bytes) -> Ids:

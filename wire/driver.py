@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from wire.actor import Actor
-from wire.aligning import Aligner
+from wire.aligning import Aligner, told
 from wire.cut import Cuts
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, OtherVersion, PeerMismatch
@@ -333,8 +333,10 @@ class Driver:
             case "ids" if self._aligner is not None:
                 result, blobs = self._aligner.ids()
                 return Executed(op="ids", result=result, blobs=blobs)
-            case "align" if self._aligner is not None:
-                return Executed(op="align", result=self._aligner.align(effect.args, effect.blobs))
+            case "align":
+                result = {} if self._aligner is None else self._aligner.align(effect.args, effect.blobs)
+                self._observe("note", kind="aligned", text=told(effect.blobs))
+                return Executed(op="align", result=result)
             case "save":
                 self._save(int(effect.args["id"]), effect.program)
                 self._observe("checkpoint", id=effect.args["id"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.wire.test_actor import FAULTS, check
 from tests.wire.toy_align import KEY, ToyAlign, hashed, holders, source
 from tests.wire.toy_run import Faults, Setup, World
-from wire.aligning import AlignedProgram, Aligner
+from wire.aligning import AlignedProgram, Aligner, told
 from wire.alignment import BLANK
 from wire.bodies import read_command, read_done
 from wire.data_config import Augment, Normalize
@@ -227,6 +227,13 @@ def test_what_was_kept_is_taken_up_for_the_same_records_and_key_only() -> None:
     assert aligner(feed_of("1", "2", "3"), key=b"another", kept=kept).facts() == none
     for damaged in (b"", kept["pa"][:-1], b"rubbish"):
         assert aligner(feed_of("1", "2", "3"), kept={"pa": damaged}).facts() == none
+
+
+def test_a_person_is_told_the_counts_and_nothing_that_a_peer_made_up() -> None:
+    blobs = {**lists("1", "", "2"), "ids/0/b/train": hashed("1") * 3, "ids/0/a/test": hashed("3"), "ids/0/\x1b[2J/test": b"", "x": b"1"}
+    assert told(blobs) == (
+        "lane 0, records aligned for train 3 (`a` holds 2, `b` holds 3); lane 0, records aligned for test 1 (`a` holds 1)"
+    )
 
 
 def test_ids_that_stand_twice_are_counted_and_not_named() -> None:
