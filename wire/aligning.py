@@ -29,7 +29,7 @@ from wire.limits import LIMITS
 from wire.program import Command, Program
 from wire.store import dump_state, load_state
 
-__all__ = ["AlignedProgram", "Aligner", "told"]
+__all__ = ["AlignedProgram", "Aligner", "counts_of"]
 
 _CHUNK_RECORDS = 4096
 _NAME = re.compile(r"ids/(?P<lane>[0-9]{1,5})/(?P<segment>[A-Za-z0-9_-]{1,64})/(?P<split>train|validation|test)")
@@ -217,7 +217,7 @@ class Aligner:
             return  # nothing was kept, or not of all splits, or it is damaged: the coordinator will ask
 
 
-def told(blobs: Mapping[str, bytes]) -> str:
+def counts_of(blobs: Mapping[str, bytes]) -> str:
     """For a person: how many records the lists of an ``align`` have, and how many of them each party holds."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, blob in blobs.items():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from wire.actor import Actor
-from wire.aligning import Aligner, told
+from wire.aligning import Aligner, counts_of
 from wire.cut import Cuts
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, OtherVersion, PeerMismatch
@@ -335,7 +335,7 @@ class Driver:
                 return Executed(op="ids", result=result, blobs=blobs)
             case "align":
                 result = {} if self._aligner is None else self._aligner.align(effect.args, effect.blobs)
-                self._observe("note", kind="aligned", text=told(effect.blobs))
+                self._observe("note", kind="aligned", text=counts_of(effect.blobs))
                 return Executed(op="align", result=result)
             case "save":
                 self._save(int(effect.args["id"]), effect.program)

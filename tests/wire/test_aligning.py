@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.wire.test_actor import FAULTS, check
 from tests.wire.toy_align import KEY, ToyAlign, hashed, holders, source
 from tests.wire.toy_run import Faults, Setup, World
-from wire.aligning import AlignedProgram, Aligner, told
+from wire.aligning import AlignedProgram, Aligner, counts_of
 from wire.alignment import BLANK
 from wire.bodies import read_command, read_done
 from wire.data_config import Augment, Normalize
@@ -231,7 +231,7 @@ def test_what_was_kept_is_taken_up_for_the_same_records_and_key_only() -> None:
 
 def test_a_person_is_told_the_counts_and_nothing_that_a_peer_made_up() -> None:
     blobs = {**lists("1", "", "2"), "ids/0/b/train": hashed("1") * 3, "ids/0/a/test": hashed("3"), "ids/0/\x1b[2J/test": b"", "x": b"1"}
-    assert told(blobs) == (
+    assert counts_of(blobs) == (
         "lane 0, records aligned for train 3 (`a` holds 2, `b` holds 3); lane 0, records aligned for test 1 (`a` holds 1)"
     )
 
