@@ -24,6 +24,7 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 _U32, _U16 = 1 << 32, 1 << 16  # as the header of a frame has epochs, steps and lanes
 _I64 = 1 << 63  # what is stored, and boots
 _ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64, "least": _U32}
+_SEGMENT = re.compile("[A-Za-z0-9_-]{1,64}")
 _TOKEN = re.compile("[0-9a-f]{32}")
 _NEEDED = {"train": "steps", "evaluate": "steps", "infer": "steps", "save": "id", "restore": "id", "keep": "lane", "align": "least"}
 
@@ -88,6 +89,21 @@ def read_done(body: Mapping[str, Any]) -> Done:
     return Done(seq=whole(body["seq"], below=_U32), boot=whole(body["boot"], below=_I64), result=_result(body["result"]))
 
 
+def _check_alignment(result: Mapping[str, Any]) -> None:
+    """What parties say by lane and segment of their records; names of segments come into messages for a person."""
+    tables = (result.get("facts", {}).get("aligned", {}), result.get("least", {}), result.get("labels", {}))
+    for at, table in enumerate(tables):
+        for segment, value in ((segment, value) for segments in table.values() for segment, value in segments.items()):
+            if not _SEGMENT.fullmatch(segment):
+                raise ValueError("a name of a segment has 1 to 64 letters, digits, `_` or `-`")
+            if at == 0 and value != "":  # not aligned yet
+                _read_token(value)
+            elif at == 1:
+                whole(value, below=_U32)
+            elif at == 2 and value is not True:
+                raise TypeError("who brings labels says so or nothing")
+
+
 def _read_token(token: Any) -> None:
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise ValueError("an alignment is named by 32 hex digits")
@@ -102,16 +118,7 @@ def _result(result: Any) -> Mapping[str, Any]:
         whole(int(lane), below=_U16)
         for count in splits.values():
             whole(count, below=LIMITS.batches + 1)
-    for names in result.get("facts", {}).get("aligned", {}).values():
-        for token in names.values():
-            if token != "":  # not aligned yet
-                _read_token(token)
-    for segments in result.get("least", {}).values():
-        for least in segments.values():
-            whole(least, below=_U32)
-    for segments in result.get("labels", {}).values():
-        if any(brings is not True for brings in segments.values()):
-            raise TypeError("who brings labels says so or nothing")
+    _check_alignment(result)
     for value in result.get("metrics", {}).values():
         if type(value) not in (int, float):
             raise TypeError("a metric is a number")

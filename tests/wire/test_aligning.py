@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -329,3 +330,13 @@ def test_least_is_a_whole_number(least: Any) -> None:
 def test_who_brings_labels_says_so_or_nothing(labels: Any) -> None:
     with pytest.raises(TypeError, match="brings labels"):
         read_done({"seq": 1, "boot": 1, "result": {"labels": {"0": {"a": labels}}}})
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\nb", "\x1b[2J", "a" * 65])
+@pytest.mark.parametrize(
+    "result", [{"least": {"0": {"": 1}}}, {"labels": {"0": {"": True}}}, {"facts": {"aligned": {"0": {"": "0" * 32}}}}]
+)
+def test_a_segment_has_a_name_that_can_stand_in_a_message(name: str, result: dict[str, Any]) -> None:
+    renamed = json.loads(json.dumps(result).replace('"": ', json.dumps(name) + ": "))
+    with pytest.raises(ValueError, match="a name of a segment"):
+        read_done({"seq": 1, "boot": 1, "result": renamed})
