@@ -27,7 +27,10 @@ def align_feeds(run: Run, feeds: Mapping[str, Feed]) -> None:
         for name, feed in feeds.items()
         if run.align is not None
     ]
-    program.sized({})
+    facts: Any = {}
+    for party in parties:
+        facts = _joined(facts, party.facts())
+    program.sized(facts)
     while (command := program.next()).op != "end":
         result: dict[str, Any] = {}
         blobs: dict[str, bytes] = {}

@@ -60,15 +60,15 @@ class AlignedProgram(Program):
         self._splits = splits
         self._lanes = lanes
         self._secret = secret
-        self._batches: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
         self._todo: list[int] = []  # lanes that are not aligned
         self._segments: tuple[str, ...] = ()  # those that have answered `ids`
         self._next: Command | None = None
 
     def sized(self, facts: Mapping[str, Any]) -> None:
-        self._batches = dict(facts.get("batches", {}))
+        self._facts = dict(facts)
         kept = {lane: set(facts.get("aligned", {}).get(str(lane), {}).values()) for lane in range(self._lanes)}
-        self._todo = [lane for lane, tokens in kept.items() if len(tokens) != 1 or "" in tokens]
+        self._todo = [lane for lane, tokens in kept.items() if tokens and (len(tokens) != 1 or "" in tokens)]
         self._next = self._ask()
         self._inner.sized(facts)
 
@@ -141,10 +141,11 @@ class AlignedProgram(Program):
         taken = facts.get("aligned", {}).get(str(lane), {})
         if taken != dict.fromkeys(self._segments, token):
             raise PeerMismatch(f"a party of lane {lane} did not take the alignment; all must run the same version")
-        self._batches |= facts.get("batches", {})
+        for key in ("batches", "samples"):
+            self._facts[key] = {**self._facts.get(key, {}), **facts.get(key, {})}
         self._todo.pop(0)
         self._next = self._ask()
-        self._inner.sized({"batches": self._batches})
+        self._inner.sized(self._facts)
 
 
 # ---------------------------------------------------------------- an institution
@@ -178,10 +179,12 @@ class Aligner:
         self._take_up(load())
 
     def facts(self) -> dict[str, Any]:
-        """By what token the records are aligned, empty for not yet; and once they are, ``batches``."""
-        lane = str(self.lane)
-        counts = {"batches": {lane: self._feed.counts}} if self._token else {}
-        return {"aligned": {lane: {self._segment: self._token}}, **counts}
+        """By what token the records are aligned, empty for not yet; and once they are, ``batches`` and ``samples``."""
+        lane, facts = str(self.lane), {}
+        if self._token:
+            facts["batches"] = {lane: self._feed.counts}
+            facts["samples"] = {lane: {split: self._feed.samples(split) for split in self._ids}}
+        return {"aligned": {lane: {self._segment: self._token}}, **facts}
 
     def ids(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The answer to ``ids``: result and blobs."""

@@ -114,10 +114,11 @@ def _result(result: Any) -> Mapping[str, Any]:
         raise TypeError("a result is a table")
     for id in result.get("checkpoints", []):
         whole(id, below=_I64)
-    for lane, splits in result.get("facts", {}).get("batches", {}).items():
-        whole(int(lane), below=_U16)
-        for count in splits.values():
-            whole(count, below=LIMITS.batches + 1)
+    for key, most in (("batches", LIMITS.batches), ("samples", _I64 - 1)):
+        for lane, splits in result.get("facts", {}).get(key, {}).items():
+            whole(int(lane), below=_U16)
+            for count in splits.values():
+                whole(count, below=most + 1)
     _check_alignment(result)
     for value in result.get("metrics", {}).values():
         if type(value) not in (int, float):

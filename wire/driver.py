@@ -357,7 +357,7 @@ class Driver:
         return Executed(op=effect.op)
 
     def _facts_now(self) -> Mapping[str, Any]:
-        return self._facts if self._aligner is None else self._aligner.facts()
+        return self._facts if self._aligner is None else {**self._facts, **self._aligner.facts()}
 
     def _shared_here(self) -> list[str]:
         return sorted(self._shared & set(self._engines))

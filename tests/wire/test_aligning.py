@@ -182,7 +182,7 @@ def test_batches_follow_from_the_strictest_party() -> None:
     parties = [aligner(feed, party=party, kept={}) for feed, party in zip(feeds, ("pa", "pb"), strict=True)]
     inner = TrainingProgram(make(VERTICAL, some_records(VERTICAL)).plan)
     program = AlignedProgram(inner, missing="drop", batch_size=2, splits=("train",), lanes=1, secret=b"s")
-    program.sized({})
+    program.sized(parties[0].facts())
     assert program.next().op == "ids"
     (left, left_ids), (right, right_ids) = (party.ids() for party in parties)
     program.done({"least": {"0": left["least"]["0"] | right["least"]["0"]}}, left_ids | right_ids)
@@ -220,7 +220,7 @@ def test_what_was_kept_is_taken_up_for_the_same_records_and_key_only() -> None:
     aligner(feed_of("1", "2", "3"), kept=kept).align(ARGS, lists("3", "", "1"))
     same = feed_of("1", "2", "3")
     facts = aligner(same, kept=kept).facts()
-    assert facts == {"batches": {"0": {"train": 2}}, "aligned": {"0": {"a": ARGS["token"]}}}
+    assert facts == {"batches": {"0": {"train": 2}}, "samples": {"0": {"train": 3}}, "aligned": {"0": {"a": ARGS["token"]}}}
     assert sorted(name for index in (0, 1) for name in same.train(index).ids) == ["", "1", "3"]
     none = {"aligned": {"0": {"a": ""}}}
     assert aligner(feed_of("1", "3", "2"), kept=kept).facts() == none, "another order of the file"
