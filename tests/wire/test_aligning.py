@@ -263,7 +263,7 @@ def test_a_run_where_one_party_has_all_data_has_nothing_to_align() -> None:
 
 
 def test_a_party_with_data_in_two_lanes_is_refused() -> None:
-    graph = graph_of(("a", "a0 a1"), ("b", "pb"), ("t", "server"), edges="at bt")
+    graph = graph_of(("a", "pa pb"), ("b", "pb pc"), ("t", "server"), edges="at bt")
     with pytest.raises(GraphError, match="`pb` has data in 2 lanes"):
         Aligner(graph.slice_for("pb"), feed_of("1"), key=KEY, load=lambda: None, keep=lambda data: None)
 
