@@ -8,6 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from wire.alignment import AlignConfig
 from wire.data_config import Augment, DataConfig, DataSplit, Normalize
 from wire.lr import LrSchedule
 from wire.optim import SGD, Adam, AdamW
@@ -31,6 +32,7 @@ TABLES: tuple[tuple[str, type], ...] = (
     ("`[[segments]]`", SegmentConfig),
     ("`[server]`, `[[servers]]`", ServerConfig),
     ("`[evaluate]`", EvaluateConfig),
+    ("`[align]`", AlignConfig),
     ("`[broker]`", BrokerConfig),
     ("`[spool]`", SpoolConfig),
     ("`[data]`", DataConfig),

@@ -15,6 +15,7 @@ from edge_client.data import DataSource, open_source
 from edge_client.engine import StockEngine, load_engine
 from edge_client.memory import choose_memory
 from edge_client.metrics import MetricSet
+from wire.alignment import STREAM
 from wire.data_config import Split
 from wire.engine import Array
 from wire.errors import DataError, StorageError
@@ -135,6 +136,7 @@ def _open_feed(run: Run, mine: PartySlice, engines: Mapping[str, StockEngine], p
             split,
             seed=run.seed,
             segment=first,
+            stream=None if run.align is None else STREAM,
             lane=lane,
             batch_size=run.batch_size,
             base_dir=run.base,

@@ -18,7 +18,7 @@ from wire.feed import LabelStore
 from wire.graph import PartySlice, Slot
 from wire.manifest import TensorSpec
 from wire.observer import observer_for
-from wire.process import PartySetup, for_prediction, run_party
+from wire.process import PartySetup, aligned, for_prediction, run_party
 from wire.program import InferenceProgram, Program, TrainingProgram
 from wire.runfile import Run, ServerConfig
 
@@ -72,14 +72,16 @@ def _setup(run: Run, server: ServerConfig, segments: Mapping[str, SegmentSource]
     engines = _engines(run, mine, segments)
     sink = next((slot for slot in mine.slots if slot.is_sink), None)
     program: Program | None = InferenceProgram() if mine.parent is None else None
+    splits: tuple[str, ...] = ("test",)
     if program is not None and predict is None:
         stop = run.evaluate
         program = TrainingProgram(run.plan(), stop=lambda history: should_stop(history, patience=stop.patience, watch=stop.watch))
+        splits = ("train", *run.evaluate.splits)
     return PartySetup(
         engines=engines,
         labels=_labels(run, server, sink),
         metrics=MetricSet(run.evaluate.metrics, loss=run.loss_of(sink.segment)) if sink is not None else None,
-        program=program,
+        program=None if program is None else aligned(run, server.name, program, splits),
         training=predict is None,
         digest=run.digest,
         on_over=lambda: {"metrics": program.metrics, "history": program.history} if isinstance(program, TrainingProgram) else {},

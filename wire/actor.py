@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 from wire.bodies import UNREADABLE, Done, read_command, read_done, read_epoch, read_fetch, read_hello, read_weights
 from wire.codecs import Offer, disagreement
 from wire.control import Control, decode_control, encode_control
-from wire.errors import FrameError
+from wire.errors import CutlayerError, FrameError
 from wire.frames import Frame, Kind, Mode
 from wire.graph import Child, Line, PartySlice
 from wire.handover import HandOver
@@ -145,6 +145,7 @@ class Actor:
         self._known_boots: dict[Line, int] = {}  # of children, as they last said hello
         self._joins: dict[Line, tuple[int, int]] = {}  # number and addressed boot of the join of this epoch, by child
         self._child_boots: dict[Line, int] = {}  # of children that have joined this epoch
+        self._ids_from: dict[Line, frozenset[str]] = {}  # names of the blobs that a child answered to the last `ids`
         self._running: _Running | None = None
         self._last_seq = -1
         self._last_done = 0  # number of our newest `done`
@@ -270,7 +271,8 @@ class Actor:
             self._on_corrupt(Corrupt(line=line, reason=str(exc)))
             return
         if control.kind == "refuse" and line == self._party.parent:
-            self._emit(Exit(error=str(control.body.get("reason", "the peer refused this party"))[:500]))
+            reason = str(control.body.get("reason", "the peer refused this party"))[:500]
+            self._give_up(reason, reason, all=control.body.get("all") is True)
             return
         joins = control.kind == "cmd" and control.body.get("op") == "join" and line == self._party.parent
         if joins and (frame.epoch < self._epoch or control.body.get("boot") != self._started.boot):
@@ -392,8 +394,8 @@ class Actor:
         elif ("c", line, number) in self._outbox:
             self._outbox.resend(line)
 
-    def _refuse(self, line: Line, reason: str) -> None:
-        payload = encode_control(Control(kind="refuse", body={"reason": reason}))
+    def _refuse(self, line: Line, reason: str, *, all: bool = False) -> None:
+        payload = encode_control(Control(kind="refuse", body={"reason": reason, **({"all": True} if all else {})}))
         self._emit(Note(kind="refused", text=f"a party on lane {line.lane} was refused: {reason}"))
         self._outbox.send_once(line, Frame(kind=Kind.CONTROL, lane=line.lane, payload=payload))
 
@@ -452,7 +454,10 @@ class Actor:
         body: dict[str, Any] = {"seq": seq, "op": command.op, "lanes": list(command.lanes), "args": command.args}
         if command.op == "join":
             body["boot"] = self._known_boots.get(line, 0)
-        number = self._send_control(line, Control(kind="cmd", body=body, blobs=command.blobs))
+        blobs = command.blobs
+        if command.op == "align":  # everybody gets back what became of its own ids, and no others
+            blobs = {name: blob for name, blob in blobs.items() if name in self._ids_from.get(line, ())}
+        number = self._send_control(line, Control(kind="cmd", body=body, blobs=blobs))
         if command.op == "join":
             self._joins[line] = (number, body["boot"])
 
@@ -491,6 +496,8 @@ class Actor:
             self._held_acks[line] = ack
         if line in running.waiting:
             running.waiting.discard(line)
+            if running.command.op == "ids":
+                self._ids_from[line] = frozenset(blobs)
             running.gather(done.result, blobs)
             self._check_done()
         return running.command.op != "end"
@@ -534,8 +541,18 @@ class Actor:
             if op == "restore":
                 program.load(running.program)
             else:
-                program.done(running.result, running.blobs)
+                try:
+                    program.done(running.result, running.blobs)
+                except CutlayerError as exc:
+                    self._give_up(str(exc), "the run cannot begin; the coordinator says why", all=True)
+                    return
             self._give(program.next())
+
+    def _give_up(self, why: str, told: str, *, all: bool) -> None:
+        """End with ``why``. ``all``: nobody can go on, so our children are told as well, in words that say no more than they may know."""
+        for line in self._children if all else ():
+            self._refuse(line, told, all=True)
+        self._emit(Exit(error=why))
 
     def _leave(self) -> None:
         for line, ack in self._held_acks.items():

@@ -6,6 +6,7 @@ raise ValueError, KeyError, TypeError or AttributeError: ``UNREADABLE``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,19 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
 _U32, _U16 = 1 << 32, 1 << 16  # as the header of a frame has epochs, steps and lanes
 _I64 = 1 << 63  # what is stored, and boots
-_ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64}
-_NEEDED = {"train": "steps", "evaluate": "steps", "infer": "steps", "save": "id", "restore": "id", "keep": "lane", "fetch": "lane"}
+_ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64, "least": _U32}
+_SEGMENT = re.compile("[A-Za-z0-9_-]{1,64}")
+_TOKEN = re.compile("[0-9a-f]{32}")
+_NEEDED = {
+    "train": "steps",
+    "evaluate": "steps",
+    "infer": "steps",
+    "save": "id",
+    "restore": "id",
+    "keep": "lane",
+    "fetch": "lane",
+    "align": "least",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +116,8 @@ def read_command(body: Mapping[str, Any], blobs: Mapping[str, bytes]) -> tuple[i
             whole(args[name], below=below)
     if "steps" in args:
         StepRange.from_plain(args["steps"])
+    if op == "align":
+        _read_token(args["token"])
     lanes = tuple(whole(lane, below=_U16) for lane in body["lanes"])
     return whole(body["seq"], below=_U32), Command(op=op, lanes=lanes, args=args, blobs=blobs)
 
@@ -120,15 +134,37 @@ def read_weights(body: Mapping[str, Any], blobs: Mapping[str, bytes]) -> Weights
     return Weights(seq=whole(body["seq"], below=_U32), sealed=blobs["sealed"])
 
 
+def _check_alignment(result: Mapping[str, Any]) -> None:
+    """What parties say by lane and segment of their records; names of segments come into messages for a person."""
+    tables = (result.get("facts", {}).get("aligned", {}), result.get("least", {}), result.get("labels", {}))
+    for at, table in enumerate(tables):
+        for segment, value in ((segment, value) for segments in table.values() for segment, value in segments.items()):
+            if not _SEGMENT.fullmatch(segment):
+                raise ValueError("a name of a segment has 1 to 64 letters, digits, `_` or `-`")
+            if at == 0 and value != "":  # not aligned yet
+                _read_token(value)
+            elif at == 1:
+                whole(value, below=_U32)
+            elif at == 2 and value is not True:
+                raise TypeError("who brings labels says so or nothing")
+
+
+def _read_token(token: Any) -> None:
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise ValueError("an alignment is named by 32 hex digits")
+
+
 def _result(result: Any) -> Mapping[str, Any]:
     if not isinstance(result, dict):
         raise TypeError("a result is a table")
     for id in result.get("checkpoints", []):
         whole(id, below=_I64)
-    for lane, splits in result.get("facts", {}).get("batches", {}).items():
-        whole(int(lane), below=_U16)
-        for count in splits.values():
-            whole(count, below=LIMITS.batches + 1)
+    for key, most in (("batches", LIMITS.batches), ("samples", _I64 - 1)):
+        for lane, splits in result.get("facts", {}).get(key, {}).items():
+            whole(int(lane), below=_U16)
+            for count in splits.values():
+                whole(count, below=most + 1)
+    _check_alignment(result)
     for metrics in result.get("metrics", {}).values():
         for value in metrics.values():
             if type(value) not in (int, float):

@@ -32,7 +32,7 @@ _SHARD = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 # Keys that mean something for some kinds only; a key that nothing reads is refused.
 _KINDS_OF = {
     "images": ("idx", "npz"),
-    "id_column": ("csv",),
+    "id_column": ("csv", "npz", "folder"),
     "features": ("csv",),
     "classes": ("folder", "csv"),
     "image_size": ("folder",),
@@ -83,6 +83,7 @@ class DataSplit:
     path: str | None = None
     images: str | None = None
     labels: str | None = None
+    id_column: str | None = None
     shard: str | None = None
     limit: int | None = None
 
@@ -121,6 +122,9 @@ class DataConfig:
     ``classes``: names in the order of their numbers; needed where labels are text; for folders the sorted folder names by default. Give
     it when a party may lack a class.
     ``layout`` says how an array lies: "NF" rows, "NCL" signals ([N, L] gets one channel), "NHW", "NHWC", "NCHW"; left out: by its shape.
+
+    ``id_column``: where sample ids come from; left out, the file and the row. Of a csv it is a column, of an NPZ file an array of text or
+    whole numbers, of a folder "name": the file's own, without folder and suffix. Records are aligned by these ids.
 
     ``scale``: values are divided by it; default 255 for 8-bit images, 1 for the rest. Then ``normalize``, then ``augment`` (training only).
 
@@ -177,6 +181,8 @@ class DataConfig:
                 raise ValueError(f"`{key}` names {next(n for n in names if names.count(n) > 1)!r} twice")
         if self.labels in self.features or (self.id_column and self.id_column in (*self.features, self.labels)):
             raise ValueError("a column is in two of `features`, `labels`, `id_column`; the network would see its answer")
+        if self.kind == "folder" and self.id_column not in (None, "name"):
+            raise ValueError(f"`id_column` is {self.id_column!r}; for folder it must be 'name', the name of the file")
 
     def _check_values(self) -> None:
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
@@ -210,6 +216,7 @@ class DataConfig:
             path=own.path or self.path,
             images=own.images or self.images,
             labels=own.labels or self.labels,
+            id_column=own.id_column or self.id_column,
             shard=own.shard or self.shard,
             limit=own.limit or self.limit,
         )

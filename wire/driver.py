@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from wire.actor import Actor
+from wire.aligning import Aligner, counts_of
 from wire.cut import Cuts
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, OtherVersion, PeerMismatch
@@ -94,6 +95,7 @@ class Driver:
         facts: Mapping[str, Any],
         store: Store,
         spool: Spool,
+        aligner: Aligner | None = None,
         transport: Transport,
         observer: Observer,
         keys: Sealer | None = None,
@@ -111,6 +113,7 @@ class Driver:
         self._cuts = cuts
         self._shared = shared
         self._facts = facts
+        self._aligner = aligner
         self._store = store
         self._spool = spool
         self._recall = Recall(party.lines, spool, checkpoint=max(store.checkpoints(), default=0), send=self._send_ourselves)
@@ -343,9 +346,16 @@ class Driver:
     def _execute(self, effect: Execute) -> Executed:
         match effect.op:
             case "join":
-                return Executed(op="join", result={"checkpoints": list(self._store.checkpoints()), "facts": self._facts})
+                return Executed(op="join", result={"checkpoints": list(self._store.checkpoints()), "facts": self._facts_now()})
             case "restore":
                 return self._restore(int(effect.args["id"]))
+            case "ids" if self._aligner is not None:
+                result, blobs = self._aligner.ids()
+                return Executed(op="ids", result=result, blobs=blobs)
+            case "align":
+                result = {} if self._aligner is None else self._aligner.align(effect.args, effect.blobs)
+                self._observe("note", kind="aligned", text=counts_of(effect.blobs))
+                return Executed(op="align", result=result)
             case "save":
                 self._save(int(effect.args["id"]), effect.program)
                 self._observe("checkpoint", id=effect.args["id"])
@@ -364,6 +374,9 @@ class Driver:
                     self._observe("metrics", split=effect.args.get("split"), epoch=effect.args.get("epoch"), **metrics)
                 return Executed(op="evaluate", result=told)
         return Executed(op=effect.op)
+
+    def _facts_now(self) -> Mapping[str, Any]:
+        return self._facts if self._aligner is None else {**self._facts, **self._aligner.facts()}
 
     def _shared_here(self) -> list[str]:
         return sorted(self._shared & set(self._engines))

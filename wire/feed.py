@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wire.data_config import Split
 from wire.engine import Array
 from wire.errors import DataError
@@ -34,7 +37,20 @@ class DataSource(Protocol):
         """Batches an epoch."""
         ...
 
+    @property
+    def least(self) -> int:
+        """How many samples the last batch of an epoch must have, or it is left out."""
+        ...
+
     def batch(self, epoch: int, index: int) -> Batch: ...
+
+    def ids(self, at: NDArray[np.int64]) -> tuple[str, ...]:
+        """The sample ids at some places of the share."""
+        ...
+
+    def aligned(self, places: NDArray[np.int64], *, least: int) -> DataSource:
+        """The same records in another order, int64 [n] places in the share; -1 is a sample that is not here: zeros, with the id ""."""
+        ...
 
 
 class LabelStore(Protocol):
@@ -49,6 +65,7 @@ class Feed:
     """All splits of one party; finds the batch that a step means."""
 
     def __init__(self, sources: Mapping[Split, DataSource]) -> None:
+        self._own = dict(sources)
         self._sources = sources
         self._prepared: tuple[int, Batch] | None = None
 
@@ -59,6 +76,17 @@ class Feed:
 
     def samples(self, split: Split) -> int:
         return self._sources[split].samples
+
+    @property
+    def own(self) -> Mapping[Split, DataSource]:
+        """The party's splits as they lie in its files, whatever ``align`` made of them."""
+        return self._own
+
+    def align(self, places: Mapping[Split, NDArray[np.int64]], *, least: int) -> None:
+        """From now on serve these records in this order (see ``DataSource.aligned``); ``least`` is of training."""
+        own = self._own.items()
+        self._sources = {split: source.aligned(places[split], least=least if split == "train" else 1) for split, source in own}
+        self._prepared = None
 
     def source(self, split: Split) -> DataSource:
         return self._sources[split]

@@ -30,6 +30,7 @@ class Limits:
     dataset_bytes: int = 8 << 30  # one data file, unpacked
     parties: int = 1024
     batches: int = 1 << 22  # of one split of one client
+    aligned_records: int = 1 << 20  # that one party brings to an alignment, all splits together; 16 bytes each on the line
     claimed_epoch: int = (1 << 31) - 1  # the epoch of a run that a party may bring to a coordinator that is behind it
     held_ranges: int = 4096  # ranges of steps that a party says it holds of a line
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wire.actor import Actor, Timing
+from wire.aligning import AlignedProgram, Aligner
 from wire.codecs import offer_for
 from wire.cut import Cuts
 from wire.driver import Driver, Observer
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from wire.keys import PeerKeys
 
 __all__ = ["PartySetup", "for_prediction", "peak_rss_bytes", "run_party"]
+__all__ = ["PartySetup", "aligned", "for_prediction", "peak_rss_bytes", "run_party"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     digest = setup.digest or run.digest
     cuts = Cuts(run, party, setup.engines)
     keys = _keys(run, party, observer)
+    aligner = _aligner(run, party, setup)
     store = Store(run.state_of(name), digest=digest)
     if store.finished and setup.training and setup.program is not None:
         store.close()
@@ -97,6 +101,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         cuts=cuts,
         shared=replicated if run.schedule == "relay" else frozenset(),
         facts=_facts(setup.feed, [lane for slot in party.slots for lane in slot.lanes]),
+        aligner=aligner,
         store=store,
         spool=_spool(run, name, setup, observer),
         transport=MqttTransport(run.broker, client_id=f"{run.name}-{name}" + ("" if setup.training else "-predict"), base_dir=run.base),
@@ -137,6 +142,37 @@ def _keys(run: Run, party: PartySlice, observer: Observer) -> PeerKeys | None:
         pinned=run.public_keys,
         say=lambda text: observer("note", kind="peer", text=text),
     )
+
+
+def _aligner(run: Run, party: PartySlice, setup: PartySetup) -> Aligner | None:
+    """Inference takes up what training has kept, and leaves it as it is."""
+    if run.align is None or setup.feed is None:
+        return None
+    path = run.state_of(party.party) / "alignment.safetensors"
+    return Aligner(
+        party,
+        setup.feed,
+        key=run.ids_key.encode(),
+        load=lambda: path.read_bytes() if path.is_file() else None,
+        keep=lambda kept: write_atomically(path, kept) if setup.training else None,
+    )
+
+
+def aligned(run: Run, coordinator: str, program: Program, splits: tuple[str, ...]) -> Program:
+    """The coordinator's program, after the alignment that the run file asks for. Its secret lies in the party's state folder."""
+    if run.align is None:
+        return program
+    secret = _secret(run.state_of(coordinator) / "align.secret")
+    return AlignedProgram(
+        program, missing=run.align.missing, batch_size=run.batch_size, splits=splits, lanes=run.plan().lanes, secret=secret
+    )
+
+
+def _secret(path: Path) -> bytes:
+    """32 random bytes, drawn at the first start of a run."""
+    if not path.is_file():
+        write_atomically(path, os.urandom(32))
+    return path.read_bytes()
 
 
 def _facts(feed: Feed | None, lanes: list[int]) -> dict[str, Any]:

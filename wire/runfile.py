@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from wire.alignment import AlignConfig
 from wire.codecs import DIRECTIONS, Direction, parse_codec
 from wire.data_config import DataConfig
 from wire.errors import GraphError, RunFileError, UsageError
@@ -203,7 +204,8 @@ class Run:
     ``in_flight``: steps of a client under way at once;
     1 means no stale weights. ``checkpoint_every``: global steps between checkpoints. ``clip_norm``: each segment's gradient is clipped to
     this norm. ``resend_after_s``: how long an answer may take before we repeat. ``topic_key``: secret from which topic
-    names are made; by default the run's name. ``ids_key``: secret with which sample ids are hashed, where the server holds the labels.
+    names are made; by default the run's name. ``ids_key``: secret with which sample ids are hashed, where the server holds the labels
+    or records are aligned.
     ``accumulate``: each segment's weights are updated by every so many of its steps, with the mean of their gradients; what is left over at
     the end of the run is not used.
     """
@@ -234,6 +236,7 @@ class Run:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
+    align: AlignConfig | None = None
     server: ServerConfig = field(default_factory=ServerConfig)
     servers: tuple[ServerConfig, ...] = ()
     slice: Slice | None = None
@@ -255,7 +258,7 @@ class Run:
             raise ValueError(f"`hand_over` is 'peer', but with `schedule = \"{self.schedule}\"` no client hands weights to the next")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` is {self.clip_norm}; it must be above 0")
-        if any(server.labels is not None for server in self.all_servers) and not self.ids_key:
+        if any(server.labels is not None for server in self.all_servers) and not self.ids_key and self.align is None:
             raise ValueError("`server.labels` joins records by keyed id: set `ids_key`, the secret that all parties share")
         for cut in self.codec.cuts:
             if cut not in self.edges:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.data.rows import reading
-from edge_client.data.samples import Request, Samples
+from edge_client.data.samples import Request, Samples, named
 from wire.engine import Array
 from wire.errors import DataError
 from wire.limits import LIMITS
@@ -46,7 +46,7 @@ def read_folder(request: Request) -> Samples:
         rows=rows,
         layout="NHWC" if channels == 3 else "NHW",
         target=target,
-        ids=lambda at: tuple(files[place] for place in at.tolist()),
+        ids=named([Path(file).stem for file in files] if request.id_column else files, root, "names of files"),
         classes=None if target is None else len(names),
     )
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import re
 import struct
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_client.data.rows import Block, reading
-from edge_client.data.samples import Layout, Request, Samples, check_same_count, numbered, targets
+from edge_client.data.samples import Layout, Request, Samples, check_same_count, named, numbered, targets
 from wire.data_config import Split
 from wire.errors import DataError
 from wire.limits import LIMITS
@@ -27,9 +30,12 @@ _USUAL: dict[Split, tuple[tuple[str, str], ...]] = {
 }
 _HEADER_BYTES = 10_000  # numpy's own bound for headers that are not trusted
 _DESCR = re.compile(r"""["']descr["']\s*:\s*["']([<>|=]?(?:b1|[iu][1248]|f[248]))["']""")
+_TEXT = re.compile(_DESCR.pattern.replace("(?:b1", "(?:U[1-9][0-9]{0,3}|b1"))
 _ORDER = re.compile(r"""["']fortran_order["']\s*:\s*(True|False)\b""")
 _SHAPE = re.compile(r"""["']shape["']\s*:\s*\(((?:[0-9]{1,18}L?\s*,?\s*)*)\)""")
 _CHANNELS = (1, 3, 4)
+
+_Ids = Callable[[NDArray[np.int64]], tuple[str, ...]]
 
 
 def read_npz(request: Request) -> Samples:
@@ -49,13 +55,32 @@ def read_npz(request: Request) -> Samples:
         rows=images.rows(picked, in_memory=in_memory),
         layout=layout,
         target=target,
-        ids=numbered(f"{request.path.name}/{images_name}", picked),
+        ids=_ids(request, images, names, picked) or numbered(f"{request.path.name}/{images_name}", picked),
         classes=classes,
     )
 
 
-def open_npz(path: Path, name: str, names: tuple[str, ...]) -> Block:
-    """Find the array ``name`` in an NPZ file and read its header. ``names`` are those that the file has. Raises DataError."""
+def _ids(request: Request, images: Block, names: tuple[str, ...], picked: NDArray[np.int64]) -> _Ids | None:
+    """What the array that ``id_column`` names gives: text, or whole numbers as a table would write them."""
+    if request.id_column is None:
+        return None
+    block = open_npz(request.path, request.id_column, names, text=True)
+    check_same_count(images.name, images.count, block.name, block.count, what="ids")
+    if block.shape or block.dtype.kind not in "iuU":
+        raise DataError(f"{block.name} holds no ids; they are one text or whole number a sample")
+    if (
+        block.dtype.kind == "U"
+        and block.load(picked).view(np.dtype(np.uint32).newbyteorder(block.dtype.byteorder)).max(initial=0) > sys.maxunicode
+    ):
+        raise DataError(f"{block.name} is damaged: it has characters that do not exist; get the file again")
+    return named([str(value) for value in block.load(picked).tolist()], request.path, f"array {request.id_column!r}")
+
+
+def open_npz(path: Path, name: str, names: tuple[str, ...], *, text: bool = False) -> Block:
+    """Find the array ``name`` in an NPZ file and read its header. ``names`` are those that the file has; ``text``: it may be of text.
+
+    Raises DataError.
+    """
     if name not in names:
         raise DataError(f"{path} has no array {name!r}; it has {', '.join(names[:12]) or 'none'}")
     label = f"array {name!r} of {path}"
@@ -63,7 +88,7 @@ def open_npz(path: Path, name: str, names: tuple[str, ...]) -> Block:
         info = archive.getinfo(f"{name}.npy")
         _check_member(info, label)
         with archive.open(info) as stream:
-            header = _read_header(stream, label)
+            header = _read_header(stream, label, _TEXT if text else _DESCR)
         stored = info.compress_type == ZIP_STORED
         start = _data_start(path, info) if stored else 0
     return Block(
@@ -115,7 +140,7 @@ def _check_member(info: ZipInfo, label: str) -> None:
         raise DataError(f"{label} is damaged (two sizes for bytes that are not packed); get the file again")
 
 
-def _read_header(stream: Any, label: str) -> _Header:
+def _read_header(stream: Any, label: str, dtype: re.Pattern[str]) -> _Header:
     """The header that numpy.save writes. It is matched, not evaluated; numpy's own reader evaluates it as a Python literal."""
     start = stream.read(12)
     if len(start) < 12:
@@ -126,7 +151,7 @@ def _read_header(stream: Any, label: str) -> _Header:
     if not 2 <= length <= _HEADER_BYTES:
         raise DataError(f"{label} has a header of {length} bytes; the limit is {_HEADER_BYTES}")
     text = (start[prefix:] + stream.read(length - (12 - prefix))).decode("latin-1")
-    found = [pattern.search(text) for pattern in (_DESCR, _ORDER, _SHAPE)]
+    found = [pattern.search(text) for pattern in (dtype, _ORDER, _SHAPE)]
     if not all(found):
         shown = text[:80].strip()
         raise DataError(f"{label} is damaged or has no plain numbers (objects would need pickle, which is never used): {shown!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,14 +15,14 @@ from wire.data_config import DataConfig, Split
 from wire.engine import Array
 from wire.errors import DataError
 
-__all__ = ["Layout", "Request", "Samples", "check_same_count", "numbered", "targets"]
+__all__ = ["Layout", "Request", "Samples", "check_same_count", "named", "numbered", "targets"]
 
 Layout = Literal["NF", "NCL", "NHW", "NHWC", "NCHW"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One split to open: ``path``, ``images`` and ``labels`` are the split's own, ``train_path`` is that of the training samples.
+    """One split to open: ``path``, ``images``, ``labels`` and ``id_column`` are its own, ``train_path`` is that of the training samples.
 
     A share above ``memory_bytes`` stays on disk if it can.
     """
@@ -33,6 +33,7 @@ class Request:
     train_path: Path
     images: str | None
     labels: str | None
+    id_column: str | None
     pick: Pick
     memory_bytes: int
 
@@ -57,9 +58,18 @@ def numbered(name: str, picked: NDArray[np.int64]) -> Callable[[NDArray[np.int64
     return lambda at: tuple(f"{name}#{row}" for row in picked[at].tolist())
 
 
-def check_same_count(images: str, samples: int, labels: str, found: int) -> None:
+def named(names: Sequence[str], path: Path, source: str) -> Callable[[NDArray[np.int64]], tuple[str, ...]]:
+    """Ids that the file gives, from ``source`` (for messages). Raises DataError, which tells no id, where one is empty or repeated."""
+    empty, twice = sum(not name for name in names), len(names) - len(set(names))
+    if empty or twice:
+        what = f"has {empty} samples without an id" if empty else f"has {twice} samples with an id that another one has"
+        raise DataError(f"{path} {what} ({source}); ids must be there and differ")
+    return lambda at: tuple(names[place] for place in at.tolist())
+
+
+def check_same_count(images: str, samples: int, labels: str, found: int, *, what: str = "labels") -> None:
     if samples != found:
-        raise DataError(f"{images} has {samples} samples but {labels} has {found} labels; they do not belong together")
+        raise DataError(f"{images} has {samples} samples but {labels} has {found} {what}; they do not belong together")
 
 
 def targets(values: Array, kind: Literal["class", "number", "none"], *, where: str) -> tuple[Array | None, int | None]:

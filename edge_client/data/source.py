@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -41,23 +42,39 @@ class DataSource:
     ``inputs`` of a batch: float32 [N, F], [N, C, L] or [N, C, H, W]. ``target``: int64 [N], float32 [N] or [N, K], or None.
 
     Training batches are shuffled anew each epoch and augmented; those of validation and test come in the order of the file, as they are.
+    Where records are aligned with those of other parties, ``aligned`` gives the source that serves them in the common order. Shuffles are
+    the same for all parties with the same ``stream``.
+
     A last partial batch is a batch like any other, except for training with ``drop_last``, or where it would have fewer than ``min_batch``
     samples (BatchNorm cannot train on one): then it is left out of that epoch. Which samples that concerns changes with the shuffle.
     """
 
     def __init__(
-        self, config: DataConfig, samples: Samples, *, train: bool, seed: int, segment: str, lane: int, batch_size: int, min_batch: int
+        self,
+        config: DataConfig,
+        samples: Samples,
+        *,
+        train: bool,
+        seed: int,
+        segment: str,
+        lane: int,
+        batch_size: int,
+        min_batch: int,
+        stream: str | None = None,
     ) -> None:
         self._rows, self._target, self._ids = samples.rows, samples.target, samples.ids
         self._transform = Transform(config, samples.layout, samples.rows.take(np.zeros(1, np.int64)))
         self._prefix = config.id_prefix
         self._train = train
         self._seed, self._segment, self._lane = seed, segment, lane
+        self._stream = stream or segment
         self._batch_size = batch_size
         self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._places: NDArray[np.int64] | None = None  # of an aligned source: where its samples are in ours
         self.samples = len(samples.rows)
         self.classes = samples.classes
         self._batches = _count(self.samples, batch_size, min_batch if train else 1, drop_last=train and config.drop_last)
+        self.least = 1 if not train else batch_size if config.drop_last else min_batch
 
     @property
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -78,17 +95,32 @@ class DataSource:
             raise IndexError(f"batch {index} of {self._batches}")
         at = self._epoch_order(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
         rng = generator(self._seed, "augment", self._segment, self._lane, epoch, index) if self._train else None
-        return Batch(
-            inputs=(self._transform(self._rows.take(at), rng),),
-            target=None if self._target is None else self._target[at],
-            ids=tuple(self._prefix + name for name in self._ids(at)),
-        )
+        if self._places is None:
+            return self._batch(at, rng)
+        places = self._places[at]
+        return _blanked(self._batch(np.maximum(places, 0), rng), places < 0)
+
+    def _batch(self, at: NDArray[np.int64], rng: np.random.Generator | None) -> Batch:
+        target = None if self._target is None else self._target[at]
+        return Batch(inputs=(self._transform(self._rows.take(at), rng),), target=target, ids=self.ids(at))
+
+    def ids(self, at: NDArray[np.int64]) -> tuple[str, ...]:
+        """The sample ids at some places of this share, in the order of its files."""
+        return tuple(self._prefix + name for name in self._ids(at))
+
+    def aligned(self, places: NDArray[np.int64], *, least: int) -> DataSource:
+        """See ``wire.feed.DataSource``. Batches are as many as ``batch_size`` gives of ``places``, the last of ``least`` or more."""
+        other = copy.copy(self)
+        other._places, other._order = places, None
+        other.samples, other.least = len(places), least
+        other._batches = _count(len(places), self._batch_size, least, drop_last=False)
+        return other
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if not self._train:
             epoch = 0
         if self._order is None or self._order[0] != epoch:
-            shuffled = permutation(self._seed, self._segment, self._lane, epoch, self.samples) if self._train else np.arange(self.samples)
+            shuffled = permutation(self._seed, self._stream, self._lane, epoch, self.samples) if self._train else np.arange(self.samples)
             self._order = (epoch, shuffled)
         return self._order[1]
 
@@ -101,18 +133,24 @@ def open_source(
     segment: str,
     lane: int,
     batch_size: int,
+    stream: str | None = None,
     base_dir: str | Path = ".",
     min_batch: int = 1,
     memory_bytes: int = _MEMORY_BYTES,
 ) -> DataSource:
     """Open one split of a party's data. ``base_dir`` is where relative paths begin; ``min_batch`` is the bundle's.
 
-    Parties whose batches meet at a fan-in pass the same ``segment`` and ``lane``, so that their samples come in the same order.
+    Parties whose records are aligned pass the same ``stream`` (left out: ``segment``) and ``lane``, so that these come in the same order.
     Raises DataError: a path that is not there, a file that is damaged or of another kind, labels that do not fit, an empty share.
     """
     if batch_size < 1 or min_batch < 1:
         raise ValueError(f"`batch_size` is {batch_size} and `min_batch` {min_batch}; both must be 1 or more")
     held_out = split == "validation" and config.validation_fraction > 0
+    if stream is not None and config.validation_fraction:
+        raise DataError(
+            "`validation_fraction` draws rows of one file, so that parties would hold out other records; with `[align]` give each party a "
+            "`[data.validation]` of its own"
+        )
     _check_split(config, split, held_out)
     where = config.split("train" if held_out else split)
     request = Request(
@@ -122,12 +160,31 @@ def open_source(
         train_path=_resolve(base_dir, config.path),
         images=where.images,
         labels=where.labels,
+        id_column=where.id_column,
         pick=_picker(config, where, split, seed),
         memory_bytes=memory_bytes,
     )
     samples = _READERS[config.kind](request)
     train = split == "train"
-    return DataSource(config, samples, train=train, seed=seed, segment=segment, lane=lane, batch_size=batch_size, min_batch=min_batch)
+    return DataSource(
+        config,
+        samples,
+        train=train,
+        seed=seed,
+        segment=segment,
+        lane=lane,
+        batch_size=batch_size,
+        min_batch=min_batch,
+        stream=stream,
+    )
+
+
+def _blanked(batch: Batch, blank: NDArray[np.bool_]) -> Batch:
+    """The batch with zeros, after normalisation and augmentation, in place of samples that are not here."""
+    for array in (*batch.inputs, *(() if batch.target is None else (batch.target,))):
+        array[blank] = 0
+    ids = tuple("" if gone else name for name, gone in zip(batch.ids, blank.tolist(), strict=True))
+    return Batch(inputs=batch.inputs, target=batch.target, ids=ids)
 
 
 def _resolve(base_dir: str | Path, path: str) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.data.rows import MemoryRows, reading
-from edge_client.data.samples import Request, Samples, numbered, targets
+from edge_client.data.samples import Request, Samples, named, numbered, targets
 from wire.data_config import DataConfig
 from wire.engine import Array
 from wire.errors import DataError
@@ -29,7 +29,7 @@ def read_table(request: Request) -> Samples:
     """One split in a CSV or TSV file. Raises DataError naming line and column."""
     table = _Table(request.path)
     config = request.config
-    columns = _columns(config, request.labels, table)
+    columns = _columns(request, table)
     picked = request.pick(table.count)
     values = np.empty((len(picked), len(columns.features)), np.float32)
     labels: list[float] = []
@@ -41,14 +41,12 @@ def read_table(request: Request) -> Samples:
             labels.append(_label(table, config, line, columns.label, cells[columns.label]))
         if columns.id is not None:
             ids.append(cells[columns.id])
-    _check_ids(ids, table, config)
     target, classes = _targets(labels, config, request.path)
-    own = tuple(ids)
     return Samples(
         rows=MemoryRows(values),
         layout=config.layout or "NF",
         target=target,
-        ids=(lambda at: tuple(own[place] for place in at.tolist())) if own else numbered(request.path.name, picked),
+        ids=named(ids, request.path, f"column {request.id_column!r}") if ids else numbered(request.path.name, picked),
         classes=classes,
     )
 
@@ -148,9 +146,10 @@ def _bounded_lines(file: TextIO, path: Path) -> Iterator[str]:
         yield line
 
 
-def _columns(config: DataConfig, labels: str | None, table: _Table) -> _Columns:
-    label = table.column(labels, "labels") if labels else None
-    identity = table.column(config.id_column, "id_column") if config.id_column else None
+def _columns(request: Request, table: _Table) -> _Columns:
+    config = request.config
+    label = table.column(request.labels, "labels") if request.labels else None
+    identity = table.column(request.id_column, "id_column") if request.id_column else None
     if config.features:
         features = tuple(table.column(name, "features") for name in config.features)
     else:
@@ -178,15 +177,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _check_ids(ids: list[str], table: _Table, config: DataConfig) -> None:
-    seen: set[str] = set()
-    for name in ids:
-        if not name or name in seen:
-            what = f"has the id {name[:40]!r} twice" if name else "has a row without an id"
-            raise DataError(f"{table.path} {what} (column {config.id_column!r}); ids must be there and differ")
-        seen.add(name)
 
 
 def _targets(labels: list[float], config: DataConfig, path: Path) -> tuple[Array | None, int | None]:

@@ -75,6 +75,8 @@ def test_plain_and_back() -> None:
         ({"kind": "csv", "labels": "y", "test": {"shard": "1/1"}}, "`test` names no `path`"),
         ({"kind": "csv", "labels": "y", "test": {"images": "a"}}, "`test.images` means nothing"),
         ({"kind": "folder", "labels": "y"}, "`labels` means nothing"),
+        ({"kind": "folder", "id_column": "patient"}, "`id_column` is 'patient'; for folder it must be 'name'"),
+        ({"kind": "idx", "id_column": "patient"}, "`id_column` means nothing for kind 'idx'"),
         ({"kind": "folder", "target": "number"}, "`target` is 'number'"),
         ({"kind": "folder", "image_size": [0, 8]}, "`image_size` is"),
         ({"kind": "folder", "classes": ["a", "a"]}, "`classes` names 'a' twice"),

@@ -13,6 +13,7 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wire.alignment import AlignConfig
 from wire.errors import GraphError, RunFileError
 from wire.limits import LIMITS
 from wire.lr import LrSchedule
@@ -257,6 +258,9 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         ({"codec.backward": "raw"}, "codec: `backward`: there is no codec 'raw'"),
         ({"codec.forward": "topk:keep=2"}, "codec: `forward`: topk: `keep` is 2.0; it must be above 0 and below 1"),
         ({"codec.forward": 8}, "`codec.forward` must be text, got 8"),
+        ({"align": {"missing": "mean"}}, "`align.missing` is 'mean'; it must be one of 'drop', 'zero'"),
+        ({"align": True}, "align: expected a table, got True"),
+        ({"align": {"mising": "drop"}}, "unknown key `align.mising`; did you mean `missing`?"),
         ({"codec.cuts": {"bottom>trunk": {"forward": "int8"}}}, "`codec.cuts` names the cut 'bottom>trunk'; cuts are bottom>top"),
         ({"codec.cuts": {"bottom>top": {"forward": "zip"}}}, "codec.cuts.bottom>top: `forward`: there is no codec 'zip'"),
         ({"codec.cuts": {"bottom>top": {"up": "int8"}}}, "unknown key `codec.cuts.bottom>top.up`; known keys: forward, backward"),
@@ -454,6 +458,14 @@ OWN: list[Table] = [
     {"topic_key": "secret"},
     {"ids_key": "secret"},
 ]
+
+
+def test_aligning_is_a_table_that_may_be_empty_and_the_server_needs_no_key_for_it() -> None:
+    assert _run().align is None
+    assert _run(align={}).align == AlignConfig(missing="drop")
+    run = _run(align={"missing": "zero"}, **{"server.labels": "labels.csv"})
+    assert run.align == AlignConfig(missing="zero")
+    assert len({_run().digest, _run(align={}).digest, _run(align={"missing": "zero"}).digest}) == 3
 
 
 def test_the_digest_is_of_what_all_parties_must_agree_on() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from tests.wire.toy_align import ToyAlign, value_of
 from wire.actor import Actor, Timing
 from wire.codecs import Offer, offer_for
 from wire.control import decode_control
@@ -55,7 +56,7 @@ from wire.messages import (
     TimerFired,
     Work,
 )
-from wire.program import Command, Plan, TrainingProgram
+from wire.program import Command, Plan, Program, TrainingProgram
 from wire.recall import Recall
 from wire.sealed import Place, open_sealed, seal
 from wire.spool import SpoolKey, digest_of
@@ -121,6 +122,7 @@ class Disk:
     spool: ToySpool = field(default_factory=ToySpool)
     epoch: int = 0
     boot: int = 0
+    alignment: bytes | None = None
     finished: bool = False
     checkpoints: dict[int, Any] = field(default_factory=dict)
     key: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate)
@@ -138,6 +140,7 @@ class Setup:
     plan: Plan
     batches: dict[int, dict[str, int]]
     in_flight: int = 1
+    align: ToyAlign | None = None
     voids: frozenset[tuple[str, int, int, str]] = frozenset()  # (segment, lane, step, "f" or "b")
     digests: dict[str, str] = field(default_factory=dict)  # of parties whose run file is another one
     offers: dict[str, Offer] = field(default_factory=dict)  # of parties whose codecs are others
@@ -147,7 +150,11 @@ class Party:
     def __init__(self, setup: Setup, name: str, disk: Disk, world: World) -> None:
         self.setup, self.name, self.disk, self.world = setup, name, disk, world
         self.slice = setup.graph.slice_for(name)
-        program = TrainingProgram(setup.plan) if self.slice.parent is None else None
+        program: Program | None = TrainingProgram(setup.plan) if self.slice.parent is None else None
+        if program is not None and setup.align is not None:
+            program = setup.align.program(program, setup.graph)
+        self.source = None if setup.align is None else setup.align.feed(name)
+        self.aligner = None if setup.align is None else setup.align.aligner(self.slice, self.source, disk)
         self.actor = Actor(
             self.slice,
             digest=setup.digests.get(name, "d"),
@@ -246,6 +253,8 @@ class Party:
         if training and (work.segment, work.lane, work.step, "f") in self.setup.voids:
             return ForwardDone(work=work, void="not finite")
         inputs = [NUMBER.unpack(payload)[0] for payload in effect.inputs.values()]
+        if slot.is_source and self.source is not None and training:
+            inputs = [value_of(self.source.train(work.step).ids)]
         out = self.engines[work.segment].forward(work.lane, work.step, inputs, training=training)
         return ForwardDone(work=work, outputs={end.edge: NUMBER.pack(mix(out, *end.edge.encode())) for end in slot.outputs})
 
@@ -262,9 +271,14 @@ class Party:
     def execute(self, effect: Execute) -> Executed:
         match effect.op:
             case "join":
-                lanes = {lane for slot in self.slice.slots if slot.is_source for lane in slot.lanes}
-                batches = {str(lane): self.setup.batches[lane] for lane in lanes}
-                return Executed(op="join", result={"checkpoints": sorted(self.disk.checkpoints), "facts": {"batches": batches}})
+                return Executed(op="join", result={"checkpoints": sorted(self.disk.checkpoints), "facts": self.facts()})
+            case "ids" if self.aligner is not None:
+                self.world.asked += 1
+                result, blobs = self.aligner.ids()
+                return Executed(op="ids", result=result, blobs=blobs)
+            case "align" if self.aligner is not None:
+                self.world.given.append((self.name, dict(effect.blobs)))
+                return Executed(op="align", result=self.aligner.align(effect.args, effect.blobs))
             case "save":
                 assert not any(engine.kept for engine in self.engines.values()), "saved with steps in flight"
                 self.save(effect.args["id"], effect.program)
@@ -282,6 +296,12 @@ class Party:
                 for name in self.handed_over():
                     self.engines[name].weight = NUMBER.unpack(effect.blobs[name])[0]
         return Executed(op=effect.op)
+
+    def facts(self) -> dict[str, Any]:
+        if self.setup.align is not None:
+            return {} if self.aligner is None else self.aligner.facts()
+        lanes = {lane for slot in self.slice.slots if slot.is_source for lane in slot.lanes}
+        return {"batches": {str(lane): self.setup.batches[lane] for lane in lanes}}
 
     def handed_over(self) -> list[str]:
         replicated = {segment.name for segment in self.setup.graph.segments if len(segment.parties) > 1}
@@ -313,6 +333,7 @@ class Faults:
     lost: int = 0
     repeated: int = 0
     restarts: int = 0
+    unaligned: int = 0  # restarts that find no alignment on the disk
     cuts: int = 0  # of the connection of one party to the broker
     corrupt: int = 0
     forgotten: int = 0  # rows of a spool
@@ -332,6 +353,8 @@ class World:
         self.arrived: set[tuple[Any, ...]] = set()  # payloads that have come to their party, by line and step
         self.again: list[tuple[Any, ...]] = []  # those of them that were sent once more
         self.references = 0
+        self.asked = 0  # answers to `ids`
+        self.given: list[tuple[str, dict[str, bytes]]] = []  # lists that came back, by party
         self.tokens: list[tuple[Party, int]] = []
         self.notes: list[tuple[str, Note]] = []
         self.disks = {name: Disk(ToySpool(limit=self.faults.spool_limit)) for name in setup.graph.parties}
@@ -433,7 +456,10 @@ class World:
         if self.parties[self.root].gone or not alive:
             return
         if self.strike("restarts", 0.01):
-            self.start(self.random.choice(alive))
+            name = self.random.choice(alive)
+            if self.strike("unaligned", 0.5):
+                self.disks[name].alignment = None
+            self.start(name)
         if self.strike("cuts", 0.01):
             party = self.parties[self.random.choice(alive)]
             self.link_down(party)
@@ -512,6 +538,8 @@ def _forward(setup: Setup, engines: Any, step: tuple[int, int, int], at: int, gr
         else:
             engine = engines[setup.graph.party_of(segment.name, lane), segment.name]
             values = [mix(outputs[edge.source], *edge.name.encode()) for edge in inputs]
+            if not inputs and setup.align is not None:
+                values = [setup.align.batch(setup.graph, lane, setup.graph.party_of(segment.name, lane), number)]
             outputs[segment.name] = engine.forward(lane, number, values)
         if not any(edge.source == segment.name for edge in setup.graph.edges):  # a sink goes back at once
             _back(setup, engines, segment.name, lane, number, at, void, grads)

@@ -45,6 +45,15 @@ def first(source: DataSource) -> NDArray[np.float32]:
     return np.asarray(source.batch(0, 0).inputs[0][0], np.float32)
 
 
+def test_ids_can_be_the_names_of_the_files(tmp_path: Path) -> None:
+    animals(tmp_path)
+    assert open_folder(tmp_path, id_column="name").batch(0, 0).ids == ("1", "2", "x", "z")
+    save(tmp_path / "dog" / "1.png", rgb())
+    with pytest.raises(DataError, match="1 samples with an id that another one has"):
+        open_folder(tmp_path, id_column="name")
+    assert open_folder(tmp_path).samples == 5
+
+
 def test_classes_are_numbered_by_name_and_ids_are_paths(tmp_path: Path) -> None:
     pictures = animals(tmp_path)
     source = open_folder(tmp_path)

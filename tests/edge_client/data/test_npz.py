@@ -247,3 +247,52 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", IMAGES)
     with pytest.raises(DataError, match="is damaged"):
         open_npz(tmp_path / "d.npy")
+
+
+@pytest.mark.parametrize("save", SAVERS)
+@pytest.mark.parametrize(
+    ("ids", "names"),
+    [
+        (np.array([7, 3, 10, 1, 2, 5, 4]), ("7", "3", "10", "1", "2", "5", "4")),
+        (np.array(["p-7", "Müller", "c", "d", "e", "f", "g"]), ("p-7", "Müller", "c", "d", "e", "f", "g")),
+        (np.array(["p-7", "Müller", "c", "d", "e", "f", "g"], ">U9"), ("p-7", "Müller", "c", "d", "e", "f", "g")),
+    ],
+)
+def test_an_array_gives_the_ids(tmp_path: Path, save: Any, ids: Any, names: tuple[str, ...]) -> None:
+    save(tmp_path / "d.npz", test_images=IMAGES, test_labels=LABELS, who=ids)
+    assert open_npz(tmp_path / "d.npz", id_column="who").batch(0, 0).ids == names
+    assert open_npz(tmp_path / "d.npz", id_column="who", shard="2/3").batch(0, 0).ids == (names[1], names[4])
+
+
+def test_each_split_may_have_its_own_array_of_ids(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=IMAGES, y=LABELS, train_ids=np.arange(7), test_ids=np.arange(7) + 100)
+    keys = {"images": "x", "labels": "y", "id_column": "train_ids", "test": DataSplit(images="x", id_column="test_ids")}
+    assert open_npz(tmp_path / "d.npz", "test", **keys).batch(0, 0).ids[0] == "100"
+    assert set(open_npz(tmp_path / "d.npz", "train", **keys).batch(0, 0).ids) == {str(number) for number in range(7)}
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (np.array([1, 2, 3, 1, 1, 4, 5]), "has 2 samples with an id that another one has (array 'who')"),
+        (np.array(["a", "", "b", "c", "d", "e", ""]), "has 2 samples without an id"),
+        (np.arange(6), "has 7 samples but"),
+        (np.arange(7) / 2, "holds no ids"),
+        (np.arange(14).reshape(7, 2), "holds no ids"),
+        (np.array([b"a", b"b"] * 4), "no plain numbers"),
+        (np.array(["a"] * 7, object), "no plain numbers"),
+        (np.full(7, 0x110000, "<u4").view("<U1"), "characters that do not exist"),
+        (np.full(7, 0x110000, ">u4").view(">U1"), "characters that do not exist"),
+    ],
+)
+def test_an_array_that_gives_no_ids_is_refused(tmp_path: Path, ids: Any, said: str) -> None:
+    np.savez(tmp_path / "d.npz", test_images=IMAGES, test_labels=LABELS, who=ids)
+    with pytest.raises(DataError) as caught:
+        open_npz(tmp_path / "d.npz", id_column="who")
+    assert said in str(caught.value)
+
+
+def test_text_is_no_image(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", test_images=np.array(["a"] * 7), test_labels=LABELS)
+    with pytest.raises(DataError, match="no plain numbers"):
+        open_npz(tmp_path / "d.npz")

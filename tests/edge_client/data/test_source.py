@@ -408,3 +408,17 @@ def test_as_many_labels_as_samples() -> None:
 
 def test_numbered_ids_are_rows_of_the_file() -> None:
     assert numbered("f", np.array([3, 8, 9]))(np.array([2, 0])) == ("f#9", "f#3")
+
+
+def test_aligned_records_are_not_held_out_by_row(tmp_path: Path) -> None:
+    write(tmp_path, 10)
+    with pytest.raises(DataError, match=r"give each party a `\[data.validation\]`"):
+        open_source(
+            DataConfig(kind="npz", path=str(tmp_path / "d.npz"), validation_fraction=0.2),
+            "train",
+            seed=0,
+            segment="bottom",
+            lane=0,
+            batch_size=4,
+            stream="aligned",
+        )

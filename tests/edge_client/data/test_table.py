@@ -79,14 +79,15 @@ def test_training_shuffles_rows_labels_and_ids_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "names"),
     [
-        ("a,1,0\nb,2,0\na,3,0\n", "has the id 'a' twice (column 'id'); ids must be there and differ"),
-        ("a,1,0\n,2,0\n", "has a row without an id (column 'id')"),
+        ("a,1,0\nb,2,0\na,3,0\n", "has 1 samples with an id that another one has (column 'id'); ids must be there and differ"),
+        ("a,1,0\n,2,0\n", "has 1 samples without an id (column 'id')"),
     ],
 )
 def test_ids_must_be_there_and_differ(tmp_path: Path, rows: str, names: str) -> None:
     with pytest.raises(DataError) as caught:
         opened(tmp_path, "id,n,sick\n" + rows, id_column="id")
     assert names in str(caught.value)
+    assert "'a'" not in str(caught.value), "ids are nobody else's business, and errors travel"
 
 
 def test_text_classes_are_numbered_as_listed(tmp_path: Path) -> None:
