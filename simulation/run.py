@@ -13,10 +13,12 @@ from edge_client.data import open_source
 from export.prepare import build_segments, export_run
 from export.slicing import write_slice_of
 from server.broker import start_broker
+from simulation.align import align_feeds
 from simulation.parties import Parties, client_command, server_command
 from simulation.report import Report, print_report
 from simulation.screen import Screen
 from simulation.twin import train_unsplit
+from wire.alignment import STREAM
 from wire.data_config import Split
 from wire.errors import CheckpointError
 from wire.feed import Feed
@@ -116,7 +118,9 @@ def _told(event: Mapping[str, Any]) -> str:
 def feeds_of(run: Run) -> dict[str, Feed]:
     """Each client's raw data, as it reads them."""
     splits: tuple[Split, ...] = ("train", *run.evaluate.splits)
-    return {client.name: _feed(run, client.name, splits) for client in run.clients if run.reads_data(client.name)}
+    feeds = {client.name: _feed(run, client.name, splits) for client in run.clients if run.reads_data(client.name)}
+    align_feeds(run, feeds)
+    return feeds
 
 
 def _feed(run: Run, client: str, splits: Sequence[Split]) -> Feed:
@@ -135,6 +139,7 @@ def _feed(run: Run, client: str, splits: Sequence[Split]) -> Feed:
                 batch_size=run.batch_size,
                 base_dir=run.base,
                 min_batch=min_batch,
+                stream=None if run.align is None else STREAM,
             )
             for split in splits
         }

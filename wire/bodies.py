@@ -38,16 +38,8 @@ _I64 = 1 << 63  # what is stored, and boots
 _ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64, "least": _U32}
 _SEGMENT = re.compile("[A-Za-z0-9_-]{1,64}")
 _TOKEN = re.compile("[0-9a-f]{32}")
-_NEEDED = {
-    "train": "steps",
-    "evaluate": "steps",
-    "infer": "steps",
-    "save": "id",
-    "restore": "id",
-    "keep": "lane",
-    "fetch": "lane",
-    "align": "least",
-}
+_NEEDED = dict.fromkeys(("train", "evaluate", "infer"), "steps") | {"save": "id", "restore": "id", "keep": "lane", "fetch": "lane"}
+_NEEDED["align"] = "least"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

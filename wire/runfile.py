@@ -284,6 +284,9 @@ class Run:
         held = graph.parties
         if self.evaluate.patience is not None and all(segment.labels == "local" for segment in graph.segments if segment.loss):
             raise ValueError("`evaluate.patience` stops early by what the server measures, but all losses stay at clients; leave it out")
+        sources = [segment.name for segment in graph.segments if not any(edge.target == segment.name for edge in graph.edges)]
+        if len(sources) > 1 and self.align is None:
+            raise ValueError(f"segments {', '.join(sources)} take raw data of several parties; say in `[align]` how their records meet")
         for name in names:
             if name not in held:
                 raise ValueError(f"no segment is placed on the party {name!r}; place one there, or leave the party out")
