@@ -38,6 +38,9 @@ _SMALLEST, _LARGEST = 2.0**-99, 2.0**99  # steps
 # Of what is not 0 in the tensor. With fewer symbols that are not 0 hardly a gradient comes back, and steps would stay too wide for ever.
 _ALIVE = 0.02
 _REVIVAL = np.float32(0.9)
+# Of what is not 0. Elements beyond the last level are sent as their mean, which no step changes: with many of them steps shrink, and
+# activations that nothing else bounds grow, until both are out of range.
+_CROWDED = 0.02
 _FASTEST = 0.05  # change of a step's logarithm in one training step
 
 
@@ -102,11 +105,19 @@ class ActivationEncoder(Encoder):
             return _written(found, array.shape, signed), found
 
         payload, found = self._allowance.fit(attempt, batch, context.train)
-        if context.train and np.count_nonzero(found.symbols) < _ALIVE * np.count_nonzero(values):
-            self._steps = np.maximum(self._steps * _REVIVAL, _SMALLEST).astype(np.float32)
+        if context.train:
+            self._keep_useful(values, found)
         learns = context.train and (self._rate_weight or self._step_rate)
         kept = self._kept(found) if learns else None
         return Encoded(number=self._number, pieces=(payload,), support=(found.symbols != 0).reshape(array.shape), kept=kept)
+
+    def _keep_useful(self, values: Floats, found: _Quantized) -> None:
+        """Where nearly all is 0, or much is beyond the last level, the gradient says nothing of which way steps should go."""
+        used = np.count_nonzero(found.symbols)
+        if used < _ALIVE * np.count_nonzero(values):
+            self._steps = np.maximum(self._steps * _REVIVAL, _SMALLEST).astype(np.float32)
+        elif np.count_nonzero(found.scaled > self._levels + 1) > _CROWDED * used:
+            self._steps = np.minimum(self._steps / _REVIVAL, _LARGEST).astype(np.float32)
 
     def _first_steps(self, values: Floats) -> Floats:
         """``step`` times the root mean square of each channel; of one that is all zero, of the others."""

@@ -120,6 +120,23 @@ def _steep(zero: np.ndarray) -> np.ndarray:
     return grad
 
 
+def test_steps_widen_where_much_is_beyond_the_last_level() -> None:
+    """The gradient of such elements says nothing of the steps: left to it, they shrink while activations grow."""
+    rng = np.random.default_rng(9)
+    array = np.maximum(rng.normal(size=(64, 40)), 0).astype(np.float32)
+    codec = parse_codec("lowbit:step=0.02,step_rate=0")
+    encoder = codec.encoder(spec(array), "forward")
+    beyond = []
+    for step in range(60):
+        encode_array(codec, encoder, array, context(step=step))
+        beyond.append(float((array > 8 * encoder.state()["steps"][0]).mean()))
+    assert beyond[0] > 0.4
+    assert beyond[-1] < 0.02
+    kept = encoder.state()["steps"].copy()
+    encode_array(codec, encoder, array, context(step=61))
+    assert (encoder.state()["steps"] == kept).all(), "and no wider than that"
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-12])
 def test_a_price_never_pulls_harder_than_the_loss(scale: float) -> None:
     """Or activations that it has made small are driven to nothing: the slope grows as they shrink."""
