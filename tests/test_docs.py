@@ -83,7 +83,7 @@ def test_the_guides_run_file_is_accepted() -> None:
 
 
 def test_the_guides_data_table_is_accepted() -> None:
-    (run_file,) = _blocks(ROOT / "docs" / "guide-own-model.md", "toml")
+    run_file = next(text for text in _blocks(ROOT / "docs" / "guide-own-model.md", "toml") if text.startswith("# run.toml"))
     (data,) = _blocks(ROOT / "docs" / "guide-data.md", "toml")
     parse_run({**tomllib.loads(run_file), **tomllib.loads(data)}, base=".").data_of("clinic-a")
 

@@ -5,8 +5,6 @@ A stranger who may read every topic of a real broker records two runs of three c
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import subprocess
 import sys
 import tomllib
@@ -23,16 +21,15 @@ from server.broker import start_broker
 from simulation.run import feeds_of
 from simulation.twin import train_unsplit
 from tests.e2e.field import REPOSITORY, Field, field, small_run
+from tests.e2e.stranger import listening, messages
 from wire.control import Control, decode_control
 from wire.errors import PeerMismatch
-from wire.frames import Frame, Kind, Reassembler
+from wire.frames import Frame, Kind
 from wire.graph import PEER, Line, topics
 from wire.keys import PeerKeys, load_key
 from wire.parse import key_text
 from wire.store import load_state
-from wire.transport.base import LinkUp, Received, TransportEvent
-from wire.transport.broker_config import BrokerConfig
-from wire.transport.mqtt import MqttTransport
+from wire.transport.base import Received
 
 WAYS = {"server": {"weights_leave": True}, "peer": {"weights_leave": False, "hand_over": "peer"}}
 EPOCHS = 2
@@ -67,11 +64,7 @@ class Recorded:
 
     def messages(self) -> Iterator[tuple[str, Frame]]:
         """(topic, message), put together from their parts."""
-        reassembler = Reassembler()
-        for event in self.heard:
-            frame = reassembler.feed(event.topic, event.payload, self.run.run.tag)
-            if frame is not None:
-                yield event.topic, frame
+        return messages(self.heard, self.run.run.tag)
 
     def sealed(self) -> Iterator[tuple[str, Frame, Control]]:
         for topic, frame in self.messages():
@@ -97,24 +90,13 @@ class Recorded:
 
 
 def record(path: Path) -> Recorded:
-    heard: queue.SimpleQueue[TransportEvent] = queue.SimpleQueue()
-    with start_broker(engine="mosquitto") as broker:
-        stranger = MqttTransport(BrokerConfig(url=broker.url), client_id="stranger")
-        stranger.open(("#",), heard.put)
-        assert isinstance(heard.get(timeout=10), LinkUp)
-        with field(path, broker) as run:
-            assert run.await_step(0)
-            processes = b"".join(
-                Path(f"/proc/{process.pid}/{what}").read_bytes() for process in run.processes.values() for what in ("cmdline", "environ")
-            )
-            run.finish()
-        stranger.close()
-    events = []
-    with contextlib.suppress(queue.Empty):
-        while True:
-            event = heard.get_nowait()
-            events += [event] if isinstance(event, Received) else []
-    return Recorded(run, events, processes)
+    with start_broker(engine="mosquitto") as broker, listening(broker) as heard, field(path, broker) as run:
+        assert run.await_step(0)
+        processes = b"".join(
+            Path(f"/proc/{process.pid}/{what}").read_bytes() for process in run.processes.values() for what in ("cmdline", "environ")
+        )
+        run.finish()
+    return Recorded(run, heard, processes)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +121,7 @@ def test_both_ways_train_the_same_network(runs: dict[str, Recorded]) -> None:
     twin = train_unsplit(peer.run, feeds_of(peer.run))
     losses = [loss for _, loss in peer.losses()]
     assert len(losses) == EPOCHS * 30
-    np.testing.assert_allclose(losses, twin.losses, atol=1e-3)
+    np.testing.assert_allclose(losses, twin.losses["top"], atol=1e-3)
 
 
 def test_no_payload_has_a_run_of_the_weights(runs: dict[str, Recorded]) -> None:
