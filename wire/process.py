@@ -7,6 +7,7 @@ import json
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,8 +100,9 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         observer=observer,
         training=setup.training,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: driver.stop())
+    if threading.current_thread() is threading.main_thread():  # a process that holds several parties ends them itself
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: driver.stop())
     driver.run()
     result = _result(name, driver, setup, run)
     write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())
