@@ -89,8 +89,18 @@ def missing(cells: Sequence[CellT], path: Path, arguments: argparse.Namespace) -
     return [cell for cell in cells if arguments.only in cell.key and (arguments.again or cell.key not in results)]
 
 
-def run_cells(cells: Sequence[CellT], path: Path, run: Callable[[CellT], dict[str, Any]], *, jobs: int) -> dict[str, Any]:
-    """Run them, begun in order, and keep each result in ``path`` at once: a table with ``accuracy`` and ``seconds``. Returns all results."""
+def run_cells(
+    cells: Sequence[CellT],
+    path: Path,
+    run: Callable[[CellT], dict[str, Any]],
+    *,
+    jobs: int,
+    kept: Callable[[Mapping[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
+    """Run them, begun in order, and keep each result in ``path`` at once: a table with ``accuracy`` and ``seconds``. Returns all results.
+
+    ``kept`` is told all results after each cell.
+    """
     results = stored(path)
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(run, cell): cell for cell in cells}
@@ -100,4 +110,5 @@ def run_cells(cells: Sequence[CellT], path: Path, run: Callable[[CellT], dict[st
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
             print(f"{cell.key}: {results[cell.key]['accuracy']:.4f} in {results[cell.key]['seconds']:.0f} s", flush=True)
+            kept(results)
     return results

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.link_models import fashion
 from export.models.resnet import BasicBlock, ResNet18
 
-__all__ = ["CifarResNet", "fashion", "resnet110", "resnet18", "resnet20", "resnet56", "stem", "vgg16"]
+__all__ = ["CifarResNet", "fashion", "resnet18", "resnet20", "resnet56", "resnet110", "stem", "vgg16"]
 
 _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
