@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import link_data
 from benchmarks.cells import train
 from benchmarks.paper_costs import MODELS, client_flops
+from benchmarks.paper_data import coloured, part_of_fashion
 from benchmarks.paper_models import fashion
-from edge_client.data.idx import open_idx
 from edge_client.engine import load_engine
 from export.cut import cut
 from export.segment import export_segment
-from simulation.datasets import materialize
 from wire.optim import SGD
 
 __all__ = ["METHODS", "SETTINGS", "Curve", "Device", "Method", "Setting", "Stem", "cells", "measured_device", "prepare_data", "run_cell"]
@@ -35,7 +33,7 @@ LOWBIT = ("lowbit:step=0.8,rate_weight=5e-6", "lowbit:step=6")  # of link.md, th
 STEM_ACTIVATIONS = 65_536
 # The price of a bit is in units of the loss, and a sample has 84 times as many activations here as with link.md's cut.
 STEM_CODECS = (("fp32", "fp32"), ("lowbit:rate_weight=1.2e-7", "lowbit"), ("lowbit", "lowbit"))
-STEM_SAMPLES, STEM_EPOCHS, STEM_BATCH = 3000, 3, 32
+STEM_SAMPLES, STEM_EPOCHS, STEM_BATCH = 3000, 4, 32
 
 AT, SHAPE = "pool2", (1, 28, 28)
 TRAIN_SAMPLES, TEST_SAMPLES = 10_000, 5_000
@@ -107,11 +105,11 @@ class Stem:
     def table(self, data: Path) -> dict[str, Any]:
         return {
             **_table("stem", epochs=STEM_EPOCHS, batch_size=STEM_BATCH, seed=self.seed),
-            "model": {"build": f"{MODELS}:stem", "cut": ["stem"], "input_shape": [3, 32, 32]},
+            "model": {"build": f"{MODELS}:stem", "cut": ["stem"], "args": {"classes": 10}, "input_shape": [3, 32, 32]},
             "optimizer": _SGD | {"lr": 0.05},
             "codec": {"forward": self.forward, "backward": self.backward},
             "evaluate": {"every_epochs": STEM_EPOCHS},
-            "data": link_data.shapes(data / "paper-shapes.npz", train=STEM_SAMPLES, test=1000),
+            "data": coloured(data, train=STEM_SAMPLES, test=1000),
             "clients": [{"name": "client", "threads": 1}],
         }
 
@@ -138,7 +136,8 @@ class Curve:
             "model": {"build": f"{MODELS}:fashion", "input_shape": list(SHAPE)} | ({"cut": [AT]} if method.cut else {}),
             "optimizer": _SGD | {"lr": method.lr},
             "codec": dict(method.codec),
-            "data": _fashion(data) | ({} if setting.even else {"partition": "dirichlet:0.3"}),
+            "data": part_of_fashion(data, train=TRAIN_SAMPLES, test=TEST_SAMPLES)
+            | ({} if setting.even else {"partition": "dirichlet:0.3"}),
             "clients": [{"name": name, "threads": 1, "data": {"shard": f"{at}/{len(names)}"}} for at, name in enumerate(names, 1)],
         }
 
@@ -201,22 +200,6 @@ def prepare_data(todo: list[Stem | Curve], folder: Path) -> None:
     """Make the files once, before cells ask for them side by side."""
     for kind in {type(cell) for cell in todo}:
         next(cell for cell in todo if type(cell) is kind).table(folder)
-
-
-def _fashion(folder: Path) -> dict[str, Any]:
-    """A ``[data]`` table: every sixth training sample and every second test sample of Fashion-MNIST, in a file that needs no unpacking."""
-    path = folder / "paper-fashion.npz"
-    facts = materialize("fashion-mnist", folder)
-    if not path.exists():
-        arrays = {}
-        for name, prefix, count in (("train", "train", TRAIN_SAMPLES), ("test", "t10k", TEST_SAMPLES)):
-            for key, ending in (("x", "images-idx3-ubyte"), ("y", "labels-idx1-ubyte")):
-                file = f"{prefix}-{ending}"
-                block = open_idx(next(each for each in (Path(facts.data["path"], file + gz) for gz in ("", ".gz")) if each.exists()))
-                arrays[f"{key}_{name}"] = block.load(np.arange(count) * block.count // count)
-        with open(path, "wb") as stream:
-            np.savez(stream, **arrays)
-    return {"kind": "npz", "path": str(path), "layout": "NHW", "normalize": facts.data["normalize"]}
 
 
 # ------------------------------------------------------------ the device
