@@ -75,6 +75,7 @@ class Setting:
     seeds: tuple[int, ...]
     epochs: int
     batch_size: int
+    large_batch: int  # a client's part of a large batch
     hosts: int = 0
 
     @property
@@ -83,10 +84,10 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(clients=10, even=True, seeds=(0, 1, 2), epochs=10, batch_size=50),
-    Setting(clients=10, even=False, seeds=(0, 1, 2), epochs=10, batch_size=50),
-    Setting(clients=100, even=True, seeds=(0,), epochs=8, batch_size=20, hosts=2),
-    Setting(clients=100, even=False, seeds=(0,), epochs=8, batch_size=20, hosts=2),
+    Setting(clients=10, even=True, seeds=(0, 1, 2), epochs=10, batch_size=50, large_batch=50),
+    Setting(clients=10, even=False, seeds=(0, 1, 2), epochs=10, batch_size=50, large_batch=50),
+    Setting(clients=100, even=True, seeds=(0,), epochs=10, batch_size=10, large_batch=20, hosts=2),
+    Setting(clients=100, even=False, seeds=(0,), epochs=10, batch_size=10, large_batch=20, hosts=2),
 )
 
 
@@ -128,9 +129,10 @@ class Curve:
 
     def table(self, data: Path) -> dict[str, Any]:
         setting, method = self.setting, self.method
+        batch_size = setting.large_batch if method.schedule == "large-batch" else setting.batch_size
         names = [f"c{at}" for at in range(1, setting.clients + 1)]
         return {
-            **_table("curve", epochs=setting.epochs, batch_size=setting.batch_size, seed=self.seed),
+            **_table("curve", epochs=setting.epochs, batch_size=batch_size, seed=self.seed),
             "schedule": method.schedule,
             "weights_leave": True,
             "model": {"build": f"{MODELS}:fashion", "input_shape": list(SHAPE)} | ({"cut": [AT]} if method.cut else {}),
