@@ -61,7 +61,7 @@ def client_flops(model: nn.Module, at: str | None, shape: Sequence[int] = IMAGE)
         output = module(inputs)
         forward = counter.get_total_flops()
         loss = nn.functional.cross_entropy(output, torch.zeros(_BATCH, dtype=torch.int64)) if at is None else output.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         step = counter.get_total_flops()
     return Flops(forward=forward / _BATCH, step=step / _BATCH)
 

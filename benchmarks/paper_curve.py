@@ -56,7 +56,7 @@ def _mean(runs: Sequence[Sequence[Point]]) -> list[Point]:
     """Over the seeds, epoch by epoch."""
 
     def mean(values: Sequence[Point], key: str) -> float:
-        return statistics.mean(getattr(value, key) for value in values)
+        return float(statistics.mean(getattr(value, key) for value in values))
 
     keys = ("accuracy", "gflop", "megabytes", "seconds")
     return [Point(**{key: mean(each, key) for key in keys}) for each in zip(*runs, strict=True)]
@@ -97,30 +97,22 @@ def _title(setting: Setting) -> str:
 def _what(device: Device) -> list[str]:
     return [
         *prose(
-            f"{TRAIN_SAMPLES:,} of the training samples, shared out to the clients; tested after each epoch, the",
-            f"codec on, on {TEST_SAMPLES:,} of the",
-            "test samples. The network is that of [link.md](link.md), cut at 784 activations: of the FLOPs of a training step,",
-            f"{device.split_flops / 1e6:.2f} million a sample are the client's when it is split,",
-            f"{device.whole_flops / 1e6:.2f} million when it is not.",
-            "Clients are real ones, with ONNX segments, over mosquitto: a process each where there are 10,",
-            "threads of two processes where there",
-            "are 100 (a thread does what a client process does, with a connection, store and engine of its own;",
-            "100 interpreters would take 12 GB, these take 4).",
-            "Batches are of 50 samples, and with 100 clients of 10 (20 each of a large batch). *Relay*: clients take turns and hand their",
-            "segment on. *Parallel*: SplitFed v2,",
-            "the clients' segments averaged once an epoch. *Federated*: averaged once an epoch; int8:",
-            "differences of weights. *Large-batch*: one",
-            "step of all clients' batches together, gradients averaged.",
+            f"{TRAIN_SAMPLES:,} of the training samples, shared out to the clients; tested after each epoch, the codec on, on",
+            f"{TEST_SAMPLES:,} of the test samples. The network is that of [link.md](link.md), cut at 784 activations: of the FLOPs of a",
+            f"training step, {device.split_flops / 1e6:.2f} million a sample are the client's when it is split,",
+            f"{device.whole_flops / 1e6:.2f} million when it is not. Clients are real ones, with ONNX segments, over mosquitto: a",
+            "process each where there are 10, threads of two processes where there are 100 (a thread does what a client process does,",
+            "with a connection, store and engine of its own; 100 interpreters would take 12 GB, these take 4). Batches are of 50",
+            "samples, and with 100 clients of 10 (20 each of a large batch). *Relay*: clients take turns and hand their segment on.",
+            "*Parallel*: SplitFed v2, the clients' segments averaged once an epoch. *Federated*: averaged once an epoch; int8:",
+            "differences of weights. *Large-batch*: one step of all clients' batches together, gradients averaged.",
         ),
         "",
         *prose(
-            "Bytes: a client's PUBLISH packets both ways, weights included, evaluation not; where there is an average or a relay, one client's",
-            "weights go to the server once more at the end. **Seconds** on a line of 250 kbit/s: a client's steps on",
-            f"one core of this computer as measured ({device.split_s * 1e3:.2f} ms a sample split,",
-            f"{device.whole_s * 1e3:.2f} ms whole), then its bytes,",
-            "one after the other; relay's clients add up, for they take turns, and of the others the slowest",
-            "decides. Server and round trips",
-            "take no time.",
+            "Bytes: a client's PUBLISH packets both ways, weights included, evaluation not; one client's weights go to the server once",
+            "more at the end. **Seconds** on a line of 250 kbit/s: a client's steps on one core of this computer as measured",
+            f"({device.split_s * 1e3:.2f} ms a sample split, {device.whole_s * 1e3:.2f} ms whole), then its bytes, one after the other;",
+            "relay's clients add up, for they take turns, and of the others the slowest decides. Server and round trips take no time.",
         ),
     ]
 

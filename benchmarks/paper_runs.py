@@ -32,7 +32,7 @@ __all__ = ["METHODS", "SETTINGS", "Curve", "Device", "Method", "Setting", "Stem"
 LOWBIT = ("lowbit:step=0.8,rate_weight=5e-6", "lowbit:step=6")  # of link.md, the pair that loses less than half a point there
 STEM_ACTIVATIONS = 65_536
 # The price of a bit is in units of the loss, and a sample has 84 times as many activations here as with link.md's cut.
-STEM_CODECS = (("fp32", "fp32"), ("lowbit:rate_weight=1.2e-7", "lowbit"), ("lowbit", "lowbit"))
+STEM_CODECS = (("fp32", "fp32"), ("lowbit:rate_weight=1.2e-7", "lowbit"))
 STEM_SAMPLES, STEM_EPOCHS, STEM_BATCH = 3000, 4, 32
 
 AT, SHAPE = "pool2", (1, 28, 28)
