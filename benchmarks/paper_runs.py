@@ -48,11 +48,11 @@ class Method:
     schedule: str
     lr: float
     cut: bool = True
-    codec: Mapping[str, str]
+    codec: tuple[tuple[str, str], ...]  # keys of [codec]
 
 
 def _split(name: str, schedule: str, codec: tuple[str, str]) -> Method:
-    return Method(name=name, schedule=schedule, lr=0.05, codec={"forward": codec[0], "backward": codec[1]})
+    return Method(name=name, schedule=schedule, lr=0.05, codec=(("forward", codec[0]), ("backward", codec[1])))
 
 
 METHODS = (
@@ -60,9 +60,9 @@ METHODS = (
     _split("split, relay, lowbit", "relay", LOWBIT),
     _split("split, parallel", "splitfed-v2", ("fp32", "fp32")),
     _split("split, parallel, lowbit", "splitfed-v2", LOWBIT),
-    Method(name="federated", schedule="fedavg", lr=0.05, cut=False, codec={"weights": "fp32"}),
-    Method(name="federated, int8", schedule="fedavg", lr=0.05, cut=False, codec={"weights": "int8"}),
-    Method(name="large-batch", schedule="large-batch", lr=0.2, cut=False, codec={"weights": "fp32"}),
+    Method(name="federated", schedule="fedavg", lr=0.05, cut=False, codec=(("weights", "fp32"),)),
+    Method(name="federated, int8", schedule="fedavg", lr=0.05, cut=False, codec=(("weights", "int8"),)),
+    Method(name="large-batch", schedule="large-batch", lr=0.2, cut=False, codec=(("weights", "fp32"),)),
 )
 
 

@@ -149,6 +149,10 @@ def test_clients_that_take_turns_add_up_and_of_others_the_slowest_decides() -> N
     assert [point.accuracy for point in whole] == [entry["accuracy"] for entry in result()["history"]]
 
 
+def test_each_method_is_plotted_by_itself() -> None:
+    assert len(set(METHODS)) == len({method.name for method in METHODS}) == len(METHODS)
+
+
 def test_cells_are_named_apart_and_one_seed_of_even_clients_comes_first() -> None:
     keys = [cell.key for cell in cells()]
     assert len(set(keys)) == len(keys)
