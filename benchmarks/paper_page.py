@@ -118,8 +118,8 @@ def _lowbit_rows(found: Table, results: Mapping[str, Any]) -> list[str]:
     for name, up, down in _lowbit_measured(results):
         gb = [split_gb(up, down, found["lowbit_hand_over"], epochs=found["chosen"]["epochs"], clients=clients) for clients in CLIENTS]
         shrink = min(before / after for before, after in zip(fp32, gb, strict=True))
-        held = "" if shrink >= _SHRINK else f" (the bar of {_SHRINK} is missed)"
-        rows.append(f"| SplitNN, {name} | | {_pair(gb)}: {shrink:.0f} times less{held} |")
+        held = "held" if shrink >= _SHRINK else "missed"
+        rows.append(f"| SplitNN, {name} | | {_pair(gb)}: {shrink:.0f} times less (bar {_SHRINK}: {held}) |")
     return rows
 
 
@@ -205,5 +205,6 @@ def _asked(asked: Sequence[Table], chosen: Table) -> list[str]:
     return [
         *lines,
         "",
-        "The 175 epochs of Table 1 would fit Table 2 with a cut of 8,192 activations, as after the second stage of a CIFAR ResNet.",
+        "The 175 epochs of Table 1 all but fit Table 2, too, with a cut of 8,192 activations, as after the second stage of a CIFAR ResNet:",
+        "5.7 / 1.15.",
     ]
