@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,8 +110,9 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         keys=keys,
         training=setup.training,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: driver.stop())
+    if threading.current_thread() is threading.main_thread():  # a process that holds several parties ends them itself
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: driver.stop())
     driver.run()
     result = _result(name, driver, setup, run) | {"labels_published": cuts.labels_sent, **runner.kept.plain()}
     write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())

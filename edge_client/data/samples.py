@@ -10,12 +10,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.data.rows import Pick, Rows
+from edge_client.data.rows import Block, Pick, Rows
 from wire.data_config import DataConfig, Split
 from wire.engine import Array
 from wire.errors import DataError
 
-__all__ = ["Layout", "Request", "Samples", "check_same_count", "named", "numbered", "targets"]
+__all__ = [
+    "Layout",
+    "Request",
+    "Samples",
+    "check_same_count",
+    "named",
+    "no_labels",
+    "numbered",
+    "picked_targets",
+    "targets",
+]
 
 Layout = Literal["NF", "NCL", "NHW", "NHWC", "NCHW"]
 
@@ -70,6 +80,20 @@ def named(names: Sequence[str], path: Path, source: str) -> Callable[[NDArray[np
 def check_same_count(images: str, samples: int, labels: str, found: int, *, what: str = "labels") -> None:
     if samples != found:
         raise DataError(f"{images} has {samples} samples but {labels} has {found} {what}; they do not belong together")
+
+
+def picked_targets(request: Request, samples: Block, labels: Block | None) -> tuple[NDArray[np.int64], Array | None, int | None]:
+    """What this party has of ``samples``, its target and the number of classes seen; ``labels`` None: another party has them."""
+    if labels is None:
+        return request.pick(samples.count, no_labels), None, None
+    check_same_count(samples.name, samples.count, labels.name, labels.count)
+    picked = request.pick(samples.count, lambda: labels.load(np.arange(labels.count)))
+    return picked, *targets(labels.load(picked), request.config.target, where=labels.name)
+
+
+def no_labels() -> Array:
+    """Where ``target`` is "none"; DataConfig refuses shares by label there."""
+    raise DataError('`partition` shares samples out by label, but `target` is "none"; leave one out')
 
 
 def targets(values: Array, kind: Literal["class", "number", "none"], *, where: str) -> tuple[Array | None, int | None]:
