@@ -80,7 +80,9 @@ def _setup(run: Run, server: ServerConfig, segments: Mapping[str, SegmentSource]
     return PartySetup(
         engines=engines,
         labels=_labels(run, server, sink),
-        metrics=MetricSet(run.evaluate.metrics, loss=run.loss_of(sink.segment)) if sink is not None else None,
+        metrics=MetricSet(run.evaluate.metrics, loss=run.loss_of(sink.segment), unlabelled=run.reconstruct is not None)
+        if sink is not None
+        else None,
         program=None if program is None else aligned(run, server.name, program, splits),
         training=predict is None,
         digest=run.digest,
@@ -98,6 +100,7 @@ def _engines(run: Run, mine: PartySlice, segments: Mapping[str, SegmentSource]) 
             outputs=segment.outputs,
             optimizer=run.optimizer,
             loss=run.loss_of(slot.segment) if slot.is_sink else None,
+            unlabelled=run.reconstruct is not None,
             clip_norm=run.clip_norm,
             accumulate=run.accumulate,
             seed=run.seed,

@@ -129,7 +129,7 @@ def train_unsplit(run: Run, feeds: Mapping[str, Feed], *, progress: Callable[[in
     drawn = _masks_drawn(run)
     program = TrainingProgram(run.plan(), stop=lambda seen: should_stop(seen, patience=stopping.patience, watch=stopping.watch))
     program.sized({"batches": {str(lane): data.feed(lane).counts for lane in range(run.lanes)}})
-    metrics = {sink: MetricSet(run.evaluate.metrics, loss=run.loss_of(sink)) for sink in data.sinks}
+    metrics = {sink: MetricSet(run.evaluate.metrics, loss=run.loss_of(sink), unlabelled=run.reconstruct is not None) for sink in data.sinks}
     losses: dict[str, list[float]] = {sink: [] for sink in data.sinks}
     while (command := program.next()).op != "end":
         result: dict[str, Any] = {}
@@ -144,21 +144,22 @@ def train_unsplit(run: Run, feeds: Mapping[str, Feed], *, progress: Callable[[in
 
 def _lanes(run: Run) -> list[_Lane]:
     segments = build_segments(run)
-    if run.schedule == "relay" or run.lanes == 1:
+    graph = run.graph()
+    inputs = {name: [edge.source for edge in graph.edges if edge.target == name] for name in segments}
+    if run.reconstruct is None and (run.schedule == "relay" or run.lanes == 1):
         whole = build_model(run)
         mine = dict(whole.named_parameters())
         prefixes = {name: "" if run.model is not None else f"{name}." for name in segments}
         groups = [[mine[prefixes[name] + key] for key, _ in segment.module.named_parameters()] for name, segment in segments.items()]
         return [_Lane(whole, [_part(run, group) for group in groups])] * run.lanes
-    graph = run.graph()
-    inputs = {name: [edge.source for edge in graph.edges if edge.target == name] for name in segments}
-    shared = {name: segment.module for name, segment in segments.items() if len(graph.segment(name).parties) == 1}
+    together = run.schedule == "relay"
+    shared = {name: segment.module for name, segment in segments.items() if together or len(graph.segment(name).parties) == 1}
     parts = {name: _part(run, list(module.parameters())) for name, module in shared.items()}
     lanes = []
     for _ in range(run.lanes):
         modules: dict[str, nn.Module] = {name: shared.get(name) or copy.deepcopy(segment.module) for name, segment in segments.items()}
         own = [parts.get(name) or _part(run, list(module.parameters())) for name, module in modules.items()]
-        lanes.append(_Lane(Composite(modules, inputs), own))
+        lanes.append(_Lane(Composite(modules, inputs, autoencoder=run.reconstructed), own))
     return lanes
 
 
@@ -209,10 +210,13 @@ def _train(
         with _masks(run, drawn, global_step):
             outputs = network(data.inputs(lane, take), training=True)
         found = {
-            sink: loss_of(run.loss_of(sink), output, data.target(sink, lane, take))
+            sink: loss_of(run.loss_of(sink), output, data.target(sink, lane, take), unlabelled=run.reconstruct is not None)
             for sink, output in zip(data.sinks, outputs, strict=True)
         }
-        sum(found.values(), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
+        total_loss = sum(found.values(), torch.zeros(()))
+        if run.reconstruct is not None and isinstance(network.network, Composite):
+            total_loss = total_loss + run.reconstruct.alpha * network.network.error.mean()
+        total_loss.backward()  # type: ignore[no-untyped-call]
         for sink, loss in found.items():
             losses[sink].append(float(loss.detach()))
         for part in network.parts:

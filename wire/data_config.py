@@ -135,6 +135,7 @@ class DataConfig:
     client's part is drawn from a Dirichlet distribution of this concentration (the lower, the more uneven) by the run's seed, so ``shard``
     then says which client this is of how many. Every sample is one client's, and no client has none; all must have the same files.
 
+    ``unlabelled``: the class -1 stands for a training sample without a label, of which an autoencoder makes use (``[reconstruct]``).
     ``drop_last``: leave a last partial training batch out. ``id_prefix`` goes before all sample ids of this party: give it where several
     parties hold different files of the same name.
     """
@@ -158,6 +159,7 @@ class DataConfig:
     limit: int | None = None
     validation_fraction: float = 0.0
     drop_last: bool = False
+    unlabelled: bool = False
     id_prefix: str = ""
     validation: DataSplit = field(default_factory=DataSplit)
     test: DataSplit = field(default_factory=DataSplit)

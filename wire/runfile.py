@@ -23,7 +23,7 @@ from wire.optim import Optimizer
 from wire.parse import parse, plain, read_key
 from wire.placement import graph_of
 from wire.program import Plan
-from wire.segments import LossName, SegmentConfig
+from wire.segments import LossName, ReconstructConfig, SegmentConfig
 from wire.slices import Slice
 from wire.spool import SpoolConfig
 from wire.transport.broker_config import BrokerConfig
@@ -237,6 +237,7 @@ class Run:
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     align: AlignConfig | None = None
+    reconstruct: ReconstructConfig | None = None
     server: ServerConfig = field(default_factory=ServerConfig)
     servers: tuple[ServerConfig, ...] = ()
     slice: Slice | None = None
@@ -264,8 +265,18 @@ class Run:
             if cut not in self.edges:
                 raise ValueError(f"`codec.cuts` names the cut {cut!r}; cuts are {', '.join(self.edges)}")
         for client in self.clients:
-            if self.reads_data(client.name):
-                self.data_of(client.name)
+            if self.reads_data(client.name) and self.data_of(client.name).unlabelled:
+                self._check_unlabelled()
+
+    def _check_unlabelled(self) -> None:
+        if self.reconstruct is None:
+            raise ValueError(
+                "`data.unlabelled`: samples without a label teach nothing unless the segment is an autoencoder; set `[reconstruct]`"
+            )
+        if self.loss != "cross_entropy" or any(
+            slot.labels == "local" for client in self.clients for slot in self.slice_for(client.name).slots
+        ):
+            raise ValueError("`data.unlabelled` is for class labels and a loss on a server")
 
     def _check_parties(self) -> None:
         if not 1 <= len(self.clients) <= LIMITS.parties:
@@ -287,6 +298,8 @@ class Run:
         sources = [segment.name for segment in graph.segments if not any(edge.target == segment.name for edge in graph.edges)]
         if len(sources) > 1 and self.align is None:
             raise ValueError(f"segments {', '.join(sources)} take raw data of several parties; say in `[align]` how their records meet")
+        if self.reconstruct is not None and self.reconstructed not in sources:
+            raise ValueError(f"`reconstruct.segment` is {self.reconstruct.segment!r}; segments with raw data are {', '.join(sources)}")
         for name in names:
             if name not in held:
                 raise ValueError(f"no segment is placed on the party {name!r}; place one there, or leave the party out")
@@ -343,6 +356,13 @@ class Run:
         if self.slice is not None:
             return tuple(slot.segment for slot in self.slice.slots if slot.is_sink)
         return tuple(segment.name for segment in self.graph().segments if segment.loss)
+
+    @property
+    def reconstructed(self) -> str | None:
+        """The segment that is an autoencoder."""
+        if self.reconstruct is None or self.reconstruct.segment is not None or self.slice is not None:
+            return None if self.reconstruct is None else self.reconstruct.segment
+        return self.graph().order()[0].name
 
     def loss_of(self, segment: str) -> LossName:
         """The loss at the end of the graph that ``segment`` is."""

@@ -23,6 +23,7 @@ from wire.kept import Kept
 from wire.manifest import TensorSpec
 from wire.messages import Answer, BackwardDone, Discard, ForwardDone, RunBackward, RunForward, Work
 from wire.runfile import Run
+from wire.segments import RECONSTRUCTION
 from wire.tensors import decode_plain, encode_plain
 
 __all__ = ["Metrics", "Runner"]
@@ -215,7 +216,7 @@ class Runner:
         return target
 
     def _encode_outputs(self, work: Work, engine: Engine, outputs: tuple[Array, ...], extras: Mapping[str, Array]) -> dict[str, bytes]:
-        named = {spec.name: output for spec, output in zip(engine.outputs, outputs, strict=True)}
+        named = {spec.name: output for spec, output in zip(engine.outputs, outputs, strict=True) if spec.name != RECONSTRUCTION}
         return self._cuts.encode_forward(work, named, extras, self._progress(work))
 
     def _progress(self, work: Work) -> float:
@@ -245,6 +246,9 @@ class Runner:
         except CodecError as exc:
             engine.discard(work.global_step)
             return BackwardDone(work=work, void=str(exc))
+        if self._run.reconstruct is not None and not slot.is_sink:
+            samples = len(next(iter(arrived.values())))
+            arrived[RECONSTRUCTION] = np.full(samples, self._run.reconstruct.alpha / samples, np.float32)  # of the mean over the batch
         grads = () if slot.is_sink else tuple(arrived.get(spec.name) for spec in engine.outputs)
         lr = self._run.optimizer.lr * self._run.lr_schedule.factor(work.global_step, self._total_steps)
         try:

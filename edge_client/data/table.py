@@ -189,5 +189,7 @@ def _is_number(text: str) -> bool:
 def _targets(labels: list[float], config: DataConfig, path: Path) -> tuple[Array | None, int | None]:
     if config.target == "none":
         return None, None
-    target, classes = targets(np.array(labels, np.float64), config.target, where=f"{path}, column {config.labels!r},")
+    target, classes = targets(
+        np.array(labels, np.float64), config.target, where=f"{path}, column {config.labels!r},", unlabelled=config.unlabelled
+    )
     return target, len(config.classes) or classes
