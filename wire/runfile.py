@@ -259,7 +259,7 @@ class Run:
             raise ValueError(f"`hand_over` is 'peer', but with `schedule = \"{self.schedule}\"` no client hands weights to the next")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` is {self.clip_norm}; it must be above 0")
-        if any(server.labels is not None for server in self.all_servers) and not self.ids_key and self.align is None:
+        if self.slice is None and any(server.labels is not None for server in self.all_servers) and not self.ids_key and self.align is None:
             raise ValueError("`server.labels` joins records by keyed id: set `ids_key`, the secret that all parties share")
         for cut in self.codec.cuts:
             if cut not in self.edges:
