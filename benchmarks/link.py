@@ -56,8 +56,8 @@ LOWBIT = (
     ("lowbit:rate_weight=1e-5", "lowbit"),
     ("lowbit:rate_weight=2e-5", "lowbit"),
 )
-# Behind `relu5` each activation carries more of the loss, so that bits must cost less.
-LATER_CUT = (("lowbit:step=0.5,rate_weight=1e-6", "lowbit:step=4"), ("lowbit:step=0.5,rate_weight=2e-6", "lowbit:step=6"))
+# Behind `relu5` each activation carries more of the loss: bits cost nothing there.
+LATER_CUT = (("lowbit:levels=15,step=0.5", "lowbit:step=2"), ("lowbit:step=0.5", "lowbit:step=4"))
 UPLINK_ALONE = ("lowbit:rate_weight=3e-5", "fp32")
 
 
