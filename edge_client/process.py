@@ -21,7 +21,9 @@ from wire.feed import Batch, Feed
 from wire.graph import PartySlice
 from wire.observer import observer_for
 from wire.process import PartySetup, for_prediction, run_party
+from wire.program import FEDERATED
 from wire.runfile import ClientConfig, Run, load_run
+from wire.tally import Tally
 
 __all__ = ["run_client", "run_predict"]
 
@@ -46,7 +48,11 @@ def run_client(
     engines = _load_engines(run, mine, run.clients[lane], Path(bundle or run.bundles), engine=engine)
     feed = _open_feed(run, mine, engines, lane, ("train", *run.evaluate.splits))
     setup = PartySetup(
-        engines=engines, feed=feed, result={"samples": feed.samples("train")}, on_over=lambda: {"modules_forbidden": _forbidden()}
+        engines=engines,
+        feed=feed,
+        tally=Tally(run.evaluate.metrics, loss=run.loss) if run.schedule in FEDERATED else None,
+        result={"samples": feed.samples("train")},
+        on_over=lambda: {"modules_forbidden": _forbidden()},
     )
     run_party(run, party, setup, observer=observer_for(party, log))
 

@@ -36,7 +36,7 @@ def assemble(run_file: str | Path, *, out: str | Path) -> None:
     """
     run = load_run(run_file)
     _check_may_leave(run)
-    lanes = [len(run.clients) - 1] if run.schedule == "relay" else list(range(len(run.clients)))
+    lanes = list(range(len(run.clients))) if run.schedule == "independent" else [len(run.clients) - 1]
     for lane in lanes:
         folder = Path(out) if len(lanes) == 1 else Path(out) / run.clients[lane].name
         state = assembled_state(run, lane)

@@ -12,6 +12,7 @@ from server.early_stopping import should_stop
 from server.engine import TorchEngine
 from server.labels import load_labels
 from server.metrics import MetricSet
+from wire.averaging import Shapes, engine_names
 from wire.engine import Engine
 from wire.errors import GraphError
 from wire.feed import LabelStore
@@ -65,6 +66,7 @@ def _setup(run: Run, segments: Mapping[str, SegmentSource], predict: str | None)
         program = TrainingProgram(run.plan(), stop=lambda history: should_stop(history, patience=stop.patience, watch=stop.watch))
     return PartySetup(
         engines=engines,
+        averaged=_shapes(run, segments) if run.averages else {},
         labels=_labels(run),
         metrics=MetricSet(run.evaluate.metrics, loss=run.loss),
         program=program,
@@ -78,18 +80,31 @@ def _engines(run: Run, mine: PartySlice, segments: Mapping[str, SegmentSource]) 
     engines: dict[str, Engine] = {}
     for slot in mine.slots:
         segment = segments[slot.segment]
-        engines[slot.segment] = TorchEngine(
-            segment.module,
-            inputs=segment.inputs,
-            outputs=segment.outputs,
-            optimizer=run.optimizer,
-            loss=run.loss if slot.is_sink else None,
-            clip_norm=run.clip_norm,
-            accumulate=run.accumulate,
-            seed=run.seed,
-            segment=slot.segment,
-        )
+        for name in dict.fromkeys(engine_names(slot, run.schedule).values()):
+            engines[name] = TorchEngine(
+                segment.module,
+                inputs=segment.inputs,
+                outputs=segment.outputs,
+                optimizer=run.optimizer,
+                loss=run.loss if slot.is_sink else None,
+                clip_norm=run.clip_norm,
+                accumulate=run.accumulate,
+                seed=run.seed,
+                segment=slot.segment,
+            )
     return engines
+
+
+def _shapes(run: Run, segments: Mapping[str, SegmentSource]) -> dict[str, Shapes]:
+    """Of the weights that clients give away for averages, named as in ``Engine.state``."""
+    found: dict[str, Shapes] = {}
+    for segment in run.graph().segments:
+        if len(segment.parties) > 1:
+            module = segments[segment.name].module
+            tensors = [(f"p.{name}", value.detach()) for name, value in module.named_parameters()]
+            tensors += [(f"b.{name}", value) for name, value in module.named_buffers()]
+            found[segment.name] = {name: (value.numpy().dtype, tuple(value.shape)) for name, value in tensors}
+    return found
 
 
 def _labels(run: Run) -> LabelStore | None:

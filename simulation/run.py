@@ -155,7 +155,9 @@ def _result(run: Run, party: str) -> dict[str, Any]:
 
 
 def _losses(run: Run) -> list[float]:
-    """The loss of every step, from the ledger of the party that computes it."""
-    holder = run.graph().root()
-    with contextlib.closing(sqlite3.connect(run.state_of(holder) / "ledger.sqlite")) as ledger:
-        return [float(row[0]) for row in ledger.execute("SELECT loss FROM losses ORDER BY global_step")]
+    """The loss of every step, from the ledgers of the parties that compute it."""
+    rows: list[tuple[int, float]] = []
+    for holder in dict.fromkeys(party for segment in run.graph().segments if segment.loss for party in segment.parties):
+        with contextlib.closing(sqlite3.connect(run.state_of(holder) / "ledger.sqlite")) as ledger:
+            rows += ledger.execute("SELECT global_step, loss FROM losses").fetchall()
+    return [loss for _, loss in sorted(rows)]

@@ -1,6 +1,7 @@
 """The unsplit twin: the same network, seed and batches in plain PyTorch, in the order in which the run serves its lanes.
 
-With relay, or one client, it is the whole model under one optimizer. With independent clients each lane has client segments of its own.
+With relay, or one client, it is the whole model under one optimizer. With the other schedules each lane has client segments of its own
+(splitfed-v1 and federated: the whole network), which are averaged after each round (simulation/rounds.py).
 It is what a split run is compared with; it takes nothing from the engines that it checks. Dropout masks are a function of the seed, the
 segment and the step for everybody, so the twin draws the same ones.
 """
@@ -24,6 +25,7 @@ from server.losses import loss_of
 from server.masks import MaskMode
 from server.metrics import MetricSet
 from server.optimizers import torch_optimizer
+from simulation.rounds import average_modules
 from wire.feed import Batch, Feed
 from wire.program import Command, TrainingProgram
 from wire.rng import keep_mask
@@ -96,9 +98,12 @@ def train_unsplit(run: Run, feeds: Mapping[int, Feed], *, progress: Callable[[in
     stopping = run.evaluate
     drawn = _masks_drawn(run)
     program = TrainingProgram(run.plan(), stop=lambda seen: should_stop(seen, patience=stopping.patience, watch=stopping.watch))
-    program.sized({"batches": {str(lane): feed.counts for lane, feed in feeds.items()}})
+    facts = {"batches": {str(lane): feed.counts for lane, feed in feeds.items()}}
+    facts["samples"] = {str(lane): {"train": feed.samples("train")} for lane, feed in feeds.items()}
+    program.sized(facts)
     metrics = MetricSet(run.evaluate.metrics, loss=run.loss)
     losses: list[float] = []
+    weights: dict[int, int] = {}  # samples of each lane in the round
     while (command := program.next()).op != "end":
         result: dict[str, Any] = {}
         if command.op == "train":
@@ -106,6 +111,13 @@ def train_unsplit(run: Run, feeds: Mapping[int, Feed], *, progress: Callable[[in
             progress(len(losses), program.total_steps)
         elif command.op == "evaluate":
             result = _evaluate(lanes, feeds, command, metrics)
+        elif command.op == "average":
+            weights = {} if command.args["first"] else weights
+            weights |= {int(lane): count for lane, count in command.args["samples"].items()}
+        elif command.op == "adopt":
+            for replicas in zip(*(lane.chain for lane in lanes), strict=True):
+                if len(set(replicas)) > 1:
+                    average_modules(replicas, weights)
         program.done(result, {})
     return TwinResult(losses=tuple(losses), metrics=program.metrics, state=_state(lanes[0]))
 
@@ -118,7 +130,8 @@ def _lanes(run: Run) -> list[_Lane]:
         groups = [[mine[name] for name, _ in segment.module.named_parameters()] for segment in segments.values()]
         lane = _Lane([model], [_part(run, groups)])
         return [lane] * len(run.clients)
-    shared = {name: segment.module for name, segment in segments.items() if run.model.place(name) == "server"}
+    copied = run.schedule == "splitfed-v1"
+    shared = {name: segment.module for name, segment in segments.items() if run.model.place(name) == "server" and not copied}
     parts = {name: _part(run, [list(module.parameters())]) for name, module in shared.items()}
     lanes = []
     for _ in run.clients:
@@ -175,17 +188,18 @@ def _train(run: Run, lanes: Sequence[_Lane], feeds: Mapping[int, Feed], command:
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(float(loss.detach()))
         for part in network.parts:
-            part.step(run.optimizer.lr * run.lr_schedule.factor(global_step, total), run.clip_norm)
+            at = global_step - steps.lanes.index(lane) if run.averages else global_step
+            part.step(run.optimizer.lr * run.lr_schedule.factor(at, total), run.clip_norm)
     return losses
 
 
 def _evaluate(lanes: Sequence[_Lane], feeds: Mapping[int, Feed], command: Command, metrics: MetricSet) -> dict[str, Any]:
     if command.args["first"]:
         metrics.reset()
-    (lane,) = command.lanes
     steps = StepRange.from_plain(command.args["steps"])
+    first = int(command.args.get("batch", 0))
     with torch.no_grad():
-        for index in range(steps.rounds):
+        for lane, index in ((lane, first + turn) for turn in range(steps.rounds) for lane in steps.lanes):
             batch = feeds[lane].evaluation(command.args["split"], index)
             metrics.update(lanes[lane](_tensors(batch), training=False).numpy(), _target(batch).numpy())
     return {"metrics": metrics.compute()} if command.args["last"] else {}

@@ -57,7 +57,7 @@ from wire.messages import (
     TimerFired,
 )
 from wire.outbox import Outbox
-from wire.program import Command, Program
+from wire.program import OWN, Command, Program
 from wire.steps import StepRange, Steps
 
 __all__ = ["Actor", "Timing"]
@@ -129,7 +129,9 @@ class Actor:
         self._timing = timing
         self._effects: list[Effect] = []
         self._outbox = Outbox(self._emit, resend_after_s=timing.resend_after_s)
-        self._own_lanes = frozenset(lane for slot in party.slots for lane in slot.lanes)
+        # A coordinator without segments takes part for every lane: it has checkpoints of where the run stands.
+        all_lanes = range(party.lanes) if program is not None else ()
+        self._own_lanes = frozenset(lane for slot in party.slots for lane in slot.lanes) or frozenset(all_lanes)
         self._children = {child.line: child for child in party.children}
         self._started = Started(boot=0)
         self._epoch = 0
@@ -405,7 +407,7 @@ class Actor:
         self._running = _Running(seq, command, waiting={child.line for child in told})
         for child in told:
             self._pass_on(child.line, seq, command)
-        if self._own_lanes.isdisjoint(command.lanes) and command.op != "keep":  # which is the coordinator's alone
+        if self._own_lanes.isdisjoint(command.lanes) and command.op not in OWN:
             self._running.executing = self._running.executed = True  # only on its way through us
             self._check_done()
             return

@@ -22,8 +22,11 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
 _U32, _U16 = 1 << 32, 1 << 16  # as the header of a frame has epochs, steps and lanes
 _I64 = 1 << 63  # what is stored, and boots
-_ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64}
+_ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64, "round": _U32, "batch": LIMITS.batches + 1}
 _NEEDED = {"train": "steps", "evaluate": "steps", "infer": "steps", "save": "id", "restore": "id", "keep": "lane"}
+_NEEDED |= {"offer": "round", "adopt": "round"}
+_NEVER_SENT = ("average", "tell")
+_FACTS = {"batches": LIMITS.batches + 1, "samples": _I64, "weights": _I64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,8 @@ def read_command(body: Mapping[str, Any], blobs: Mapping[str, bytes]) -> tuple[i
     op, args = body["op"], body["args"]
     if not isinstance(op, str) or not isinstance(args, dict):
         raise TypeError("a command has an operation and a table of arguments")
+    if op in _NEVER_SENT:
+        raise ValueError(f"{op} is for the coordinator alone")
     needed = _NEEDED.get(op)
     if needed is not None and needed not in args:
         raise KeyError(needed)
@@ -89,11 +94,13 @@ def _result(result: Any) -> Mapping[str, Any]:
         raise TypeError("a result is a table")
     for id in result.get("checkpoints", []):
         whole(id, below=_I64)
-    for lane, splits in result.get("facts", {}).get("batches", {}).items():
-        whole(int(lane), below=_U16)
-        for count in splits.values():
-            whole(count, below=LIMITS.batches + 1)
-    for value in result.get("metrics", {}).values():
-        if type(value) not in (int, float):
-            raise TypeError("a metric is a number")
+    for fact, below in _FACTS.items():
+        for lane, numbers in result.get("facts", {}).get(fact, {}).items():
+            whole(int(lane), below=_U16)
+            for count in numbers.values():
+                whole(count, below=below)
+    for table in (result.get("metrics", {}), *result.get("counts", {}).values()):
+        for value in table.values():
+            if type(value) not in (int, float):
+                raise TypeError("a metric is a number")
     return result

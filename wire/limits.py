@@ -28,6 +28,8 @@ class Limits:
     graph_bytes: int = 1 << 30  # one ONNX file of a bundle
     run_file_bytes: int = 1 << 20
     dataset_bytes: int = 8 << 30  # one data file, unpacked
+    gathered_bytes: int = 32 << 20  # weights that lanes give to the coordinator at a time, unless one lane's are more
+    gathered_lanes: int = 64
     parties: int = 1024
     batches: int = 1 << 22  # of one split of one client
     claimed_epoch: int = (1 << 31) - 1  # the epoch of a run that a party may bring to a coordinator that is behind it

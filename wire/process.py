@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from wire.actor import Actor, Timing
+from wire.averaging import Rounds, Shapes
 from wire.codecs import offer_for
 from wire.cut import Cuts
 from wire.driver import Driver, Observer
 from wire.engine import Array, Engine
 from wire.errors import RunFileError
 from wire.feed import Batch, Feed, LabelStore
+from wire.graph import PartySlice
 from wire.program import Program
 from wire.runfile import Run
 from wire.runner import Metrics, Runner
 from wire.spool import Spool, SpoolConfig
-from wire.store import Store, write_atomically
+from wire.store import Store, weights_of, write_atomically
+from wire.tally import Tally
 from wire.transport.mqtt import MqttTransport
 
 __all__ = ["PartySetup", "for_prediction", "peak_rss_bytes", "run_party"]
@@ -31,12 +34,18 @@ __all__ = ["PartySetup", "for_prediction", "peak_rss_bytes", "run_party"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartySetup:
-    """What a room brings to ``run_party``. ``program`` only where the party is the coordinator; ``training`` False: inference only."""
+    """What a room brings to ``run_party``. ``program`` only where the party is the coordinator; ``training`` False: inference only.
+
+    ``engines``: by the names of ``wire.averaging.engine_names``. ``tally``: where the loss is on a client and the coordinator may learn
+    what it counts. ``averaged``, of the coordinator: see ``wire.averaging.Rounds``.
+    """
 
     engines: Mapping[str, Engine]
     feed: Feed | None = None
     labels: LabelStore | None = None
     metrics: Metrics | None = None
+    tally: Tally | None = None
+    averaged: Mapping[str, Shapes] = field(default_factory=dict)
     program: Program | None = None
     training: bool = True
     digest: str | None = None
@@ -72,6 +81,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         feed=setup.feed,
         labels=setup.labels,
         metrics=setup.metrics,
+        tally=setup.tally,
         on_loss=lambda work, loss: store.record_loss(work.global_step, work.lane, loss),
         on_answer=setup.on_answer,
     )
@@ -92,7 +102,8 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         engines=setup.engines,
         cuts=cuts,
         shared=replicated if run.schedule == "relay" else frozenset(),
-        facts=_facts(setup.feed, [lane for slot in party.slots for lane in slot.lanes]),
+        rounds=Rounds(run, party, setup.engines, replicated=replicated, averaged=setup.averaged),
+        facts=_facts(setup, party, replicated if run.averages else frozenset()),
         store=store,
         spool=_spool(run, name, setup, observer),
         transport=MqttTransport(run.broker, client_id=f"{run.name}-{name}" + ("" if setup.training else "-predict"), base_dir=run.base),
@@ -117,8 +128,15 @@ def _spool(run: Run, name: str, setup: PartySetup, observer: Observer) -> Spool:
     return Spool(path, config, say=lambda text: observer("note", kind="spool", text=text))
 
 
-def _facts(feed: Feed | None, lanes: list[int]) -> dict[str, Any]:
-    return {} if feed is None else {"batches": {str(lane): feed.counts for lane in lanes}}
+def _facts(setup: PartySetup, party: PartySlice, averaged: frozenset[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    lanes = [str(lane) for slot in party.slots for lane in slot.lanes]
+    if setup.feed is not None:
+        facts["batches"] = dict.fromkeys(lanes, setup.feed.counts)
+        if "train" in setup.feed.counts:
+            facts["samples"] = {lane: {"train": setup.feed.samples("train")} for lane in lanes}
+    sizes = {name: sum(value.nbytes for value in weights_of(setup.engines[name]).values()) for name in averaged & set(setup.engines)}
+    return facts | ({"weights": dict.fromkeys(lanes, sizes)} if sizes else {})
 
 
 def _result(name: str, driver: Driver, setup: PartySetup, run: Run) -> dict[str, Any]:

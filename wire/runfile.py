@@ -16,13 +16,15 @@ from typing import Any, Literal
 from wire.codecs import DIRECTIONS, Direction, parse_codec
 from wire.data_config import DataConfig
 from wire.errors import RunFileError
-from wire.graph import Edge, Graph, Segment
+from wire.graph import Edge, Graph, Link, Segment
 from wire.limits import LIMITS
 from wire.lr import LrSchedule
-from wire.optim import Optimizer
+from wire.manifest import TensorSpec
+from wire.optim import SGD, Optimizer
 from wire.parse import parse, plain
-from wire.program import Plan
+from wire.program import AVERAGING, FEDERATED, Plan, Schedule
 from wire.spool import SpoolConfig
+from wire.tally import check_counted
 from wire.transport.broker_config import BrokerConfig
 
 __all__ = [
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SEGMENT_NAMES = {2: ("bottom", "top"), 3: ("bottom", "trunk", "head")}
+_SEGMENT_NAMES = {1: ("model",), 2: ("bottom", "top"), 3: ("bottom", "trunk", "head")}
 
 
 def _check_name(what: str, name: str) -> None:
@@ -51,13 +53,14 @@ class ModelConfig:
     """Which network, and where it is cut.
 
     ``build`` is a bundled model's name or ``path.py:callable``, the path being relative to the run file. ``cut`` names submodules; the
-    cut is taken after each. ``args`` go to the builder. ``input_shape`` is one sample's shape; bundled models know theirs.
-    ``segments`` names the pieces; ``placement`` puts a piece on ``clients`` (one replica each) or on ``server``. ``freeze``: submodules and
+    cut is taken after each; with the schedules "fedavg" and "large-batch" there is none. ``args`` go to the builder. ``input_shape`` is one
+    sample's shape; bundled models know theirs. ``segments`` names the pieces; ``placement`` puts a piece on ``clients`` (one replica each)
+    or on ``server``. ``freeze``: submodules and
     parameters that stay as they are, with ``*`` for any part of a name; a device computes no gradient that only they would need.
     """
 
     build: str
-    cut: tuple[str, ...]
+    cut: tuple[str, ...] = ()
     args: dict[str, Any] = field(default_factory=dict)
     freeze: tuple[str, ...] = ()
     input_shape: tuple[int, ...] | None = None
@@ -65,8 +68,6 @@ class ModelConfig:
     placement: dict[str, Literal["clients", "server"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.cut:
-            raise ValueError("`cut` is empty; name the submodule after which the network is cut")
         if self.segments is not None and len(self.segments) != len(self.cut) + 1:
             raise ValueError(f"`segments` names {len(self.segments)} pieces, but {len(self.cut)} cuts make {len(self.cut) + 1}")
         for name in self.names:
@@ -99,7 +100,8 @@ class CutCodec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecConfig:
-    """How tensors cross the cuts: ``forward`` for activations, ``backward`` for their gradients.
+    """How tensors cross the cuts: ``forward`` for activations, ``backward`` for their gradients; ``weights``: how what a round has changed
+    of the weights crosses where they are averaged.
 
     A codec is written ``name`` or ``name:key=value,key=value``, like "int8" or "topk:keep=0.05"; docs/guide-codecs.md lists them. ``cuts``:
     other codecs for single cuts, each a table ``[codec.cuts."bottom>trunk"]`` named by the segments at its ends.
@@ -107,10 +109,12 @@ class CodecConfig:
 
     forward: str = "fp32"
     backward: str = "fp32"
+    weights: str = "fp32"
     cuts: dict[str, CutCodec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_codecs(self.forward, self.backward)
+        _check_weights_codec(self.weights)
 
     def of(self, edge: str, direction: Direction) -> str:
         """The codec of a cut as it is written."""
@@ -125,6 +129,18 @@ def _check_codecs(forward: str | None, backward: str | None) -> None:
                 parse_codec(text)
             except ValueError as exc:
                 raise ValueError(f"`{key}`: {exc}") from exc
+
+
+def _check_weights_codec(text: str) -> None:
+    """It must carry a tensor of any shape by itself: nothing is kept from one round to the next."""
+    spec = TensorSpec(name="weight", dtype="float32", shape=(4, 4))
+    try:
+        codec = parse_codec(text)
+        codec.check(spec, "forward", 1)
+        if codec.encoder(spec, "forward").state():
+            raise ValueError(f"`{codec.name}` learns from one message to the next, and weights have no such sequence")
+    except ValueError as exc:
+        raise ValueError(f"`weights`: {exc}; use fp32, fp16, bf16, int8, int4, int2 or mxfp4") from exc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,10 +200,12 @@ class Run:
     """A checked run. Relative paths start at the run file's folder.
 
     ``name``: of the run; its state and its topics carry it. ``schedule``: with "relay" clients train one after the other and hand their
-    segment's weights on; with "independent" they take turns step by step and keep weights of their own. ``weights_leave``: whether client
-    weights may leave the device, which relay and ``cutlayer assemble`` need. ``in_flight``: steps of a client under way at once;
-    1 means no stale weights. ``checkpoint_every``: global steps between checkpoints. ``clip_norm``: each segment's gradient is clipped to
-    this norm. ``resend_after_s``: how long an answer may take before we repeat. ``topic_key``: secret from which topic
+    segment's weights on; with "independent" they take turns step by step and keep weights of their own; "splitfed-v1", "splitfed-v2",
+    "fedavg" and "large-batch" average them (docs/guide-schedules.md). ``round_steps``: of each client between two averages; left out, an
+    epoch. ``weights_leave``: whether client weights may leave the device, which ``cutlayer assemble`` and, with several clients, all
+    schedules but "independent" need. ``in_flight``: steps of a client under way at once; 1 means no stale weights. ``checkpoint_every``:
+    global steps between checkpoints. ``clip_norm``: each segment's gradient is clipped to this norm. ``resend_after_s``: how long an
+    answer may take before we repeat. ``topic_key``: secret from which topic
     names are made; by default the run's name. ``ids_key``: secret with which sample ids are hashed, where the server holds the labels.
     ``accumulate``: each segment's weights are updated by every so many of its steps, with the mean of their gradients; what is left over at
     the end of the run is not used.
@@ -206,7 +224,8 @@ class Run:
     accumulate: int = 1
     checkpoint_every: int = 100
     weights_leave: bool = False
-    schedule: Literal["relay", "independent"] = "relay"
+    schedule: Schedule = "relay"
+    round_steps: int | None = None
     clip_norm: float | None = None
     state_dir: str = "state"
     resend_after_s: float = 10.0
@@ -231,11 +250,13 @@ class Run:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two parties are called {name!r}; every party needs a name of its own")
-        if self.schedule == "relay" and len(self.clients) > 1 and not self.weights_leave:
+        if self.schedule != "independent" and len(self.clients) > 1 and not self.weights_leave:
+            does = "hands segment weights from one to the next" if self.schedule == "relay" else "averages the clients' weights"
             raise ValueError(
-                "`schedule` is 'relay' with several clients, which hands segment weights from one to the next; "
+                f"`schedule` is {self.schedule!r} with several clients, which {does}; "
                 'allow it with `weights_leave = true`, or use `schedule = "independent"`'
             )
+        self._check_rounds()
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` is {self.clip_norm}; it must be above 0")
         if self.server.labels is not None and not self.ids_key:
@@ -247,11 +268,39 @@ class Run:
         for client in self.clients:
             self.data_of(client.name)
 
+    def _check_rounds(self) -> None:
+        whole = self.schedule in FEDERATED
+        if self.round_steps is not None and not self.averages:
+            raise ValueError(f"`round_steps` means nothing with `schedule` {self.schedule!r}, which averages nothing; leave it out")
+        if self.round_steps is not None and self.round_steps < 1:
+            raise ValueError(f"`round_steps` is {self.round_steps}; it must be 1 or more")
+        if self.schedule == "large-batch" and self.round_steps not in (None, 1):
+            raise ValueError(f"`round_steps` is {self.round_steps}; with `schedule` 'large-batch' a round is one step: leave it out")
+        if self.schedule == "large-batch" and (not isinstance(self.optimizer, SGD) or self.clip_norm is not None):
+            raise ValueError(
+                "`schedule` 'large-batch' is a step on the mean gradient, which an average of weights is with `optimizer.kind` 'sgd' and "
+                "without `clip_norm` only; use those, or 'fedavg' with `round_steps = 1`"
+            )
+        if whole and (self.model.cut or self.server.labels is not None):
+            key = "model.cut" if self.model.cut else "server.labels"
+            raise ValueError(f"`schedule` {self.schedule!r} trains the whole network with its loss on each client: leave out `{key}`")
+        if whole:
+            check_counted(self.evaluate.metrics, loss=self.loss)
+        elif not self.model.cut:
+            raise ValueError("`model.cut` is empty; name the submodule after which the network is cut")
+
     # ------------------------------------------------------------ what follows from it
+
+    @property
+    def averages(self) -> bool:
+        """Whether lanes train at the same time and their weights are averaged."""
+        return self.schedule in AVERAGING
 
     def graph(self) -> Graph:
         """The graph of segments: a chain, in the order of the cuts; the loss is at its end."""
         clients = tuple(client.name for client in self.clients)
+        if self.schedule in FEDERATED:
+            return self._hub(clients)
         names = self.model.names
         segments = tuple(
             Segment(
@@ -264,6 +313,12 @@ class Run:
         edges = tuple(Edge(source=a, target=b) for a, b in itertools.pairwise(names))
         return Graph(segments=segments, edges=edges)
 
+    def _hub(self, clients: tuple[str, ...]) -> Graph:
+        """The whole network on each client; the server only coordinates."""
+        whole = Segment(name=self.model.names[0], parties=clients, loss=True, labels="local")
+        hub = Link(name="hub", ends=tuple((client, self.server.name) for client in clients), control=True)
+        return Graph(segments=(whole,), edges=(), links=(hub,), coordinator=self.server.name)
+
     def plan(self) -> Plan:
         return Plan(
             lanes=len(self.clients),
@@ -273,6 +328,8 @@ class Run:
             evaluate_every=self.evaluate.every_epochs,
             splits=self.evaluate.splits,
             collect=self.weights_leave,
+            round_steps=self.round_steps,
+            batch_size=self.batch_size,
         )
 
     def data_of(self, client: str) -> DataConfig:
@@ -304,9 +361,10 @@ class Run:
 
     @property
     def codecs(self) -> frozenset[str]:
-        """All codecs that cuts of the run use, as they are written."""
+        """All codecs that the run uses, as they are written."""
         edges = [edge.name for edge in self.graph().edges]
-        return frozenset(self.codec.of(edge, direction) for edge in edges for direction in DIRECTIONS)
+        used = frozenset(self.codec.of(edge, direction) for edge in edges for direction in DIRECTIONS)
+        return used | {self.codec.weights} if self.averages else used
 
     @property
     def digest(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wire.averaging import engine_names
 from wire.cut import IDS, LABELS, Cuts
 from wire.engine import Array, Engine
 from wire.errors import CodecError, DataError, UsageError
@@ -22,6 +23,7 @@ from wire.ids import keyed_ids
 from wire.manifest import TensorSpec
 from wire.messages import Answer, BackwardDone, Discard, ForwardDone, RunBackward, RunForward, Work
 from wire.runfile import Run
+from wire.tally import Tally
 from wire.tensors import decode_plain, encode_plain
 
 __all__ = ["Metrics", "Runner", "labels_travel"]
@@ -56,7 +58,11 @@ class _Command:
 
     def index(self, work: Work) -> int:
         steps = self.args["steps"]
-        return int(work.step - steps["starts"][steps["lanes"].index(work.lane)])
+        return int(self.args.get("batch", 0) + work.step - steps["starts"][self.turn(work)])
+
+    def turn(self, work: Work) -> int:
+        """The place of the step's lane among those that are served in turn."""
+        return int(self.args["steps"]["lanes"].index(work.lane))
 
 
 class Runner:
@@ -72,16 +78,19 @@ class Runner:
         feed: Feed | None = None,
         labels: LabelStore | None = None,
         metrics: Metrics | None = None,
+        tally: Tally | None = None,
         on_loss: Callable[[Work, float], None] = lambda work, loss: None,
         on_answer: Callable[[Batch, Mapping[str, Array]], None] = lambda batch, outputs: None,
     ) -> None:
         self._run = run
         self._slots = {slot.segment: slot for slot in party.slots}
         self._engines = engines
+        self._names = {slot.segment: engine_names(slot, run.schedule) for slot in party.slots}
         self._cuts = cuts
         self._feed = feed
         self._labels = labels
         self._metrics = metrics
+        self._tally = tally
         self._on_loss = on_loss
         self._on_answer = on_answer
         self._travel = labels_travel(run)
@@ -94,6 +103,13 @@ class Runner:
         self._command = _Command(args)
         if op == "evaluate" and args.get("first") and self._metrics is not None:
             self._metrics.reset()
+        if self._tally is not None:
+            self._tally.reset()
+
+    def counted(self) -> dict[str, dict[str, float]]:
+        """By lane what this party has counted in the evaluation that has just ended, where it counts."""
+        lanes = {lane for slot in self._slots.values() for lane in slot.lanes} & set(self._command.args["steps"]["lanes"])
+        return {} if self._tally is None else {str(lane): self._tally.sums for lane in lanes}
 
     def measured(self) -> dict[str, float]:
         """Metrics over the evaluation that has just ended, where this party measures and it was the last of its split."""
@@ -118,7 +134,7 @@ class Runner:
             if slot.is_source:
                 raise
             return ForwardDone(work=work, void=str(exc))
-        engine = self._engines[work.segment]
+        engine = self._engine(work)
         if work.mode is not Mode.TRAIN:
             return self._evaluate(work, slot, engine, inputs, extras)
         # Not every operation passes a NaN on: a max-pool drops it, and the peer would count a step that this segment cannot.
@@ -149,10 +165,11 @@ class Runner:
             named = {f"output{at}": output for at, output in enumerate(outputs)}
             return ForwardDone(work=work, outputs={"": encode_plain(named)})
         if slot.is_sink:
-            if self._metrics is not None:
+            if measures := [each for each in (self._metrics, self._tally) if each is not None]:
                 target = self._target(work, extras)
                 try:
-                    self._metrics.update(outputs[0], target)
+                    for each in measures:
+                        each.update(outputs[0], target)
                 except DataError as exc:
                     return ForwardDone(work=work, void=str(exc))
             return ForwardDone(work=work)
@@ -161,8 +178,11 @@ class Runner:
         except CodecError as exc:
             return ForwardDone(work=work, void=str(exc))
 
+    def _engine(self, work: Work) -> Engine:
+        return self._engines[self._names[work.segment][work.lane]]
+
     def _inputs(self, work: Work, slot: Slot, payloads: Mapping[str, bytes]) -> tuple[tuple[Array, ...], dict[str, Array]]:
-        engine = self._engines[work.segment]
+        engine = self._engine(work)
         if slot.is_source:
             batch = self._batch(work)
             return batch.inputs, self._extras(work, batch)
@@ -231,14 +251,16 @@ class Runner:
 
     def _backward(self, effect: RunBackward) -> BackwardDone:
         work, slot = effect.work, self._slots[effect.work.segment]
-        engine, progress = self._engines[work.segment], self._progress(work)
+        engine, progress = self._engine(work), self._progress(work)
         try:
             arrived = {} if slot.is_sink else self._cuts.decode_backward(work, effect.inputs, progress)
         except CodecError as exc:
             engine.discard(work.global_step)
             return BackwardDone(work=work, void=str(exc))
         grads = () if slot.is_sink else tuple(arrived.get(spec.name) for spec in engine.outputs)
-        lr = self._run.optimizer.lr * self._run.lr_schedule.factor(work.global_step, self._total_steps)
+        # Lanes that train at the same time have the same rate: that of the first of their turn.
+        at = work.global_step - self._command.turn(work) if self._run.averages else work.global_step
+        lr = self._run.optimizer.lr * self._run.lr_schedule.factor(at, self._total_steps)
         try:
             found = engine.backward(work.global_step, *grads, lr=lr)
         except FloatingPointError as exc:
@@ -248,7 +270,7 @@ class Runner:
         return BackwardDone(work=work, outputs=self._cuts.encode_backward(work, named, progress))
 
     def discard(self, effect: Discard) -> None:
-        self._engines[effect.work.segment].discard(effect.work.global_step)
+        self._engine(effect.work).discard(effect.work.global_step)
         self._cuts.discard(effect.work)
 
     def answer(self, effect: Answer) -> None:

@@ -215,7 +215,7 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         # unknown keys: with the nearest one, or all of them
         ({"epoch": 1}, "unknown key `epoch`; did you mean `epochs`?"),
         ({"optimizer.momentun": 0.9}, "unknown key `optimizer.momentun`; did you mean `momentum`?"),
-        ({"codec.zzz": 1}, "unknown key `codec.zzz`; known keys: forward, backward, cuts"),
+        ({"codec.zzz": 1}, "unknown key `codec.zzz`; known keys: forward, backward, weights, cuts"),
         ({"clients.0.nmae": "x"}, "unknown key `clients[0].nmae`; did you mean `name`?"),
         ({"data.pth": "x"}, "unknown key `clients[0].data.pth`; did you mean `path`?"),
         ({"optimizer.betas": [0.9, 0.99]}, "unknown key `optimizer.betas`"),
@@ -276,7 +276,7 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         ({"optimizer": {"kind": "adamw", "lr": 0.1, "eps": 0}}, "optimizer: `eps` is 0.0; it must be above 0"),
         ({"lr_schedule.warmup_steps": -1}, "lr_schedule: `warmup_steps` is -1"),
         # the model
-        ({"model.cut": []}, "model: `cut` is empty"),
+        ({"model.cut": []}, "`model.cut` is empty"),
         ({"model.segments": ["a", "b", "c"]}, "model: `segments` names 3 pieces, but 1 cuts make 2"),
         ({"model.segments": ["a", "b/c"]}, "model: `segments` is 'b/c'"),
         ({"model.placement": {"middle": "server"}}, "model: `placement` names the segment 'middle'; segments are bottom, top"),
