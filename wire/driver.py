@@ -346,7 +346,8 @@ class Driver:
             case "tell":
                 self._observe("metrics", split=effect.args["split"], epoch=effect.args["epoch"], **effect.args["metrics"])
             case "collect":
-                return Executed(op="collect", blobs={name: dump_state(weights_of(engine)) for name, engine in self._engines.items()})
+                blobs = {slot.segment: dump_state(weights_of(self._engines[slot.segment])) for slot in self._party.slots}
+                return Executed(op="collect", blobs=blobs)
             case "keep":
                 for name, blob in effect.blobs.items():
                     write_atomically(collected_path(self._store.folder, int(effect.args["lane"]), name), blob)

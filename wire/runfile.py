@@ -284,6 +284,14 @@ class Run:
         if whole and (self.model.cut or self.server.labels is not None):
             key = "model.cut" if self.model.cut else "server.labels"
             raise ValueError(f"`schedule` {self.schedule!r} trains the whole network with its loss on each client: leave out `{key}`")
+        if self.schedule == "splitfed-v1" and len(self.clients) > 1:
+            graph = self.graph()
+            for segment in graph.segments:
+                if len(segment.parties) == 1 and segment.parties[0] != graph.root():
+                    raise ValueError(
+                        f"`schedule` is 'splitfed-v1', and segment `{segment.name}` is on {segment.parties[0]}: its copies can be averaged on "
+                        f"{graph.root()} alone, which coordinates the run; place it there, or use 'splitfed-v2'"
+                    )
         if whole:
             check_counted(self.evaluate.metrics, loss=self.loss)
         elif not self.model.cut:

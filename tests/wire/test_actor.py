@@ -8,19 +8,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.wire.toy_run import Faults, Setup, World, chain, reference
+from tests.wire.toy_run import Faults, Setup, World, chain, hub, reference
 from wire.codecs import Offer, offer_for
 from wire.control import Control, encode_control
 from wire.frames import Frame, Kind
 from wire.graph import Edge, Graph, Line, Segment
 from wire.messages import FrameArrived, Send
-from wire.program import Plan
+from wire.program import AVERAGING, FEDERATED, Plan
 
 
 def make(
-    graph: Graph, *, in_flight: int = 1, schedule: str = "independent", voids: frozenset = frozenset(), epochs: int = 2, every: int = 3
+    graph: Graph,
+    *,
+    in_flight: int = 1,
+    schedule: str = "independent",
+    voids: frozenset = frozenset(),
+    epochs: int = 2,
+    every: int = 3,
+    round_steps: int | None = None,
 ):
-    plan = Plan(lanes=graph.lanes, epochs=epochs, schedule=schedule, checkpoint_every=every, collect=True)
+    plan = Plan(
+        lanes=graph.lanes, epochs=epochs, schedule=schedule, checkpoint_every=every, collect=True, round_steps=round_steps, batch_size=5
+    )
     batches = {lane: {"train": 3 + lane, "test": 1 + lane % 2} for lane in range(graph.lanes)}
     return Setup(graph=graph, plan=plan, batches=batches, in_flight=in_flight, voids=voids)
 
@@ -95,6 +104,21 @@ def test_relay_hands_the_weights_from_lane_to_lane(name: str) -> None:
     check(setup, World(setup))
 
 
+ROUNDS = [(name, schedule) for schedule in AVERAGING[:2] for name in ("vanilla", "clinics", "hop", "u-shape")]
+ROUNDS += [(name, schedule) for schedule in FEDERATED for name in ("whole", "whole of one")]
+ROUND_GRAPHS = {**GRAPHS, "whole": hub(3), "whole of one": hub(1)}
+
+
+@pytest.mark.parametrize("round_steps", [None, 1, 2])
+@pytest.mark.parametrize(("name", "schedule"), [each for each in ROUNDS if each != ("hop", "splitfed-v1")])
+def test_rounds_end_with_the_average(name: str, schedule: str, round_steps: int | None) -> None:
+    setup = make(ROUND_GRAPHS[name], schedule=schedule, round_steps=round_steps, in_flight=2)
+    world = World(setup)
+    check(setup, world)
+    replicas = [weight for (_, segment), weight in world.weights().items() if segment in ("bottom", "model")]
+    assert len(set(replicas)) == 1, "all lanes have taken the mean"
+
+
 @st.composite
 def random_graphs(draw: st.DrawFn) -> Graph:
     """Any acyclic graph with one loss at each end: layers of segments on parties of their own or shared, lanes on the first."""
@@ -134,7 +158,7 @@ FAULTS = st.builds(
     data=st.data(),
 )
 def test_no_fault_changes_the_weights_or_the_ledgers(graph: Graph, seed: int, faults, in_flight: int, data: st.DataObject) -> None:
-    schedule = data.draw(st.sampled_from(["relay", "independent"]))
+    schedule = data.draw(st.sampled_from(["relay", "independent", "splitfed-v2"]))
     names = [segment.name for segment in graph.segments]
     void = st.tuples(st.sampled_from(names), st.integers(0, graph.lanes - 1), st.integers(0, 5), st.sampled_from("fb"))
     voids = data.draw(st.frozensets(void, max_size=3))
@@ -160,13 +184,27 @@ def test_a_resend_brings_back_what_is_kept_the_replies_and_the_newest_acknowledg
     assert Kind.ACK in {kind for sent in said.values() for kind, _ in sent}
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    case=st.sampled_from([each for each in ROUNDS if each != ("hop", "splitfed-v1")]),
+    seed=st.integers(0, 2**32),
+    faults=FAULTS,
+    in_flight=st.integers(1, 3),
+    round_steps=st.sampled_from([None, 1, 2]),
+    void=st.tuples(st.sampled_from(["bottom", "top", "model"]), st.integers(0, 2), st.integers(0, 5), st.sampled_from("fb")),
+)
+def test_no_fault_changes_an_average(case, seed: int, faults, in_flight: int, round_steps: int | None, void) -> None:
+    setup = make(ROUND_GRAPHS[case[0]], schedule=case[1], in_flight=in_flight, round_steps=round_steps, voids=frozenset({void}))
+    check(setup, World(setup, seed=seed, faults=faults))
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     graph=st.one_of(st.sampled_from(list(GRAPHS.values())), random_graphs()),
     seed=st.integers(0, 2**32),
     restarts=st.integers(1, 4),
     in_flight=st.integers(1, 3),
-    schedule=st.sampled_from(["relay", "independent"]),
+    schedule=st.sampled_from(["relay", "independent", "splitfed-v2"]),
 )
 def test_after_restarts_no_payload_that_has_arrived_crosses_again(graph: Graph, seed: int, restarts: int, in_flight: int, schedule) -> None:
     setup = make(graph, in_flight=in_flight, schedule=schedule, every=5)
