@@ -93,11 +93,13 @@ def _train(run: Run, path: Path, url: str, screen: Screen) -> dict[str, Any]:
         for client in run.clients:
             parties.start(client.name, client_command(path, client.name, url))
         done = total = 0
+        holders = _loss_holders(run)
         for event in parties.events():
+            if event["event"] == "step" and event.get("party") in holders:
+                done = max(done, int(event["global_step"]) + 1)
+                advance(done, total)
             if event.get("party") == run.server.name:
                 total = int(event.get("total_steps", total))
-                done = int(event["global_step"]) + 1 if event["event"] == "step" else done
-                advance(done, total)
                 if event["event"] == "metrics":
                     metrics[str(event["split"])] = {key: value for key, value in event.items() if isinstance(value, float)}
                     screen.say(_told(event))
@@ -105,6 +107,11 @@ def _train(run: Run, path: Path, url: str, screen: Screen) -> dict[str, Any]:
                 screen.note(event)
         advance(total, total)
     return metrics
+
+
+def _loss_holders(run: Run) -> list[str]:
+    """The parties that compute losses."""
+    return list(dict.fromkeys(party for segment in run.graph().segments if segment.loss for party in segment.parties))
 
 
 def _told(event: Mapping[str, Any]) -> str:
@@ -157,7 +164,7 @@ def _result(run: Run, party: str) -> dict[str, Any]:
 def _losses(run: Run) -> list[float]:
     """The loss of every step, from the ledgers of the parties that compute it."""
     rows: list[tuple[int, float]] = []
-    for holder in dict.fromkeys(party for segment in run.graph().segments if segment.loss for party in segment.parties):
+    for holder in _loss_holders(run):
         with contextlib.closing(sqlite3.connect(run.state_of(holder) / "ledger.sqlite")) as ledger:
             rows += ledger.execute("SELECT global_step, loss FROM losses").fetchall()
     return [loss for _, loss in sorted(rows)]

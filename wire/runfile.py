@@ -136,11 +136,15 @@ def _check_weights_codec(text: str) -> None:
     spec = TensorSpec(name="weight", dtype="float32", shape=(4, 4))
     try:
         codec = parse_codec(text)
-        codec.check(spec, "forward", 1)
-        if codec.encoder(spec, "forward").state():
-            raise ValueError(f"`{codec.name}` learns from one message to the next, and weights have no such sequence")
     except ValueError as exc:
-        raise ValueError(f"`weights`: {exc}; use fp32, fp16, bf16, int8, int4, int2 or mxfp4") from exc
+        raise ValueError(f"`weights`: {exc}") from exc
+    try:
+        codec.check(spec, "forward", 1)
+        fits = not codec.encoder(spec, "forward").state()
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"`weights` is {text!r}, which is for batches of activations; use fp32, fp16, bf16, int8, int4, int2 or mxfp4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +293,7 @@ class Run:
             for segment in graph.segments:
                 if len(segment.parties) == 1 and segment.parties[0] != graph.root():
                     raise ValueError(
-                        f"`schedule` is 'splitfed-v1', and segment `{segment.name}` is on {segment.parties[0]}: its copies can be averaged on "
+                        f"`schedule` is 'splitfed-v1', and segment `{segment.name}` is on {segment.parties[0]}: copies are averaged on "
                         f"{graph.root()} alone, which coordinates the run; place it there, or use 'splitfed-v2'"
                     )
         if whole:

@@ -34,6 +34,9 @@ SMALLEST: Table = {
 }
 
 
+WHOLE: Table = {"schedule": "fedavg", "model.cut": []}
+
+
 def _with(changes: Table) -> Table:
     """The smallest run with changes: ``{"model.cut": …}`` sets a key of a table, ``{"clients.0.name": …}`` one of a list."""
     table = copy.deepcopy(SMALLEST)
@@ -295,6 +298,24 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         ({"server.name": "a"}, "two parties are called 'a'"),
         ({"server.name": "#"}, "server: `name` is '#'"),
         ({"server.labels": "labels.csv"}, "set `ids_key`, the secret that all parties share"),
+        # rounds
+        ({"schedule": "fedavg"}, "`schedule` 'fedavg' trains the whole network with its loss on each client: leave out `model.cut`"),
+        (
+            {"schedule": "fedavg", "clients": _clients("a", "b")},
+            "which averages the clients' weights; allow it with `weights_leave = true`",
+        ),
+        ({**WHOLE, "server.labels": "l.csv", "ids_key": "k"}, "leave out `server.labels`"),
+        ({**WHOLE, "evaluate.metrics": ["auroc"]}, "evaluate.metrics: 'auroc' cannot be added up from what clients count"),
+        ({**WHOLE, "schedule": "large-batch", "round_steps": 2}, "`round_steps` is 2; with `schedule` 'large-batch' a round is one step"),
+        ({**WHOLE, "schedule": "large-batch", "clip_norm": 1.0}, "`schedule` 'large-batch' is a step on the mean gradient"),
+        (
+            {**WHOLE, "schedule": "large-batch", "optimizer": {"kind": "adam", "lr": 0.1}},
+            "with `optimizer.kind` 'sgd' and without `clip_norm` only",
+        ),
+        ({"round_steps": 3}, "`round_steps` means nothing with `schedule` 'relay'"),
+        ({"schedule": "splitfed-v2", "round_steps": 0}, "`round_steps` is 0; it must be 1 or more"),
+        ({"codec.weights": "topk:keep=0.1"}, "codec: `weights` is 'topk:keep=0.1', which is for batches of activations; use fp32,"),
+        ({"codec.weights": "lowbit"}, "codec: `weights` is 'lowbit', which is"),
         ({"data": {"kind": "npz"}}, "missing key `clients[0].data.path`"),
     ],
 )
@@ -528,3 +549,28 @@ def test_the_path_of_a_fault_is_whole(change: Callable[[Table], object], said: s
 def test_what_is_no_table_at_all_is_told() -> None:
     with pytest.raises(RunFileError, match="top level: expected a table, got list"):
         parse(_Root, [], where="", error=RunFileError)
+
+
+# ------------------------------------------------------------ rounds
+
+
+@pytest.mark.parametrize("schedule", ["fedavg", "large-batch"])
+@pytest.mark.parametrize("clients", [1, 3])
+def test_federated_clients_hold_the_whole_network_and_the_server_nothing(schedule: str, clients: int) -> None:
+    names = ["a", "b", "c"][:clients]
+    run = _run(**{**WHOLE, "schedule": schedule, "weights_leave": True, "clients": _clients(*names), "codec": {"weights": "int8"}})
+    graph = run.graph()
+    assert [(segment.name, segment.parties, segment.loss, segment.labels) for segment in graph.segments] == [
+        ("model", tuple(names), True, "local")
+    ]
+    assert graph.root() == "server"
+    server = graph.slice_for("server")
+    assert (server.slots, server.parent, len(server.children)) == ((), None, clients)
+    assert run.codecs == {"int8"}
+    assert run.plan().lanes == clients
+
+
+def test_runs_with_other_codecs_for_weights_are_other_runs() -> None:
+    runs = [_run(**{"schedule": "splitfed-v2", "codec.weights": weights}) for weights in ("fp32", "int8")]
+    assert len({run.digest for run in runs}) == 2
+    assert runs[1].codecs == {"fp32", "int8"}

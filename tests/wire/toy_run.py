@@ -311,8 +311,8 @@ class Party:
         if not effect.args["last"]:
             return {}
         for name in shared:
-            for copy in self.names[name].values():
-                self.engines[copy].weight = self.mean.sums[name]
+            for mine in self.names[name].values():
+                self.engines[mine].weight = self.mean.sums[name]
         return {name: NUMBER.pack(value) for name, value in self.mean.sums.items() if name not in shared}
 
     def handed_over(self) -> list[str]:
