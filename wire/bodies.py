@@ -101,6 +101,8 @@ def _result(result: Any) -> Mapping[str, Any]:
                 whole(count, below=below)
     for table in (result.get("metrics", {}), *result.get("counts", {}).values()):
         for value in table.values():
-            if type(value) not in (int, float):
+            if type(value) is int:
+                whole(value, below=_I64)  # a larger one is no float
+            elif type(value) is not float:
                 raise TypeError("a metric is a number")
     return result

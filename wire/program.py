@@ -270,7 +270,7 @@ class TrainingProgram(Program):
     def _trained(self, lane: int, begin: int, end: int) -> int:
         """Samples in a lane's batches ``begin`` to ``end`` of an epoch; only the last batch may be smaller than the others."""
         count, size = min(end, self._count(lane, "train")), self._plan.batch_size
-        return min(count * size, self._samples.get(lane, count * size)) - begin * size
+        return max(1, min(count * size, self._samples.get(lane, count * size)) - begin * size)
 
     def _average(self, samples: Mapping[int, int], number: int) -> Iterator[Command]:
         """Some lanes at a time give what they have, so that the coordinator never holds more than it may; then all take the mean."""

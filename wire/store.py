@@ -260,6 +260,7 @@ class Store:
             if checkpoint.common:
                 _write_synced(beside / _COMMON, dump_state(checkpoint.common))
             meta = {"id": checkpoint.id, "program": checkpoint.program, "segments": sorted(checkpoint.segments)}
+            meta["common"] = bool(checkpoint.common)
             _write_synced(beside / "meta.json", json.dumps(meta).encode())
             _sync_folder(beside)
             shutil.rmtree(folder, ignore_errors=True)  # of a future that was rolled back
@@ -277,7 +278,7 @@ class Store:
             files = {segment: folder / f"{segment}.safetensors" for segment in meta["segments"]}
             segments = {segment: load_state(path.read_bytes(), where=str(path)) for segment, path in files.items()}
             codecs = load_state((folder / _CODECS).read_bytes(), where=str(folder / _CODECS))
-            common = load_state((folder / _COMMON).read_bytes(), where=str(folder / _COMMON)) if (folder / _COMMON).exists() else {}
+            common = load_state((folder / _COMMON).read_bytes(), where=str(folder / _COMMON)) if meta["common"] else {}
             program = meta["program"]
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise CheckpointError(f"checkpoint {id} in {folder} is damaged ({exc}); remove it to fall back to the one before") from exc
