@@ -285,9 +285,10 @@ class Run:
                 "`schedule` 'large-batch' is a step on the mean gradient, which an average of weights is with `optimizer.kind` 'sgd' and "
                 "without `clip_norm` only; use those, or 'fedavg' with `round_steps = 1`"
             )
-        if whole and (self.model.cut or self.server.labels is not None):
-            key = "model.cut" if self.model.cut else "server.labels"
-            raise ValueError(f"`schedule` {self.schedule!r} trains the whole network with its loss on each client: leave out `{key}`")
+        surplus = {"model.cut": self.model.cut, "model.placement": self.model.placement, "server.labels": self.server.labels}
+        for key, value in surplus.items():
+            if whole and value:
+                raise ValueError(f"`schedule` {self.schedule!r} trains the whole network with its loss on each client: leave out `{key}`")
         if self.schedule == "splitfed-v1" and len(self.clients) > 1:
             graph = self.graph()
             for segment in graph.segments:

@@ -305,6 +305,7 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
             "which averages the clients' weights; allow it with `weights_leave = true`",
         ),
         ({**WHOLE, "server.labels": "l.csv", "ids_key": "k"}, "leave out `server.labels`"),
+        ({**WHOLE, "model.placement": {"model": "server"}}, "leave out `model.placement`"),
         ({**WHOLE, "evaluate.metrics": ["auroc"]}, "evaluate.metrics: 'auroc' cannot be added up from what clients count"),
         ({**WHOLE, "schedule": "large-batch", "round_steps": 2}, "`round_steps` is 2; with `schedule` 'large-batch' a round is one step"),
         ({**WHOLE, "schedule": "large-batch", "clip_norm": 1.0}, "`schedule` 'large-batch' is a step on the mean gradient"),
