@@ -34,6 +34,7 @@ from wire.control import Control, decode_control, encode_control
 from wire.errors import FrameError
 from wire.frames import Frame, Kind, Mode
 from wire.graph import Child, Line, PartySlice
+from wire.limits import LIMITS
 from wire.messages import (
     Abandon,
     BackwardDone,
@@ -90,7 +91,12 @@ class _Running:
     program: Mapping[str, Any] | None = None
 
     def gather(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
-        """Add one party's answer: checkpoints are those that everybody holds, tables are joined, the rest stands beside each other."""
+        """Add one party's answer: checkpoints are those that everybody holds, tables are joined, the rest stands beside each other.
+
+        Raises ValueError, with nothing added, where that would be more than a command may bring.
+        """
+        if sum(map(len, (*self.blobs.values(), *blobs.values()))) > LIMITS.answered_bytes:
+            raise ValueError(f"the answers to `{self.command.op}` are over the limit of {LIMITS.answered_bytes} bytes together")
         for key, value in result.items():
             mine = self.result.get(key)
             if key == "checkpoints" and mine is not None:
@@ -460,8 +466,8 @@ class Actor:
         if running.command.op == "end":
             self._held_acks[line] = ack
         if line in running.waiting:
-            running.waiting.discard(line)
             running.gather(done.result, blobs)
+            running.waiting.discard(line)
             self._check_done()
         return running.command.op != "end"
 

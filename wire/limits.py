@@ -30,6 +30,7 @@ class Limits:
     dataset_bytes: int = 8 << 30  # one data file, unpacked
     gathered_bytes: int = 32 << 20  # weights that lanes give to the coordinator at a time, unless one lane's are more
     gathered_lanes: int = 64
+    answered_bytes: int = 256 << 20  # blobs that all parties together answer one command with
     parties: int = 1024
     batches: int = 1 << 22  # of one split of one client
     claimed_epoch: int = (1 << 31) - 1  # the epoch of a run that a party may bring to a coordinator that is behind it

@@ -9,12 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.wire.toy_run import Faults, Setup, World, chain, hub, reference
+from wire.actor import _Running
 from wire.codecs import Offer, offer_for
 from wire.control import Control, encode_control
 from wire.frames import Frame, Kind
 from wire.graph import Edge, Graph, Line, Segment
+from wire.limits import LIMITS
 from wire.messages import FrameArrived, Send
-from wire.program import AVERAGING, FEDERATED, Plan
+from wire.program import AVERAGING, FEDERATED, Command, Plan
 
 
 def make(
@@ -164,6 +166,16 @@ def test_no_fault_changes_the_weights_or_the_ledgers(graph: Graph, seed: int, fa
     voids = data.draw(st.frozensets(void, max_size=3))
     setup = make(graph, in_flight=in_flight, schedule=schedule, voids=voids)
     check(setup, World(setup, seed=seed, faults=faults))
+
+
+def test_answers_to_a_command_are_bounded_together() -> None:
+    running = _Running(1, Command(op="offer", lanes=(0, 1)), waiting=set())
+    most = bytes(LIMITS.answered_bytes // 2)
+    for name in ("0.bottom", "1.bottom"):
+        running.gather({}, {name: most})
+    with pytest.raises(ValueError, match="the answers to `offer` are over the limit"):
+        running.gather({"metrics": {}}, {"2.bottom": b"x"})
+    assert (set(running.blobs), running.result) == ({"0.bottom", "1.bottom"}, {})
 
 
 def test_a_resend_brings_back_what_is_kept_the_replies_and_the_newest_acknowledgement() -> None:
