@@ -37,7 +37,7 @@ def assemble(run_file: str | Path, *, out: str | Path) -> None:
     """
     run = load_run(run_file)
     _check_may_leave(run)
-    lanes = [run.lanes - 1] if run.schedule == "relay" else list(range(run.lanes))
+    lanes = list(range(run.lanes)) if run.schedule == "independent" else [run.lanes - 1]
     for lane in lanes:
         folder = Path(out) if len(lanes) == 1 else Path(out) / run.lane_names[lane]
         state = assembled_state(run, lane)

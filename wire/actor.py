@@ -35,6 +35,7 @@ from wire.errors import CutlayerError, FrameError
 from wire.frames import Frame, Kind, Mode
 from wire.graph import Child, Line, PartySlice
 from wire.handover import HandOver
+from wire.limits import LIMITS
 from wire.messages import (
     Abandon,
     BackwardDone,
@@ -59,7 +60,7 @@ from wire.messages import (
     TimerFired,
 )
 from wire.outbox import Outbox
-from wire.program import Command, Program
+from wire.program import OWN, Command, Program
 from wire.steps import StepRange, Steps
 
 __all__ = ["Actor", "Timing"]
@@ -92,7 +93,12 @@ class _Running:
     program: Mapping[str, Any] | None = None
 
     def gather(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
-        """Add one party's answer: checkpoints are those that everybody holds, tables are joined, the rest stands beside each other."""
+        """Add one party's answer: checkpoints are those that everybody holds, tables are joined, the rest stands beside each other.
+
+        Raises ValueError, with nothing added, where that would be more than a command may bring.
+        """
+        if sum(map(len, (*self.blobs.values(), *blobs.values()))) > LIMITS.answered_bytes:
+            raise ValueError(f"the answers to `{self.command.op}` are over the limit of {LIMITS.answered_bytes} bytes together")
         for key, value in result.items():
             mine = self.result.get(key)
             if key == "checkpoints" and mine is not None:
@@ -134,7 +140,9 @@ class Actor:
         self._public_key = public_key
         self._effects: list[Effect] = []
         self._outbox = Outbox(self._emit, resend_after_s=timing.resend_after_s)
-        self._own_lanes = frozenset(lane for slot in party.slots for lane in slot.lanes)
+        # A coordinator without segments takes part for every lane: it has checkpoints of where the run stands.
+        all_lanes = range(party.lanes) if program is not None else ()
+        self._own_lanes = frozenset(lane for slot in party.slots for lane in slot.lanes) or frozenset(all_lanes)
         self._children = {child.line: child for child in party.children}
         self._started = Started(boot=0)
         self._epoch = 0
@@ -426,7 +434,7 @@ class Actor:
         self._running = _Running(seq, command, waiting={child.line for child in told})
         for child in told:
             self._pass_on(child.line, seq, command)
-        if self._own_lanes.isdisjoint(command.lanes) and command.op != "keep":  # which is the coordinator's alone
+        if self._own_lanes.isdisjoint(command.lanes) and command.op not in OWN:
             self._pass_through()
             return
         self._emit(Begin(op=command.op, args=command.args))
@@ -495,10 +503,10 @@ class Actor:
         if running.command.op == "end":
             self._held_acks[line] = ack
         if line in running.waiting:
-            running.waiting.discard(line)
+            running.gather(done.result, blobs)
             if running.command.op == "ids":
                 self._ids_from[line] = frozenset(blobs)
-            running.gather(done.result, blobs)
+            running.waiting.discard(line)
             self._check_done()
         return running.command.op != "end"
 
