@@ -13,6 +13,7 @@ from wire.lr import LrSchedule
 from wire.optim import SGD, Adam, AdamW
 from wire.runfile import ClientConfig, CodecConfig, CutCodec, EvaluateConfig, ModelConfig, Run, ServerConfig
 from wire.spool import SpoolConfig
+from wire.straggler import StragglerConfig
 from wire.transport.broker_config import BrokerConfig
 
 PAGE = Path(__file__).with_name("run-file.md")
@@ -31,6 +32,7 @@ TABLES: tuple[tuple[str, type], ...] = (
     ("`[evaluate]`", EvaluateConfig),
     ("`[broker]`", BrokerConfig),
     ("`[spool]`", SpoolConfig),
+    ("`[straggler]`", StragglerConfig),
     ("`[data]`", DataConfig),
     ("`[data.validation]`, `[data.test]`", DataSplit),
     ("`[data.normalize]`", Normalize),

@@ -59,6 +59,7 @@ from wire.messages import (
 from wire.outbox import Outbox
 from wire.program import Command, Program
 from wire.steps import StepRange, Steps
+from wire.straggler import LATE, StragglerConfig
 
 __all__ = ["Actor", "Timing"]
 
@@ -118,6 +119,7 @@ class Actor:
         in_flight: int = 1,
         program: Program | None = None,
         timing: Timing = Timing(),
+        straggler: StragglerConfig | None = None,
     ) -> None:
         if (program is None) != (party.parent is not None):
             raise ValueError("the coordinator, and only the coordinator, has a program")
@@ -127,6 +129,7 @@ class Actor:
         self._in_flight = in_flight
         self._program = program
         self._timing = timing
+        self._straggler = straggler or StragglerConfig()
         self._effects: list[Effect] = []
         self._outbox = Outbox(self._emit, resend_after_s=timing.resend_after_s)
         self._own_lanes = frozenset(lane for slot in party.slots for lane in slot.lanes)
@@ -192,6 +195,9 @@ class Actor:
         elif event.key == _LINGER:
             if not self._joined or self._finished:
                 self._leave()
+        elif event.key[0] == LATE:
+            self._steps.late(event.key)
+            self._check_steps()
         elif event.key[0] == "resend":
             self._outbox.timer_fired(event.key[1])
 
@@ -332,7 +338,14 @@ class Actor:
         self._emit(Abandon())
 
     def _new_steps(self) -> Steps:
-        return Steps(self._party, epoch=self._epoch, in_flight=self._in_flight, outbox=self._outbox, emit=self._emit)
+        return Steps(
+            self._party,
+            epoch=self._epoch,
+            in_flight=self._in_flight,
+            outbox=self._outbox,
+            emit=self._emit,
+            deadline_s=self._straggler.deadline_s,
+        )
 
     def _hello_arrived(self, line: Line, frame: Frame) -> None:
         child = self._children.get(line)

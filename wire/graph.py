@@ -76,12 +76,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeEnd:
-    """A segment's end of an edge. Internal: both segments are on this party, nothing crosses a network. ``labels``, ``ids``: ride along."""
+    """A segment's end of an edge. Internal: both segments are on this party, nothing crosses a network. ``labels``, ``ids``: ride along.
+    ``replica``: the edge comes from a segment of which each lane has its own.
+    """
 
     edge: str
     internal: bool
     labels: bool = False
     ids: bool = False
+    replica: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +238,8 @@ class Graph:
             if party in (self.party_of(edge.source, lane), self.party_of(edge.target, lane))
         )
         carried = self._carriers.get(edge.name, set())
-        return EdgeEnd(edge=edge.name, internal=internal, labels="travel" in carried, ids="held" in carried)
+        replica = len(self.segment(edge.source).parties) > 1
+        return EdgeEnd(edge=edge.name, internal=internal, labels="travel" in carried, ids="held" in carried, replica=replica)
 
     def _label_paths(self) -> dict[str, set[Labels]]:
         """By edge, what rides along: on one path a loss, so that nobody else sees its labels."""

@@ -82,6 +82,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         in_flight=run.in_flight,
         program=setup.program,
         timing=Timing(resend_after_s=run.resend_after_s),
+        straggler=run.straggler,
     )
     replicated = frozenset(segment.name for segment in graph.segments if len(segment.parties) > 1)
     driver = Driver(

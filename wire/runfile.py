@@ -23,6 +23,7 @@ from wire.optim import Optimizer
 from wire.parse import parse, plain
 from wire.program import Plan
 from wire.spool import SpoolConfig
+from wire.straggler import StragglerConfig
 from wire.transport.broker_config import BrokerConfig
 
 __all__ = [
@@ -217,6 +218,7 @@ class Run:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
+    straggler: StragglerConfig = field(default_factory=StragglerConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     base: str = "."
 
@@ -311,9 +313,10 @@ class Run:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) over all that parties must agree on; where files lie and how the broker is reached is each one's own."""
-        own = ("broker", "spool", "data", "state_dir", "base", "resend_after_s", "topic_key", "ids_key", "server", "clients")
+        own = ("broker", "spool", "data", "state_dir", "base", "resend_after_s", "topic_key", "ids_key", "server", "clients", "straggler")
         shared = {key: value for key, value in plain(self).items() if key not in own}
         shared["parties"] = [client.name for client in self.clients] + [self.server.name]
+        shared["straggler"] = self.straggler.policy
         shared["labels"] = "server" if self.server.labels else "clients"
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 

@@ -264,6 +264,11 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         ({"evaluate.patience": 0}, "evaluate: `patience` is 0"),
         ({"evaluate.splits": []}, "evaluate: `splits` is empty"),
         ({"evaluate.splits": ["train"]}, "`evaluate.splits[0]` is 'train'; it must be one of 'validation', 'test'"),
+        ({"straggler": {"policy": "drop"}}, "`straggler.policy` is 'drop'; it must be one of 'wait', 'void'"),
+        ({"straggler": {"policy": "void"}}, 'straggler: `policy = "void"` and `deadline_s` go together; give both, or neither'),
+        ({"straggler": {"deadline_s": 5}}, 'straggler: `policy = "void"` and `deadline_s` go together; give both, or neither'),
+        ({"straggler": {"policy": "void", "deadline_s": 0}}, "straggler: `deadline_s` is 0.0; it must be above 0"),
+        ({"straggler.absent_s": float("inf")}, "straggler: `absent_s` is inf"),
         ({"broker.url": "http://x"}, "broker: `url` is 'http://x'; it must begin with mqtt:// or mqtts://"),
         ({"optimizer": {"lr": 0.1}}, "missing key `optimizer.kind`; it must be one of 'sgd', 'adam', 'adamw'"),
         ({"optimizer": {"kind": "lion", "lr": 0.1}}, "`optimizer.kind` is 'lion'; it must be one of 'sgd', 'adam', 'adamw'"),
@@ -431,6 +436,7 @@ SHARED: list[Table] = [
     {"clients": _clients("b")},
     {"server.name": "hq"},
     {"server.labels": "l.csv", "ids_key": "k"},
+    {"straggler": {"policy": "void", "deadline_s": 3.0}},
 ]
 OWN: list[Table] = [
     {"data.path": "elsewhere.npz"},
@@ -440,6 +446,7 @@ OWN: list[Table] = [
     {"state_dir": "/var/lib/x"},
     {"broker.url": "mqtt://x"},
     {"resend_after_s": 3.0},
+    {"straggler": {"join_s": 3.0, "absent_s": 3.0}},
     {"topic_key": "secret"},
     {"ids_key": "secret"},
 ]

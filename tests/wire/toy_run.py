@@ -52,6 +52,7 @@ from wire.program import Command, Plan, TrainingProgram
 from wire.recall import Recall
 from wire.spool import SpoolKey, digest_of
 from wire.steps import StepRange
+from wire.straggler import LATE, StragglerConfig
 
 PRIME = (1 << 61) - 1
 NUMBER = struct.Struct("<Q")
@@ -132,6 +133,7 @@ class Setup:
     voids: frozenset[tuple[str, int, int, str]] = frozenset()  # (segment, lane, step, "f" or "b")
     digests: dict[str, str] = field(default_factory=dict)  # of parties whose run file is another one
     offers: dict[str, Offer] = field(default_factory=dict)  # of parties whose codecs are others
+    straggler: StragglerConfig = field(default_factory=StragglerConfig)
 
 
 class Party:
@@ -146,6 +148,7 @@ class Party:
             in_flight=setup.in_flight,
             program=program,
             timing=Timing(linger_s=1e6),
+            straggler=setup.straggler,
         )
         self.engines = {slot.segment: ToyEngine(slot.segment) for slot in self.slice.slots}
         self.ledger: list[tuple[str, int, int, bool]] = []
@@ -181,6 +184,7 @@ class Party:
         match effect:
             case Abandon():
                 self.tasks.clear()
+                self.timers.clear()
             case RunForward() | RunBackward() | Execute() | Discard():
                 self.tasks.append(effect)
             case Send():
@@ -296,6 +300,8 @@ class Faults:
     swapped: int = 0  # rows of a spool, for those of a run on other data
     spool_limit: int = 1000
     ordered: bool = True
+    naps: int = 0  # a party does nothing for a while
+    early: int = 0  # deadlines that pass while everybody is awake
 
 
 class World:
@@ -311,6 +317,8 @@ class World:
         self.references = 0
         self.tokens: list[tuple[Party, int]] = []
         self.notes: list[tuple[str, Note]] = []
+        self.asleep: set[str] = set()
+        self.wakes = True  # whether they wake by themselves
         self.disks = {name: Disk(ToySpool(limit=self.faults.spool_limit)) for name in setup.graph.parties}
         self.parties: dict[str, Party] = {}
         for name in setup.graph.parties:
@@ -360,20 +368,25 @@ class World:
 
     def turn(self) -> None:
         self.misbehave()
-        busy = [party for party in self.parties.values() if party.tasks and not party.gone]
-        if busy and (not self.pending or self.random.random() < 0.5):
+        busy = [party for party in self.awake() if party.tasks]
+        arriving = [at for at, (name, _, _) in enumerate(self.pending) if name not in self.asleep]
+        taken = [at for at, (party, _) in enumerate(self.tokens) if party.name not in self.asleep]
+        if busy and (not arriving or self.random.random() < 0.5):
             self.random.choice(busy).work()
-        elif self.pending:
-            self.deliver()
-        elif self.tokens:
-            party, token = self.tokens.pop(0)
+        elif arriving:
+            self.deliver(arriving)
+        elif taken:
+            party, token = self.tokens.pop(taken[0])
             if self.parties[party.name] is party and party.up:
                 party.feed(SendDelivered(token=token))
         else:
             self.time_passes()
 
-    def deliver(self) -> None:
-        at = 0 if self.faults.ordered else self.random.randrange(len(self.pending))
+    def awake(self) -> list[Party]:
+        return [party for party in self.parties.values() if not party.gone and party.name not in self.asleep]
+
+    def deliver(self, arriving: list[int]) -> None:
+        at = arriving[0] if self.faults.ordered else self.random.choice(arriving)
         name, line, frame = self.pending.pop(at)
         party = self.parties[name]
         if not party.up or self.strike("lost", 0.05):
@@ -387,18 +400,23 @@ class World:
         party.receive(line, frame)
 
     def time_passes(self) -> None:
-        """Nothing moves: a timer somewhere fires."""
+        """Nothing moves: a timer somewhere fires, or somebody wakes."""
         due = self.due()
+        if self.asleep and self.wakes and (not due or self.random.random() < 0.2):
+            self.asleep.remove(self.random.choice(sorted(self.asleep)))
+            return
         assert due, "nothing can move and the run is not over"
-        party, key = self.random.choice(due)
+        self.fire(*self.random.choice(due))
+
+    @staticmethod
+    def fire(party: Party, key: tuple[Any, ...]) -> None:
         del party.timers[key]
         party.feed(TimerFired(key=key))
 
     def due(self) -> list[tuple[Party, tuple[Any, ...]]]:
         # Nobody leaves for having waited long while the coordinator is there; once it has gone, all timers are due.
         over = self.parties[self.root].gone
-        alive = [party for party in self.parties.values() if not party.gone]
-        return [(party, key) for party in alive for key in sorted(party.timers, key=repr) if over or key != ("linger",)]
+        return [(party, key) for party in self.awake() for key in sorted(party.timers, key=repr) if over or key != ("linger",)]
 
     def strike(self, kind: str, chance: float) -> bool:
         if getattr(self.faults, kind) > 0 and self.random.random() < chance:
@@ -409,7 +427,13 @@ class World:
     def misbehave(self) -> None:
         alive = [name for name, party in self.parties.items() if not party.gone]
         if self.parties[self.root].gone or not alive:
+            self.asleep.clear()
             return
+        if self.strike("naps", 0.02):
+            self.asleep.add(self.random.choice(alive))
+        deadlines = [(party, key) for party, key in self.due() if key[0] == LATE]
+        if deadlines and self.strike("early", 0.1):
+            self.fire(*self.random.choice(deadlines))
         if self.strike("restarts", 0.01):
             self.start(self.random.choice(alive))
         if self.strike("cuts", 0.01):
