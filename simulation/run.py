@@ -13,7 +13,7 @@ from edge_client.data import open_source
 from export.prepare import export_run
 from server.broker import start_broker
 from simulation.parties import Parties, client_command, server_command
-from simulation.report import Report, print_report
+from simulation.report import Report, print_drained, print_report
 from simulation.screen import Screen
 from simulation.twin import train_unsplit
 from wire.data_config import Split
@@ -36,15 +36,23 @@ def run_file(path: str | Path, *, json: bool = False) -> None:
     """
     run = load_run(path)
     report = run_and_compare(run, Path(path), broker="embedded" if run.broker == BrokerConfig() else run.broker.url)
-    print_report(report, as_json=json)
+    if report is None:
+        print_drained(run.name, as_json=json)
+    else:
+        print_report(report, as_json=json)
 
 
-def run_and_compare(run: Run, path: Path, *, broker: str, dataset: str | None = None) -> Report:
-    """``broker``: one of BROKERS, started for the run, or an address. ``dataset``: what the report calls the data."""
+def run_and_compare(run: Run, path: Path, *, broker: str, dataset: str | None = None) -> Report | None:
+    """``broker``: one of BROKERS, started for the run, or an address. ``dataset``: what the report calls the data.
+
+    None: the run was drained, and is not over.
+    """
     _check_bundles(run)
     with Screen() as screen, _broker(broker) as url:
         screen.say(f"broker at {url}")
         metrics = _train(run, path, url, screen)
+        if metrics is None:
+            return None
         results = {name: _result(run, name) for name in [run.server.name, *(client.name for client in run.clients)]}
         feeds = feeds_of(run)
         with screen.bar("unsplit twin") as advance:
@@ -85,8 +93,9 @@ def _is_under_way(run: Run) -> bool:
     return any((run.state_of(client.name) / "party.json").is_file() for client in run.clients)
 
 
-def _train(run: Run, path: Path, url: str, screen: Screen) -> dict[str, Any]:
-    """Run all parties to the end; the metrics that the server has told."""
+def _train(run: Run, path: Path, url: str, screen: Screen) -> dict[str, Any] | None:
+    """Run all parties to the end; the metrics that the server has told, or None where they were told to leave before it."""
+    drained = False
     metrics: dict[str, Any] = {}
     with Parties(run) as parties, screen.bar("split") as advance:
         parties.start(run.server.name, server_command(path, url))
@@ -101,10 +110,12 @@ def _train(run: Run, path: Path, url: str, screen: Screen) -> dict[str, Any]:
                 if event["event"] == "metrics":
                     metrics[str(event["split"])] = {key: value for key, value in event.items() if isinstance(value, float)}
                     screen.say(_told(event))
-            if event["event"] in ("note", "restored") and event.get("kind") != "repeat":
+                drained = drained or event["event"] == "drained"
+            if event["event"] in ("note", "halt", "restored") and event.get("kind") != "repeat":
                 screen.note(event)
-        advance(total, total)
-    return metrics
+        if not drained:
+            advance(total, total)
+    return None if drained else metrics
 
 
 def _told(event: Mapping[str, Any]) -> str:

@@ -85,12 +85,26 @@ def test_version_and_help() -> None:
     assert version.stdout.startswith("cutlayer 0.")
     shown = _cutlayer("--help")
     assert shown.returncode == 0
-    for text in ("demo", "run", "serve", "client", "predict", "export", "assemble", "doctor", "broker", "exit codes:", "130"):
+    for text in (
+        "demo",
+        "run",
+        "serve",
+        "client",
+        "predict",
+        "export",
+        "assemble",
+        "doctor",
+        "broker",
+        "pause",
+        "drain",
+        "exit codes:",
+        "130",
+    ):
         assert text in shown.stdout
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("demo", "run", "serve", "client", "predict", "export", "assemble", "doctor", "broker"):
+    for verb in ("demo", "run", "serve", "client", "predict", "export", "assemble", "doctor", "broker", "pause", "resume", "drain"):
         with pytest.raises(SystemExit) as left:
             cutlayer.main([verb, "--help"])
         assert left.value.code == 0
@@ -105,7 +119,7 @@ def test_the_installed_command_is_this_one() -> None:
 # ------------------------------------------------------------------ what the verbs are given
 
 
-@pytest.mark.parametrize("verb", ["run", "serve", "client", "predict", "export", "assemble"])
+@pytest.mark.parametrize("verb", ["run", "serve", "client", "predict", "export", "assemble", "pause", "resume", "drain"])
 def test_a_run_file_that_is_not_there(verb: str, tmp_path: Path) -> None:
     more = {"client": ["--party", "a"], "predict": ["--party", "a"], "export": ["--out", "o"], "assemble": ["--out", "o"]}
     done = _cutlayer(verb, "nowhere.toml", *more.get(verb, []), cwd=tmp_path)

@@ -59,7 +59,20 @@ def test_commands_are_ones_that_exist(page: Path) -> None:
         if len(words) > 1:  # a verb by itself names it, and is no command line
             cutlayer._parser().parse_args(words)
         else:
-            assert words[0] in ("demo", "run", "serve", "client", "predict", "export", "assemble", "doctor", "broker")
+            assert words[0] in (
+                "demo",
+                "run",
+                "serve",
+                "client",
+                "predict",
+                "export",
+                "assemble",
+                "doctor",
+                "broker",
+                "pause",
+                "resume",
+                "drain",
+            )
 
 
 def test_the_guides_run_file_is_accepted() -> None:

@@ -18,6 +18,8 @@ answers one for another start with a hello: so nobody enters an epoch on a messa
 that had an answer from another start in this epoch learns of the restart and reports it. Hello frames carry epoch 0 and are not kept: the
 timer repeats them.
 
+**Halts.** What follows a command may be nothing, or an end before the end: see ``wire.barrier``.
+
 **The end.** A child's last ``done`` is acknowledged only when its parent is through as well, so nobody leaves while a restart
 could still need them; a child that hears nothing for ``linger_s`` after its part is safe leaves by itself.
 """
@@ -28,6 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from wire.barrier import ENDS, Barrier
 from wire.bodies import UNREADABLE, Done, read_command, read_done, read_epoch, read_hello
 from wire.codecs import Offer, disagreement
 from wire.control import Control, decode_control, encode_control
@@ -36,6 +39,7 @@ from wire.frames import Frame, Kind, Mode
 from wire.graph import Child, Line, PartySlice
 from wire.messages import (
     Abandon,
+    Asked,
     BackwardDone,
     Begin,
     Corrupt,
@@ -128,6 +132,7 @@ class Actor:
         self._codecs = codecs
         self._in_flight = in_flight
         self._program = program
+        self._barrier = None if program is None else Barrier(program, lanes=tuple(range(party.lanes)), emit=self._emit)
         self._timing = timing
         self._straggler = straggler or StragglerConfig()
         self._effects: list[Effect] = []
@@ -148,6 +153,7 @@ class Actor:
         self._held_acks: dict[Line, Frame] = {}
         self._last_acks: dict[Line, Frame] = {}
         self._finished = False
+        self._drained = False
         self._steps = self._new_steps()
 
     @property
@@ -468,13 +474,13 @@ class Actor:
             return True
         if running.command.op == "join":
             self._child_boots[line] = done.boot
-        if running.command.op == "end":
+        if running.command.op in ENDS:
             self._held_acks[line] = ack
         if line in running.waiting:
             running.waiting.discard(line)
             running.gather(done.result, blobs)
             self._check_done()
-        return running.command.op != "end"
+        return running.command.op not in ENDS
 
     def _check_done(self) -> None:
         running = self._running
@@ -486,8 +492,8 @@ class Actor:
         if running.command.op == "end":
             self._emit(StoreFinished())
         self._answer_parent()
-        if running.command.op == "end":
-            self._finished = True
+        if running.command.op in ENDS:
+            self._finished, self._drained = True, running.command.op == "drain"
             self._emit(SetTimer(key=_LINGER, after_s=self._timing.linger_s))
 
     def _answer_parent(self) -> None:
@@ -500,6 +506,7 @@ class Actor:
     def _conclude(self, program: Program, running: _Running) -> None:
         """Coordinator: a command is through everywhere."""
         op = running.command.op
+        assert self._barrier is not None
         if op == "join":
             shared = running.result.get("checkpoints", [])
             if not shared:
@@ -511,17 +518,32 @@ class Actor:
             self._emit(StoreFinished())
             self._finished = True
             self._leave()
+        elif op == "drain":
+            self._barrier.drained()
+            self._finished = self._drained = True
+            self._leave()
         else:
             if op == "restore":
                 program.load(running.program)
             else:
                 program.done(running.result, running.blobs)
-            self._give(program.next())
+            self._go_on(op)
+
+    def _on_asked(self, event: Asked) -> None:
+        """Coordinator: a person wants the run to halt, or to go on."""
+        if self._barrier is not None and self._barrier.asked(event):
+            self._go_on("save")
+
+    def _go_on(self, op: str) -> None:
+        assert self._barrier is not None
+        command = self._barrier.after(op)
+        if command is not None:
+            self._give(command)
 
     def _leave(self) -> None:
         for line, ack in self._held_acks.items():
             self._outbox.send_once(line, ack)
-        self._emit(Exit())
+        self._emit(Exit(drained=self._drained))
 
     # ------------------------------------------------------------ small things
 
@@ -539,4 +561,5 @@ class Actor:
         ForwardDone: _on_forward_done,
         BackwardDone: _on_backward_done,
         Executed: _on_executed,
+        Asked: _on_asked,
     }

@@ -23,6 +23,7 @@ from wire.limits import LIMITS
 from wire.messages import (
     Abandon,
     Answer,
+    Asked,
     Begin,
     CancelTimer,
     Corrupt,
@@ -46,9 +47,11 @@ from wire.messages import (
     StoreEpoch,
     StoreFinished,
     TimerFired,
+    Told,
 )
 from wire.post import Post
 from wire.recall import Recall
+from wire.requests import Requests
 from wire.runfile import Run
 from wire.runner import Runner
 from wire.spool import Spool
@@ -119,7 +122,9 @@ class Driver:
         self._timers: list[tuple[float, int, tuple[Any, ...]]] = []
         self._timer_ids: dict[tuple[Any, ...], int] = {}
         self._ids = itertools.count()
+        self._requests = Requests(store.folder) if party.parent is None and training else None
         self._over = False
+        self._drained = False
         self._stop = threading.Event()
 
     # ------------------------------------------------------------ the loop
@@ -137,12 +142,17 @@ class Driver:
             self._transport.close()
             self.traffic.wire = self._transport.counted()
             self._store.close()
-            self._spool.close(remove=self._over)
+            self._spool.close(remove=self._over and not self._drained)
 
     @property
     def over(self) -> bool:
-        """The run has ended; False after ``stop``."""
+        """This party has left because it was told to; False after ``stop``."""
         return self._over
+
+    @property
+    def drained(self) -> bool:
+        """It has left, but the run is not over."""
+        return self._drained
 
     def stop(self) -> None:
         """Leave at the next opportunity, from any thread or signal handler; the run can be resumed."""
@@ -164,10 +174,15 @@ class Driver:
                 del self._timer_ids[key]
                 self._feed(TimerFired(key=key))
 
+        wanted = None if self._over or self._requests is None else self._requests.poll(self._clock())
+        if wanted is not None:
+            self._feed(Asked(op=wanted))
+
     def _until_next_timer(self) -> float:
+        until_s = 60.0 if self._requests is None else self._requests.due_s(self._clock())
         if not self._timers:
-            return 60.0
-        return min(60.0, max(0.0, self._timers[0][0] - self._clock()))
+            return until_s
+        return min(until_s, max(0.0, self._timers[0][0] - self._clock()))
 
     def _feed(self, event: Event) -> None:
         """Let the actor handle an event, and everything that follows from it at once."""
@@ -280,6 +295,8 @@ class Driver:
             case Note():
                 self.traffic.counts[effect.kind] += 1
                 self._observe("note", kind=effect.kind, text=effect.text)
+            case Told():
+                self._told(effect)
             case Exit():
                 self._exit(effect)
             case Abandon():
@@ -317,7 +334,12 @@ class Driver:
     def _exit(self, effect: Exit) -> None:
         if effect.error is not None:
             raise PeerMismatch(effect.error)
-        self._over = True
+        self._over, self._drained = True, effect.drained
+
+    def _told(self, effect: Told) -> None:
+        self._observe("halt", op=effect.op, text=effect.text)
+        if self._requests is not None:
+            self._requests.answer(effect.text, stands=effect.op == "pause")
 
     # ------------------------------------------------------------ commands
 

@@ -12,6 +12,7 @@ from wire.graph import Line
 __all__ = [
     "Abandon",
     "Answer",
+    "Asked",
     "BackwardDone",
     "Begin",
     "CancelTimer",
@@ -37,6 +38,7 @@ __all__ = [
     "StoreEpoch",
     "StoreFinished",
     "TimerFired",
+    "Told",
     "Work",
 ]
 
@@ -133,7 +135,16 @@ class Executed:
     program: Mapping[str, Any] | None = None
 
 
-Event = Started | FrameArrived | Corrupt | SendDelivered | LinkIsUp | LinkIsDown | TimerFired | ForwardDone | BackwardDone | Executed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A person wants the coordinator to ``pause``, ``resume`` or ``drain`` the run. Answered with Told, when it has come to that."""
+
+    op: str
+
+
+Event = (
+    Started | FrameArrived | Corrupt | SendDelivered | LinkIsUp | LinkIsDown | TimerFired | ForwardDone | BackwardDone | Executed | Asked
+)
 
 
 # ---------------------------------------------------------------- effects
@@ -243,10 +254,19 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What was done about ``Asked``, in one line."""
+
+    op: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """The party has nothing left to do. ``error``: why it cannot go on."""
+    """The party has nothing left to do. ``error``: why it cannot go on; ``drained``: the run is not over."""
 
     error: str | None = None
+    drained: bool = False
 
 
 Effect = (
@@ -264,5 +284,6 @@ Effect = (
     | StoreFinished
     | Record
     | Note
+    | Told
     | Exit
 )

@@ -105,7 +105,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     driver.run()
     result = _result(name, driver, setup, run)
     write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())
-    observer("finished" if driver.over else "stopped", **result)
+    observer("drained" if driver.drained else "finished" if driver.over else "stopped", **result)
     return result
 
 

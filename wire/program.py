@@ -17,7 +17,7 @@ __all__ = ["Command", "InferenceProgram", "Plan", "Program", "TrainingProgram"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """``op`` is join, restore, train, evaluate, infer, give, take, save, collect, keep or end; ``lanes`` are those it concerns."""
+    """``op`` is join, restore, train, evaluate, infer, give, take, save, collect, keep, end or drain; ``lanes`` are those it concerns."""
 
     op: str
     lanes: tuple[int, ...]
@@ -41,6 +41,9 @@ class Program:
     def next(self) -> Command:
         """The command to give now; the last is always ``end``, again and again."""
         return Command(op="end", lanes=())
+
+    def request_save(self) -> None:
+        """Give a save before the next range of training steps, whether or not one is due."""
 
     def done(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
         """The command that ``next`` gave is through, everywhere."""
@@ -108,6 +111,7 @@ class TrainingProgram(Program):
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self._commands: list[Command] | None = None
+        self._save_wanted = False
         self._closing = 0  # commands after the last epoch that are through; not saved: they only copy what is saved
 
     # ------------------------------------------------------------ Program
@@ -127,11 +131,10 @@ class TrainingProgram(Program):
 
     def state(self) -> dict[str, Any]:
         """The state as it will be once the save that is under way is through."""
-        command = self.next()
-        saving = command.op == "save"
+        saving = self.next().op == "save"
         return {
             "epoch": self.epoch,
-            "position": self.position + saving,
+            "position": self.position + (saving and not self._is_extra),
             "checkpoint": self.checkpoint + saving,
             "history": self.history,
             "metrics": self.metrics,
@@ -142,7 +145,7 @@ class TrainingProgram(Program):
             if self._commands is None:
                 self._commands = list(self._epoch_commands(self.epoch))
             if self.position < len(self._commands):
-                return self._filled(self._commands[self.position])
+                return self._filled(self._save() if self._is_extra else self._commands[self.position])
             self.epoch, self.position, self._commands = self.epoch + 1, 0, None
         closing = self._closing_commands()
         return self._filled(closing[self._closing]) if self._closing < len(closing) else Command(op="end", lanes=self._all)
@@ -160,11 +163,23 @@ class TrainingProgram(Program):
             return
         if command.op == "save":
             self.checkpoint += 1
+            extra, self._save_wanted = self._is_extra, False
+            if extra:
+                return
         elif command.op == "evaluate" and result.get("metrics"):
             self.metrics = {**self.metrics, command.args["split"]: result["metrics"]}
             if command.args["split"] == self._plan.splits[0]:
                 self.history.append({"epoch": self.epoch, **result["metrics"]})
         self.position += 1
+
+    def request_save(self) -> None:
+        self._save_wanted = True
+
+    @property
+    def _is_extra(self) -> bool:
+        """Whether a save comes that is not in the epoch's list: before training only, where nothing is on its way between lanes."""
+        commands = self._commands or ()
+        return self._save_wanted and self.position < len(commands) and commands[self.position].op == "train"
 
     @property
     def ended(self) -> bool:

@@ -22,6 +22,7 @@ from wire.frames import Frame, Kind, Mode
 from wire.graph import Edge, Graph, Line, Segment
 from wire.messages import (
     Abandon,
+    Asked,
     BackwardDone,
     CancelTimer,
     Corrupt,
@@ -46,6 +47,7 @@ from wire.messages import (
     StoreEpoch,
     StoreFinished,
     TimerFired,
+    Told,
     Work,
 )
 from wire.program import Command, Plan, TrainingProgram
@@ -158,6 +160,7 @@ class Party:
         self.tasks: list[Effect] = []  # engine work and commands, in order, not yet done
         self.timers: dict[tuple[Any, ...], float] = {}  # seconds from when it was set
         self.gone = False
+        self.drained = False
         self.error: str | None = None
         self.up = False
         disk.boot += 1
@@ -204,8 +207,10 @@ class Party:
                 self.ledger.append((*row, effect.applied))
             case Note():
                 self.world.notes.append((self.name, effect))
+            case Told():
+                self.world.told.append(effect.op)
             case Exit():
-                self.error = effect.error
+                self.error, self.drained = effect.error, effect.drained
                 self.gone = True
 
     def work(self) -> None:
@@ -302,6 +307,7 @@ class Faults:
     ordered: bool = True
     naps: int = 0  # a party does nothing for a while
     early: int = 0  # deadlines that pass while everybody is awake
+    halts: int = 0  # somebody asks for a pause, its end, or for the run to be drained
 
 
 class World:
@@ -317,6 +323,7 @@ class World:
         self.references = 0
         self.tokens: list[tuple[Party, int]] = []
         self.notes: list[tuple[str, Note]] = []
+        self.told: list[str] = []  # what was done about halts
         self.asleep: set[str] = set()
         self.wakes = True  # whether they wake by themselves
         self.disks = {name: Disk(ToySpool(limit=self.faults.spool_limit)) for name in setup.graph.parties}
@@ -362,7 +369,9 @@ class World:
         for _ in range(limit):
             assert not any(party.error for party in self.parties.values()), [party.error for party in self.parties.values()]
             if all(party.gone for party in self.parties.values()):
-                return
+                if not self.parties[self.root].drained:
+                    return
+                self.begin_again()
             self.turn()
         raise AssertionError("the run does not end")
 
@@ -381,6 +390,12 @@ class World:
                 party.feed(SendDelivered(token=token))
         else:
             self.time_passes()
+
+    def begin_again(self) -> None:
+        """Who was drained is started again."""
+        for name, party in list(self.parties.items()):
+            if party.gone and party.drained:
+                self.start(name)
 
     def awake(self) -> list[Party]:
         return [party for party in self.parties.values() if not party.gone and party.name not in self.asleep]
@@ -402,11 +417,20 @@ class World:
     def time_passes(self) -> None:
         """Nothing moves: a timer somewhere fires, or somebody wakes."""
         due = self.due()
+        if self.told[-1:] == ["pause"] and (not due or self.random.random() < 0.5):
+            self.ask("resume")
+            return
+        if not self.parties[self.root].gone and any(party.drained for party in self.parties.values()):
+            self.begin_again()  # the coordinator restarted while the others left: only a person can help
+            return
         if self.asleep and self.wakes and (not due or self.random.random() < 0.2):
             self.asleep.remove(self.random.choice(sorted(self.asleep)))
             return
         assert due, "nothing can move and the run is not over"
         self.fire(*self.random.choice(due))
+
+    def ask(self, op: str) -> None:
+        self.parties[self.root].feed(Asked(op=op))
 
     @staticmethod
     def fire(party: Party, key: tuple[Any, ...]) -> None:
@@ -429,6 +453,8 @@ class World:
         if self.parties[self.root].gone or not alive:
             self.asleep.clear()
             return
+        if self.strike("halts", 0.01):
+            self.ask(self.random.choice(["pause", "resume", "drain"]))
         if self.strike("naps", 0.02):
             self.asleep.add(self.random.choice(alive))
         deadlines = [(party, key) for party, key in self.due() if key[0] == LATE]
