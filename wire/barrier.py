@@ -1,6 +1,7 @@
-"""What the coordinator does between two commands when a person wants the run to halt: `cutlayer pause`, `resume` and `drain`.
+"""What the coordinator does between two commands when a person wants the run to halt (`cutlayer pause`, `resume` and `drain`), or when
+a client that was left out is there.
 
-The place to halt is right after a checkpoint that all have saved. So a wish first makes the program give a save before its next range of
+The place for both is right after a checkpoint that all have saved. So a wish first makes the program give a save before its next range of
 steps, unless it has just been restored or saved.
 """
 
@@ -26,7 +27,9 @@ class Barrier:
         self._emit = emit
         self._wish: str | None = None  # pause or drain
         self._told = False
-        self.waiting = False  # no command is under way until somebody asks
+        self.waiting = False  # no command is under way until somebody asks, or comes
+        self._alone = False  # nothing is restored yet, for nobody is there to train with
+        self._joiners = False  # somebody waits to be taken in
 
     def asked(self, event: Asked) -> bool:
         """A person wants something. True: call ``after`` again, the run can go on at once."""
@@ -38,11 +41,29 @@ class Barrier:
             if self.waiting and event.op == "pause":
                 self._tell()
                 return False
-        return self.waiting
+        return self.waiting and not self._alone
+
+    def somebody_came(self, under_way: str | None) -> bool:
+        """A client that was left out is there. True: begin the next epoch of the run now; else ``after`` says when."""
+        self._joiners = not self.waiting and under_way not in ENDS
+        return not self._joiners
+
+    def nobody_is_there(self) -> None:
+        self.waiting = self._alone = True
+
+    def new_epoch(self) -> None:
+        self.waiting = self._alone = self._joiners = False
 
     def after(self, op: str) -> Command | None:
-        """What follows when a command ``op`` is through everywhere; None: nothing, until ``asked`` says so."""
+        """What follows when a command ``op`` is through everywhere; None: nothing, until ``asked`` says so.
+
+        A ``join`` stands for the next epoch of the run.
+        """
         self.waiting = False
+        if self._joiners:
+            if op in _SAVED or self._program.next().op == "end":  # from here it is no step back
+                return Command(op="join", lanes=self._lanes)
+            self._program.request_save()
         if self._wish is None:
             return self._program.next()
         if op not in _SAVED:

@@ -22,7 +22,7 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
 _U32, _U16 = 1 << 32, 1 << 16  # as the header of a frame has epochs, steps and lanes
 _I64 = 1 << 63  # what is stored, and boots
-_ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64}
+_ARGS = {"id": _I64, "missed": _U16, "lane": _U16, "epoch": _U32, "total_steps": _I64}
 _NEEDED = {"train": "steps", "evaluate": "steps", "infer": "steps", "save": "id", "restore": "id", "keep": "lane"}
 
 
@@ -76,6 +76,11 @@ def read_command(body: Mapping[str, Any], blobs: Mapping[str, bytes]) -> tuple[i
             whole(args[name], below=below)
     if "steps" in args:
         StepRange.from_plain(args["steps"])
+    for lane in args.get("absent", []):
+        whole(lane, below=_U16)
+    for lane, id in args.get("own", {}).items():
+        whole(int(lane), below=_U16)
+        whole(id, below=_I64)
     lanes = tuple(whole(lane, below=_U16) for lane in body["lanes"])
     return whole(body["seq"], below=_U32), Command(op=op, lanes=lanes, args=args, blobs=blobs)
 
@@ -89,6 +94,12 @@ def _result(result: Any) -> Mapping[str, Any]:
         raise TypeError("a result is a table")
     for id in result.get("checkpoints", []):
         whole(id, below=_I64)
+    for lane, ids in result.get("held", {}).items():
+        whole(int(lane), below=_U16)
+        for id in ids:
+            whole(id, below=_I64)
+    for lane in result.get("absent", {}):
+        whole(int(lane), below=_U16)
     for lane, splits in result.get("facts", {}).get("batches", {}).items():
         whole(int(lane), below=_U16)
         for count in splits.values():

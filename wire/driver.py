@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from wire.actor import Actor
+from wire.attendance import MISSED, missed_steps
 from wire.cut import Cuts
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, OtherVersion, PeerMismatch
@@ -346,9 +347,13 @@ class Driver:
     def _execute(self, effect: Execute) -> Executed:
         match effect.op:
             case "join":
-                return Executed(op="join", result={"checkpoints": list(self._store.checkpoints()), "facts": self._facts})
+                result = {"checkpoints": list(self._store.checkpoints()), "facts": self._facts}
+                return Executed(op="join", result=result, program=self._store.programs())
             case "restore":
-                return self._restore(int(effect.args["id"]))
+                restored = self._restore(int(effect.args["id"]))
+                if "missed" in effect.args:
+                    self._record_missed(effect.blobs.get(MISSED, b"{}"), int(effect.args["missed"]))
+                return restored
             case "save":
                 self._save(int(effect.args["id"]), effect.program)
                 self._observe("checkpoint", id=effect.args["id"])
@@ -387,6 +392,14 @@ class Driver:
         self._recall.restored(id, self._actor.epoch)
         self._observe("restored", id=id, epoch=self._actor.epoch)
         return Executed(op="restore", program=checkpoint.program)
+
+    def _record_missed(self, blob: bytes, lane: int) -> None:
+        """Steps that ended while this party was away: void, at both ends."""
+        edges = {end.edge for slot in self._party.slots for end in (*slot.inputs, *slot.outputs) if not end.internal}
+        for line in self._party.lines:
+            if line.edge in edges:
+                for step, global_step in missed_steps(blob, lane):
+                    self._record(Record(line=line, step=step, global_step=global_step, applied=False, note="the client was absent"))
 
     def _give(self) -> dict[str, bytes]:
         blobs = {name: dump_state(self._engines[name].state()) for name in self._shared_here()}

@@ -108,10 +108,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """A neighbour further from the coordinator: the line that control takes to it, and the lanes found behind it."""
+    """A neighbour further from the coordinator: the line that control takes to it, and the lanes found behind it.
+
+    ``optional``: it serves one lane of several and has nobody behind it, so the run can do without it.
+    """
 
     line: Line
     lanes: frozenset[int]
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,9 +222,7 @@ class Graph:
             if party in segment.parties
         )
         tree, neighbours = self._tree(), self._neighbours()[party]
-        children = tuple(
-            Child(line=neighbours[child], lanes=self._lanes_behind(child, tree)) for child, parent in tree.items() if parent == party
-        )
+        children = tuple(self._child(neighbours[child], child, tree) for child, parent in tree.items() if parent == party)
         parent = tree[party]
         return PartySlice(
             party=party,
@@ -230,6 +232,10 @@ class Graph:
             children=children,
             lanes=self.lanes,
         )
+
+    def _child(self, line: Line, party: str, tree: dict[str, str | None]) -> Child:
+        lanes = self._lanes_behind(party, tree)
+        return Child(line=line, lanes=lanes, optional=len(lanes) == 1 < self.lanes and party not in tree.values())
 
     def _end(self, edge: Edge, party: str) -> EdgeEnd:
         internal = all(

@@ -124,15 +124,15 @@ class BackwardDone:
 class Executed:
     """The answer to ``Execute``.
 
-    ``join`` is answered with ``checkpoints`` (ids held on disk) and ``facts`` (``batches``: lane → split → count);
-    ``restore``, on the coordinator, with the saved program state; ``give`` with ``blobs``; ``evaluate``, where the loss is, with
-    ``metrics``.
+    ``join`` is answered with ``checkpoints`` (ids held on disk) and ``facts`` (``batches``: lane → split → count), on the coordinator
+    also with the program's state in each of these, by id; ``restore``, there, with the state that was saved; ``give`` with ``blobs``;
+    ``evaluate``, where the loss is, with ``metrics``.
     """
 
     op: str
     result: Mapping[str, Any] = field(default_factory=dict)
     blobs: Mapping[str, bytes] = field(default_factory=dict)
-    program: Mapping[str, Any] | None = None
+    program: Mapping[Any, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from wire.actor import Actor, Timing
+from wire.attendance import Attendance
 from wire.codecs import offer_for
 from wire.cut import Cuts
 from wire.driver import Driver, Observer
 from wire.engine import Array, Engine
 from wire.errors import RunFileError
 from wire.feed import Batch, Feed, LabelStore
-from wire.program import Program
+from wire.program import Program, TrainingProgram
 from wire.runfile import Run
 from wire.runner import Metrics, Runner
 from wire.spool import Spool, SpoolConfig
@@ -75,14 +76,19 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         on_loss=lambda work, loss: store.record_loss(work.global_step, work.lane, loss),
         on_answer=setup.on_answer,
     )
+    absences = run.absences and setup.training
+    program = setup.program
+    if absences and isinstance(program, TrainingProgram):
+        program = Attendance(program, lanes=graph.lanes, handed_on=run.schedule == "relay")
     actor = Actor(
         party,
         digest=digest,
         codecs=offer_for(run.codecs),
         in_flight=run.in_flight,
-        program=setup.program,
+        program=program,
         timing=Timing(resend_after_s=run.resend_after_s),
         straggler=run.straggler,
+        absences=absences,
     )
     replicated = frozenset(segment.name for segment in graph.segments if len(segment.parties) > 1)
     driver = Driver(

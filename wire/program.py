@@ -31,6 +31,9 @@ class Program:
     def sized(self, facts: Mapping[str, Any]) -> None:
         """The parties have joined; ``facts`` are what they said of themselves (``batches``: lane → split → count)."""
 
+    def attend(self, absent: frozenset[int], *, at: int, epoch: int) -> None:
+        """These lanes are not there in this ``epoch`` of the run, which goes on from checkpoint ``at``. Called before ``load``."""
+
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Continue from ``state()`` as it was saved; None: from the beginning."""
 
@@ -119,6 +122,8 @@ class TrainingProgram(Program):
     def sized(self, facts: Mapping[str, Any]) -> None:
         batches = facts.get("batches", {})
         self._batches = {lane: {str(k): int(v) for k, v in batches.get(str(lane), {}).items()} for lane in range(self._plan.lanes)}
+        if self.position == 0:
+            self._commands = None
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         self._reset()
@@ -187,6 +192,15 @@ class TrainingProgram(Program):
         if self.epoch >= self._plan.epochs:
             return True
         return self.position == 0 and self.epoch > 0 and self._stop(self.history)
+
+    @property
+    def between_epochs(self) -> bool:
+        """All commands of the epoch are through, or none: the sizes of the shards may be told anew."""
+        if self.position == 0 or self.epoch >= self._plan.epochs:
+            return True
+        if self._commands is None:
+            self._commands = list(self._epoch_commands(self.epoch))
+        return self.position >= len(self._commands)
 
     @property
     def total_steps(self) -> int:

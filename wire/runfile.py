@@ -277,6 +277,11 @@ class Run:
             collect=self.weights_leave,
         )
 
+    @property
+    def absences(self) -> bool:
+        """Whether the run can do without clients. Averages have no place for one that lacks the common weights."""
+        return self.straggler.voids and self.schedule in ("relay", "independent")
+
     def data_of(self, client: str) -> DataConfig:
         """The data of one client: the run's ``[data]``, with the client's own keys over it. Raises RunFileError."""
         at = next(i for i, entry in enumerate(self.clients) if entry.name == client)

@@ -140,8 +140,11 @@ class Steps:
 
     # ------------------------------------------------------------ commands
 
-    def open(self, steps: StepRange, mode: Mode) -> None:
-        """Begin a range. Its opening says that everybody is through with the range before: replies kept for that one go."""
+    def open(self, steps: StepRange, mode: Mode, absent: frozenset[int] = frozenset()) -> None:
+        """Begin a range. Its opening says that everybody is through with the range before: replies kept for that one go.
+
+        The steps of lanes that are ``absent`` are void at once, on all lines; nothing crosses for them.
+        """
         self._mode = mode
         self._replies.clear()
         for key in self._unanswered:
@@ -149,11 +152,21 @@ class Steps:
         self._unanswered.clear()
         self._flows = {}
         for slot in self._slots:
-            serves = tuple(lane for lane in steps.lanes if lane in slot.lanes)
+            self._pass_over(slot, steps, absent)
+            serves = tuple(lane for lane in steps.lanes if lane in slot.lanes and lane not in absent)
             window = 1 if slot.is_sink else self._in_flight * len(serves)
             todo = steps.steps(serves)
             self._flows[slot.segment] = StepFlow(slot, todo, window, {lane: step for lane, step, _ in todo})
         self._pump()
+
+    def _pass_over(self, slot: Slot, steps: StepRange, absent: frozenset[int]) -> None:
+        if self._mode is not Mode.TRAIN:
+            return
+        for lane, step, global_step in steps.steps(tuple(absent & set(slot.lanes))):
+            for end in (*slot.inputs, *slot.outputs):
+                if not end.internal:
+                    line = self._lines[end.edge, lane]
+                    self._emit(Record(line=line, step=step, global_step=global_step, applied=False, note="the client was absent"))
 
     @property
     def done(self) -> bool:
