@@ -25,7 +25,7 @@ from tests.e2e.stranger import listening, messages
 from wire.control import Control, decode_control
 from wire.errors import PeerMismatch
 from wire.frames import Frame, Kind
-from wire.graph import PEER, Line, topics
+from wire.graph import PEER, Line
 from wire.keys import PeerKeys, load_key
 from wire.parse import key_text
 from wire.store import load_state
@@ -134,8 +134,8 @@ def test_no_payload_has_a_run_of_the_weights(runs: dict[str, Recorded]) -> None:
 
 def test_weights_go_on_the_clients_lines_and_only_the_next_one_opens_them(runs: dict[str, Recorded]) -> None:
     run = runs["peer"].run.run
-    lines = {topics(run.name, run.name, Line(PEER, lane, True))[0]: lane for lane in range(3)}
-    assert not {name for line in run.graph().slice_for("server").lines for name in topics(run.name, run.name, line)} & set(lines)
+    lines = {run.topics(Line(PEER, lane, True))[0]: lane for lane in range(3)}
+    assert not {name for line in run.graph().slice_for("server").lines for name in run.topics(line)} & set(lines)
     keys = [PeerKeys(run.state_of(name), run=run.name, party=name, takers={}, pinned={}, say=print) for name in NAMES]
     sealed = list(runs["peer"].sealed())
     assert {topic for topic, _, _ in sealed} == set(lines)
