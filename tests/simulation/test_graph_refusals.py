@@ -20,6 +20,7 @@ lr = 0.1
 kind = "csv"
 path = "nowhere"
 labels = "y"
+[align]
 [[clients]]
 name = "clinic-a"
 [[clients]]
