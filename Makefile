@@ -9,11 +9,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-arm soak check format coverage-page clean
+.PHONY: help install demo paper test test-arm soak check format coverage-page clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
-	@echo "targets: install demo test test-arm soak check format coverage-page clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
+	@echo "targets: install demo paper test test-arm soak check format coverage-page clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
 
 install: $(STAMP)
 
@@ -59,6 +59,9 @@ bench-engine: $(STAMP) .venv-ort-training/.installed
 
 # The link on slow lines, shaped in the kernel: both need root. Goodput, also a part of bench-link; and a run whose line is cut for a minute
 # in every phase.
+# The paper's tables and its curve, trained anew: about two hours of two cores, cell by cell; ended and started again, it goes on.
+paper: bench-paper
+
 bench-link: bench-link-line
 bench-link-line: bench-line
 bench-link-cuts: bench-line_cuts

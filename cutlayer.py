@@ -94,7 +94,8 @@ def _demo(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
     from simulation.run import run_file
 
-    run_file(args.run_file, json=args.json)
+    for path in args.run_files:
+        run_file(path, json=args.json)
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -323,7 +324,8 @@ def _add_demo(verbs: Any) -> None:
 
 
 def _add_parties(verbs: Any) -> None:
-    run = _verb(verbs, "run", _run, "run every party of a run file on this computer, each as a process", run_file=True)
+    run = _verb(verbs, "run", _run, "run every party of a run file on this computer, each as a process")
+    run.add_argument("run_files", type=Path, nargs="+", metavar="RUN.toml", help="one, or several one after the other")
     run.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     serve = _verb(verbs, "serve", _serve, "run the server's part of a run", run_file=True)
     serve.add_argument("--party", metavar="NAME", help="which server this is, where the run has several")

@@ -7,10 +7,11 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["PAGES", "hardware", "spread", "write_page"]
+__all__ = ["PAGES", "hardware", "prose", "spread", "write_page"]
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 
@@ -34,6 +35,11 @@ def spread(values: Sequence[float], *, unit: str = "ms", scale: float = 1e3) -> 
     """Median, and the quartiles."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle * scale:.2f} {unit} ({low * scale:.2f} to {high * scale:.2f})"
+
+
+def prose(*parts: str) -> list[str]:
+    """Sentences as the lines of a paragraph."""
+    return textwrap.wrap(" ".join(parts), 140, break_long_words=False, break_on_hyphens=False)
 
 
 def write_page(name: str, lines: Sequence[str]) -> Path:

@@ -8,35 +8,25 @@ and started again at any time; ``--again`` runs all anew. Ten epochs of Fashion-
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import threading
-import time
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import link_data, link_models
+from benchmarks.cells import cell_arguments, missing, run_cells, train
 from benchmarks.common import PAGES
 from benchmarks.link_page import write_link_page
-from export.prepare import export_run
-from server.broker import start_broker
 from simulation.datasets import materialize
-from simulation.parties import Parties, client_command, server_command
-from wire.runfile import load_run
 
 RESULTS = PAGES / "link.json"
 MODELS = Path(__file__).resolve().parent / "link_models.py"
 SEEDS = (0, 1, 2)
-_EXPORTING = threading.Lock()  # tracing patches torch for the whole process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +56,8 @@ LOWBIT = (
     ("lowbit:rate_weight=1e-5", "lowbit"),
     ("lowbit:rate_weight=2e-5", "lowbit"),
 )
-# Behind `relu5` each activation carries more of the loss, so that bits must cost less.
-LATER_CUT = (("lowbit:step=0.5,rate_weight=1e-6", "lowbit:step=4"), ("lowbit:step=0.5,rate_weight=2e-6", "lowbit:step=6"))
+# Behind `relu5` each activation carries more of the loss: bits cost nothing there.
+LATER_CUT = (("lowbit:levels=15,step=0.5", "lowbit:step=2"), ("lowbit:step=0.5", "lowbit:step=4"))
 UPLINK_ALONE = ("lowbit:rate_weight=3e-5", "fp32")
 
 
@@ -99,24 +89,14 @@ def cells() -> list[Cell]:
 
 def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
     """One run, by its parties' own words. Accuracy is that of the last evaluation, the codec on."""
-    begun = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="cutlayer-link-") as folder, start_broker(engine="mosquitto") as broker:
-        path = Path(folder, "run.toml")
-        path.write_text(tomli_w.dumps(_table(cell, data)))
-        run = load_run(path)
-        with _EXPORTING:
-            export_run(run, run.bundles)
-        finished: dict[str, dict[str, Any]] = {}
-        reasons: Counter[str] = Counter()
-        with Parties(run) as parties:
-            parties.start("server", server_command(path, broker.url))
-            parties.start("client", client_command(path, "client", broker.url))
-            for event in parties.events():
-                if event["event"] == "finished":
-                    finished[event["party"]] = event
-                elif event["event"] == "note" and event["kind"] == "void":
-                    reasons[event["text"].partition(": ")[2]] += 1
-    client, server = finished["client"], finished["server"]
+    reasons: Counter[str] = Counter()
+
+    def hear(event: Mapping[str, Any]) -> None:
+        if event["event"] == "note" and event["kind"] == "void":
+            reasons[event["text"].partition(": ")[2]] += 1
+
+    results = train(_table(cell, data), on_event=hear)
+    client, server = results["client"], results["server"]
     return {
         "accuracy": server["metrics"]["test"]["accuracy"],
         "loss": server["metrics"]["test"]["loss"],
@@ -126,7 +106,7 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
         "samples": _train_samples(cell.task) * TASKS[cell.task].epochs,
         "bytes_by_use": client["bytes_by_use"],
         "wire": client["wire"],
-        "seconds": round(time.perf_counter() - begun, 1),
+        "seconds": server["seconds"],
     }
 
 
@@ -177,23 +157,12 @@ def _client_flops(cut: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2, help="cells at once; each keeps about one core busy")
-    parser.add_argument("--only", default="", help="cells whose key contains this text")
-    parser.add_argument("--again", action="store_true", help="also those that link.json has already")
-    arguments = parser.parse_args()
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    todo = [cell for cell in cells() if arguments.only in cell.key and (arguments.again or cell.key not in results)]
+    arguments = cell_arguments(__doc__, jobs=2).parse_args()
+    todo = missing(cells(), RESULTS, arguments)
     with tempfile.TemporaryDirectory(prefix="cutlayer-link-data-") as folder:
         for task in {cell.task for cell in todo}:
             _data(task, Path(folder))
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            waiting = {pool.submit(run_cell, cell, Path(folder)): cell for cell in todo}
-            for done in as_completed(waiting):
-                cell = waiting[done]
-                results[cell.key] = done.result()
-                RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-                print(f"{cell.key}: {results[cell.key]['accuracy']:.4f} in {results[cell.key]['seconds']:.0f} s", flush=True)
+        results = run_cells(todo, RESULTS, lambda cell: run_cell(cell, Path(folder)), jobs=arguments.jobs)
     write_link_page(results, flops=(_client_flops("pool2"), _client_flops("relu5")))
 
 

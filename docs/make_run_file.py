@@ -13,7 +13,7 @@ from wire.data_config import Augment, DataConfig, DataSplit, Normalize
 from wire.lr import LrSchedule
 from wire.optim import SGD, Adam, AdamW
 from wire.runfile import ClientConfig, CodecConfig, CutCodec, EvaluateConfig, ModelConfig, Run, ServerConfig
-from wire.segments import SegmentConfig
+from wire.segments import ReconstructConfig, SegmentConfig
 from wire.spool import SpoolConfig
 from wire.straggler import StragglerConfig
 from wire.transport.broker_config import BrokerConfig
@@ -32,6 +32,7 @@ TABLES: tuple[tuple[str, type], ...] = (
     ("`[[clients]]`", ClientConfig),
     ("`[[segments]]`", SegmentConfig),
     ("`[server]`, `[[servers]]`", ServerConfig),
+    ("`[reconstruct]`", ReconstructConfig),
     ("`[evaluate]`", EvaluateConfig),
     ("`[align]`", AlignConfig),
     ("`[broker]`", BrokerConfig),

@@ -23,7 +23,9 @@ from wire.feed import Batch, Feed
 from wire.graph import PartySlice
 from wire.observer import observer_for
 from wire.process import PartySetup, for_prediction, run_party
+from wire.program import FEDERATED
 from wire.runfile import ClientConfig, Run, load_run
+from wire.tally import Tally
 
 __all__ = ["run_client", "run_predict"]
 
@@ -52,6 +54,7 @@ def run_client(
         engines=engines,
         feed=feed,
         metrics=_metrics(run, mine),
+        tally=Tally(run.evaluate.metrics, loss=run.loss) if run.schedule in FEDERATED else None,
         result={"samples": feed.samples("train"), "evaluated": {split: feed.samples(split) for split in splits[1:]}} if feed else {},
         on_over=lambda: {"modules_forbidden": _forbidden()},
     )
@@ -93,8 +96,8 @@ def _forbidden() -> list[str]:
 
 
 def _metrics(run: Run, mine: PartySlice) -> MetricSet | None:
-    """Where the loss is here."""
-    sinks = [slot.segment for slot in mine.slots if slot.is_sink]
+    """Where the loss is here, and what it says stays here: with a whole network, it counts for all instead."""
+    sinks = [slot.segment for slot in mine.slots if slot.is_sink and run.schedule not in FEDERATED]
     return MetricSet(run.evaluate.metrics, loss=run.loss_of(sinks[0])) if sinks else None
 
 

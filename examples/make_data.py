@@ -18,6 +18,7 @@ DATA = Path(__file__).with_name("data")
 IDS_KEY = "two clinics"  # as in the run files
 ONLY_A, ONLY_B = 25, 30  # patients of one clinic alone
 TEST_EVERY = 5
+LABELLED_EVERY = 10  # in the file of few labels
 
 
 def digits() -> None:
@@ -26,6 +27,9 @@ def digits() -> None:
     test = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
     arrays = {"x_train": images[~test], "y_train": labels[~test], "x_test": images[test], "y_test": labels[test]}
     np.savez_compressed(DATA / "digits.npz", **arrays)
+    few = np.arange(len(arrays["y_train"])) % LABELLED_EVERY == 0
+    arrays["y_train"] = np.where(few, arrays["y_train"], -1).astype(np.int64)
+    np.savez_compressed(DATA / "digits-few-labels.npz", **arrays)
 
 
 def breast_cancer() -> None:

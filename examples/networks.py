@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Joined", "columns", "image", "middle"]
+__all__ = ["Joined", "columns", "decoder", "middle"]
 
 
 def columns(inputs: int, outputs: int = 16) -> nn.Module:
@@ -13,9 +13,9 @@ def columns(inputs: int, outputs: int = 16) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 32), nn.ReLU(), nn.Linear(32, outputs), nn.ReLU())
 
 
-def image(outputs: int = 16) -> nn.Module:
-    """Digits [N, 1, 8, 8] to [N, outputs]."""
-    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, outputs), nn.ReLU())
+def decoder() -> nn.Module:
+    """Makes digits [N, 1, 8, 8] of what the cut after `pool1` has, [N, 8, 4, 4]."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(128, 64), nn.Unflatten(1, (1, 8, 8)))
 
 
 class Joined(nn.Module):

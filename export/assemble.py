@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from export.autoencoder import SEGMENT
 from export.built import BuiltGraph
 from export.graphs import build_inference
 from export.prepare import build_model, build_segments, input_shapes
@@ -36,7 +37,7 @@ def assemble(run_file: str | Path, *, out: str | Path) -> None:
     """
     run = load_run(run_file)
     _check_may_leave(run)
-    lanes = [run.lanes - 1] if run.schedule == "relay" else list(range(run.lanes))
+    lanes = list(range(run.lanes)) if run.schedule == "independent" else [run.lanes - 1]
     for lane in lanes:
         folder = Path(out) if len(lanes) == 1 else Path(out) / run.lane_names[lane]
         state = assembled_state(run, lane)
@@ -64,7 +65,9 @@ def assembled_state(run: Run, lane: int) -> dict[str, Tensor]:
     state: dict[str, Tensor] = dict(build_model(run).state_dict())
     for name, segment in build_segments(run).items():
         mine = {key[2:]: torch.from_numpy(np.array(value)) for key, value in held[name].items() if key.startswith(("p.", "b."))}
-        wanted = set(segment.module.state_dict())
+        if name == run.reconstructed:
+            mine = {key.removeprefix(f"{SEGMENT}."): value for key, value in mine.items() if key.startswith(f"{SEGMENT}.")}
+        wanted = set((segment.module.get_submodule(SEGMENT) if name == run.reconstructed else segment.module).state_dict())
         if not wanted <= set(mine):
             raise CheckpointError(f"the checkpoint of `{name}` lacks `{min(wanted - set(mine))}`; it is of another network")
         prefix = "" if run.model is not None else f"{name}."

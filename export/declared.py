@@ -27,11 +27,14 @@ class Composite(nn.Module):
     A state dict's names begin with the segment's.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], inputs: Mapping[str, Sequence[str]]) -> None:
-        """``modules`` in topological order; ``inputs``: the segments whose outputs each takes, none for raw data."""
+    def __init__(self, modules: Mapping[str, nn.Module], inputs: Mapping[str, Sequence[str]], *, autoencoder: str | None = None) -> None:
+        """``modules`` in topological order; ``inputs``: the segments whose outputs each takes, none for raw data. ``autoencoder``: the
+        one whose last output goes nowhere; ``error`` is what it was in the last forward."""
         super().__init__()
         for name, module in modules.items():
             self.add_module(name, module)
+        self._autoencoder = autoencoder
+        self.error = torch.zeros(())
         self._wiring = {name: tuple(inputs[name]) for name in modules}
         read = {name for names in inputs.values() for name in names}
         self._ends = tuple(name for name in modules if name not in read)
@@ -42,6 +45,9 @@ class Composite(nn.Module):
         for name, sources in self._wiring.items():
             given = tuple(value for source in sources for value in made[source]) if sources else (next(arriving),)
             made[name] = _tuple(getattr(self, name)(*given))
+            if name == self._autoencoder:
+                *rest, self.error = made[name]
+                made[name] = tuple(rest)
         outputs = tuple(value for name in self._ends for value in made[name])
         return outputs if len(outputs) > 1 else outputs[0]
 

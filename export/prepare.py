@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from export.autoencoder import with_decoder
 from export.cut import Piece
 from export.cut import cut as cut_model
 from export.declared import build_composite, declared_segments, raw_shapes
@@ -38,6 +39,13 @@ def build_model(run: Run) -> nn.Module:
 
 def build_segments(run: Run) -> dict[str, RunSegment]:
     """All segments by name, in order; of a slice, those that can be built here. Raises RunFileError, GraphError."""
+    found = _plain_segments(run)
+    if run.reconstruct is not None and run.reconstructed in found:
+        found[run.reconstructed] = with_decoder(run, run.reconstruct, found[run.reconstructed])
+    return found
+
+
+def _plain_segments(run: Run) -> dict[str, RunSegment]:
     if run.model is None:
         return declared_segments(run)
     pieces = cut_model(build_model(run), run.model.cut, tuple(torch.zeros(EXAMPLES, *shape) for shape in input_shapes(run)))

@@ -33,6 +33,18 @@ class RunSegment:
     examples: tuple[Tensor, ...]
     loss: LossName | None
 
+    @property
+    def weights(self) -> tuple[TensorSpec, ...]:
+        """Parameters and buffers as in ``Engine.state``."""
+        tensors: list[tuple[str, Tensor, bool]] = [
+            (f"p.{name}", value, value.requires_grad) for name, value in self.module.named_parameters()
+        ]
+        tensors += [(f"b.{name}", value, False) for name, value in self.module.named_buffers()]
+        return tuple(
+            TensorSpec(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=tuple(value.shape), gradient=trained)
+            for name, value, trained in tensors
+        )
+
 
 def segment_of(
     name: str,

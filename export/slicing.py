@@ -11,7 +11,7 @@ import tomli_w
 from export.prepare import build_segments
 from export.run_segment import RunSegment
 from wire.errors import UsageError
-from wire.graph import PEER
+from wire.graph import PEER, PartySlice
 from wire.parse import plain
 from wire.runfile import Run, load_run
 from wire.store import write_atomically
@@ -43,12 +43,11 @@ def slice_table(run: Run, party: str, segments: Mapping[str, RunSegment], *, bas
     served = [server for server in run.all_servers if server.name == party]
     if served:
         table["servers"] = plain(served)
+        table["ids_key"] = ""  # labels are looked up by hashes that a server is given
         table |= _networks(run, party, [slot.segment for slot in mine.slots])
     else:
         table["clients"] = [plain(run.client(party))]
         table["data"] = run.data if run.reads_data(party) else {}
-    if served and not any(slot.labels == "held" for slot in mine.slots):
-        table["ids_key"] = ""
     names = [slot.segment for slot in mine.slots]
     table["slice"] = {key: value for key, value in plain(mine).items() if key not in ("lanes",)} | {
         "digest": run.digest,
@@ -59,15 +58,24 @@ def slice_table(run: Run, party: str, segments: Mapping[str, RunSegment], *, bas
         "edges": {edge: run.token(edge) for edge in sorted(edges)},
         "losses": {name: run.loss_of(name) for name in names if name in run.sinks},
         "lane_names": _lane_names(run, party),
+        "averaged": _averaged(run, mine, segments),
         "inputs": {name: plain([spec for spec in segments[name].inputs if spec.name != "target"]) for name in names} if served else {},
     }
     found: dict[str, Any] = _without_none(table)
     return found
 
 
+def _averaged(run: Run, mine: PartySlice, segments: Mapping[str, RunSegment]) -> dict[str, Any]:
+    """What the coordinator must know of weights that it averages; it need not hold their segments."""
+    replicated = [segment.name for segment in run.graph().segments if len(segment.parties) > 1]
+    return {name: plain(list(segments[name].weights)) for name in replicated if run.averages and mine.parent is None}
+
+
 def _networks(run: Run, party: str, names: list[str]) -> dict[str, Any]:
     """What a server builds its segments from, without where others are placed."""
     if run.model is not None:
+        if not names:
+            return {}  # it only coordinates
         return {"model": plain(run.model) | {"placement": {}}}
     return {"segments": [plain(each) | {"on": [party]} for each in run.segments if each.name in names]}
 

@@ -40,7 +40,8 @@ class TorchEngine:
     """Implements ``wire.engine.Engine`` for a ``torch.nn.Module`` on the CPU. Not thread-safe.
 
     ``inputs`` and ``outputs`` describe the segment as a bundle's manifest would: with a ``loss``, the last input is ``target`` and the
-    first output ``loss``. ``clip_norm``: the norm to which the segment's gradient is clipped. ``accumulate``: parameters are updated by
+    first output ``loss``; ``unlabelled`` as in ``server.losses``. ``clip_norm``: the norm to which the segment's gradient is clipped.
+    ``accumulate``: parameters are updated by
     every so many backwards, with the mean of their gradients. Dropout masks are those that a device draws
     (``wire.rng.keep_mask``); other random numbers are a function of (``seed``, ``segment``, step) too.
     """
@@ -53,6 +54,7 @@ class TorchEngine:
         outputs: tuple[TensorSpec, ...],
         optimizer: Optimizer,
         loss: LossKind | None = None,
+        unlabelled: bool = False,
         clip_norm: float | None = None,
         accumulate: int = 1,
         seed: int = 0,
@@ -61,6 +63,7 @@ class TorchEngine:
         self._module = module
         self._inputs, self._outputs = inputs, outputs
         self._loss = loss
+        self._unlabelled = unlabelled
         self._base_lr = optimizer.lr
         self._clip_norm = clip_norm
         self._seed = (seed, segment)
@@ -154,7 +157,7 @@ class TorchEngine:
         self._module.train(training)
         given = tensors if self._loss is None else tensors[:-1]
         outputs = _tuple(functional_call(self._module, self._parameters | self._buffers, given))
-        return outputs if self._loss is None else (loss_of(self._loss, outputs[0], tensors[-1]),)
+        return outputs if self._loss is None else (loss_of(self._loss, outputs[0], tensors[-1], unlabelled=self._unlabelled),)
 
     def _differentiate(self, kept: _InFlight, wanted: list[Tensor], grads: tuple[Array | None, ...]) -> list[Tensor]:
         if self._loss is not None:

@@ -10,20 +10,28 @@ from torch.nn import functional
 
 from wire.errors import DataError
 
-__all__ = ["LossKind", "like_target", "loss_of"]
+__all__ = ["LossKind", "labelled", "like_target", "loss_of"]
 
 LossKind = Literal["cross_entropy", "bce", "mse"]
 
 
-def loss_of(kind: LossKind, output: Tensor, target: Tensor) -> Tensor:
+def loss_of(kind: LossKind, output: Tensor, target: Tensor, *, unlabelled: bool = False) -> Tensor:
     """float32 []. ``cross_entropy``: logits [N, C] and int64 [N]; ``bce`` (with logits) and ``mse``: output and target of one shape, or
-    [N, 1] and [N]. A target of whole numbers is taken as float for those. Raises DataError for a label that the output has no class for."""
+    [N, 1] and [N]. A target of whole numbers is taken as float for those. ``unlabelled``: the class -1 stands for no label; the mean
+    is over the others, and 0 where there are none. Raises DataError for a label that the output has no class for."""
     if kind == "cross_entropy":
+        output, target = labelled(output, target) if unlabelled else (output, target)
         _check_labels(target, output.shape[1])
-        return functional.cross_entropy(output, target)
+        return functional.cross_entropy(output, target) if len(target) or not unlabelled else output.sum()
     output = like_target(output, target)
     target = target.to(output.dtype)
     return functional.binary_cross_entropy_with_logits(output, target) if kind == "bce" else functional.mse_loss(output, target)
+
+
+def labelled(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Those rows whose class is not -1."""
+    rows = target != -1
+    return output[rows], target[rows]
 
 
 def _check_labels(target: Tensor, classes: int) -> None:

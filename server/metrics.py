@@ -10,7 +10,7 @@ import torchmetrics
 from torch import Tensor
 from torchmetrics import classification
 
-from server.losses import LossKind, like_target, loss_of
+from server.losses import LossKind, labelled, like_target, loss_of
 from wire.engine import Array
 from wire.errors import RunFileError
 
@@ -26,13 +26,14 @@ _CLASSES = {
 
 
 class MetricSet:
-    """Implements ``wire.runner.Metrics``. ``names``: some of METRICS; the loss is always measured.
+    """Implements ``wire.runner.Metrics``. ``names``: some of METRICS; the loss is always measured. ``unlabelled``: samples of
+    class -1 do not count.
 
     ``accuracy`` is the share of samples that are right; ``auroc`` and ``f1`` are averaged over classes. Raises RunFileError for a name that
     does not exist, or that means nothing with this loss.
     """
 
-    def __init__(self, names: Sequence[str], *, loss: LossKind) -> None:
+    def __init__(self, names: Sequence[str], *, loss: LossKind, unlabelled: bool = False) -> None:
         for name in names:
             if name not in METRICS:
                 raise RunFileError(f"evaluate.metrics: there is no metric {name!r}; known: {', '.join(METRICS)}")
@@ -40,6 +41,7 @@ class MetricSet:
                 raise RunFileError(f"evaluate.metrics: {name!r} means nothing with loss {loss!r}")
         self._names = tuple(names)
         self._loss = loss
+        self._unlabelled = unlabelled and loss == "cross_entropy"
         self._metrics: dict[str, torchmetrics.Metric] = {}
         self.reset()
 
@@ -51,6 +53,10 @@ class MetricSet:
     def update(self, outputs: Array, target: Array) -> None:
         """Logits or values [N, ...] of a batch, and what they should have been."""
         output, wanted = torch.from_numpy(outputs), torch.from_numpy(target)
+        if self._unlabelled:
+            output, wanted = labelled(output, wanted)
+            if not len(wanted):
+                return
         self._total += float(loss_of(self._loss, output, wanted)) * len(wanted)
         self._samples += len(wanted)
         if not self._metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,6 +13,7 @@ from server.early_stopping import should_stop
 from server.engine import TorchEngine
 from server.labels import load_labels
 from server.metrics import MetricSet
+from wire.averaging import Shapes, engine_names
 from wire.engine import Engine
 from wire.errors import UsageError
 from wire.feed import LabelStore
@@ -36,6 +38,9 @@ class SegmentSource(Protocol):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def weights(self) -> tuple[TensorSpec, ...]: ...
 
 
 def serve_run(
@@ -79,8 +84,11 @@ def _setup(run: Run, server: ServerConfig, segments: Mapping[str, SegmentSource]
         splits = ("train", *run.evaluate.splits)
     return PartySetup(
         engines=engines,
+        averaged=_averaged(run, mine, segments),
         labels=_labels(run, server, sink),
-        metrics=MetricSet(run.evaluate.metrics, loss=run.loss_of(sink.segment)) if sink is not None else None,
+        metrics=MetricSet(run.evaluate.metrics, loss=run.loss_of(sink.segment), unlabelled=run.reconstruct is not None)
+        if sink is not None
+        else None,
         program=None if program is None else aligned(run, server.name, program, splits),
         training=predict is None,
         digest=run.digest,
@@ -92,18 +100,31 @@ def _engines(run: Run, mine: PartySlice, segments: Mapping[str, SegmentSource]) 
     engines: dict[str, Engine] = {}
     for slot in mine.slots:
         segment = segments[slot.segment]
-        engines[slot.segment] = TorchEngine(
-            segment.module,
-            inputs=segment.inputs,
-            outputs=segment.outputs,
-            optimizer=run.optimizer,
-            loss=run.loss_of(slot.segment) if slot.is_sink else None,
-            clip_norm=run.clip_norm,
-            accumulate=run.accumulate,
-            seed=run.seed,
-            segment=slot.segment,
-        )
+        for name in dict.fromkeys(engine_names(slot, run.schedule).values()):
+            engines[name] = TorchEngine(
+                segment.module,
+                inputs=segment.inputs,
+                outputs=segment.outputs,
+                optimizer=run.optimizer,
+                loss=run.loss_of(slot.segment) if slot.is_sink else None,
+                unlabelled=run.reconstruct is not None,
+                clip_norm=run.clip_norm,
+                accumulate=run.accumulate,
+                seed=run.seed,
+                segment=slot.segment,
+            )
     return engines
+
+
+def _averaged(run: Run, mine: PartySlice, segments: Mapping[str, SegmentSource]) -> dict[str, Shapes]:
+    """The weights that clients give away for averages, where they come together."""
+    if not run.averages or mine.parent is not None:
+        return {}
+    if run.slice is not None:
+        found = dict(run.slice.averaged)
+    else:
+        found = {segment.name: segments[segment.name].weights for segment in run.graph().segments if len(segment.parties) > 1}
+    return {name: {spec.name: (np.dtype(spec.dtype), spec.shape_at(0)) for spec in specs} for name, specs in found.items()}
 
 
 def _labels(run: Run, server: ServerConfig, sink: Slot | None) -> LabelStore | None:

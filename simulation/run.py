@@ -105,11 +105,13 @@ def _train(run: Run, url: str, screen: Screen) -> dict[str, Any] | None:
             write_slice_of(run, name, segments, path, base=str(Path(run.base).resolve()))
             parties.start(name, client_command(path, name, url) if run.is_client(name) else server_command(path, url))
         done = total = 0
+        holders = {party for segment in graph.segments if segment.loss for party in segment.parties}
         for event in parties.events():
+            if event["event"] == "step" and event.get("party") in holders:
+                done = max(done, int(event["global_step"]) + 1)
+                advance(done, total)
             if event.get("party") == graph.root():
                 total = int(event.get("total_steps", total))
-                done = int(event["global_step"]) + 1 if event["event"] == "step" else done
-                advance(done, total)
                 if event["event"] == "metrics":
                     metrics[str(event["split"])] = {key: value for key, value in event.items() if isinstance(value, float)}
                     screen.say(_told(event))

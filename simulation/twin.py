@@ -1,7 +1,8 @@
 """The unsplit twin: the same network, seed and batches in plain PyTorch, in the order in which the run serves its lanes.
 
-With relay, or one lane, it is the whole network, each segment under its optimizer. With independent clients each lane has segments of its
-own where parties have. It is what a split run is compared with; it takes nothing from the engines that it checks. Dropout masks are a
+With relay, or one lane, it is the whole network, each segment under its optimizer. With the other schedules each lane has segments of its
+own where parties have (splitfed-v1 and federated: the whole network); those that are averaged get the plain mean after each round
+(simulation/rounds.py). It is what a split run is compared with; it takes nothing from the engines that it checks. Dropout masks are a
 function of the seed, the segment and the step for everybody, so the twin draws the same ones.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from server.losses import loss_of
 from server.masks import MaskMode
 from server.metrics import MetricSet
 from server.optimizers import torch_optimizer
+from simulation.rounds import average_modules
 from wire.feed import Batch, Feed, LabelStore
 from wire.graph import Graph
 from wire.ids import keyed_ids
@@ -39,10 +41,12 @@ __all__ = ["TwinResult", "train_unsplit"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwinResult:
-    """``losses``: by the segment that owns it, of each global step, in order. ``metrics``: by split, after the last epoch."""
+    """``losses``: by the segment that owns it, of each global step, in order. ``metrics``: by split, after the last epoch.
+    ``state``: of lane 0's network, named as in ``Composite`` where lanes have segments of their own, else as in the whole network."""
 
     losses: Mapping[str, tuple[float, ...]]
     metrics: Mapping[str, Mapping[str, float]]
+    state: Mapping[str, Tensor] = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -100,6 +104,14 @@ class _Data:
     def feed(self, lane: int, source: str | None = None) -> Feed:
         return self._feeds[self._graph.party_of(source or self._sources[0], lane)]
 
+    def facts(self, lanes: int) -> dict[str, Any]:
+        """What the parties would say of themselves."""
+        feeds = {str(lane): self.feed(lane) for lane in range(lanes)}
+        return {
+            "batches": {lane: feed.counts for lane, feed in feeds.items()},
+            "samples": {lane: {"train": feed.samples("train")} for lane, feed in feeds.items()},
+        }
+
     def inputs(self, lane: int, take: Callable[[Feed], Batch]) -> list[Tensor]:
         """One a segment with raw data."""
         return [torch.from_numpy(array) for source in self._sources for array in take(self.feed(lane, source)).inputs]
@@ -128,9 +140,10 @@ def train_unsplit(run: Run, feeds: Mapping[str, Feed], *, progress: Callable[[in
     stopping = run.evaluate
     drawn = _masks_drawn(run)
     program = TrainingProgram(run.plan(), stop=lambda seen: should_stop(seen, patience=stopping.patience, watch=stopping.watch))
-    program.sized({"batches": {str(lane): data.feed(lane).counts for lane in range(run.lanes)}})
-    metrics = {sink: MetricSet(run.evaluate.metrics, loss=run.loss_of(sink)) for sink in data.sinks}
+    program.sized(data.facts(run.lanes))
+    metrics = {sink: MetricSet(run.evaluate.metrics, loss=run.loss_of(sink), unlabelled=run.reconstruct is not None) for sink in data.sinks}
     losses: dict[str, list[float]] = {sink: [] for sink in data.sinks}
+    weights: dict[int, int] = {}  # samples of each lane in the round
     while (command := program.next()).op != "end":
         result: dict[str, Any] = {}
         if command.op == "train":
@@ -138,28 +151,43 @@ def train_unsplit(run: Run, feeds: Mapping[str, Feed], *, progress: Callable[[in
             progress(len(losses[data.sinks[0]]), program.total_steps)
         elif command.op == "evaluate":
             result = _evaluate(lanes, data, command, metrics)
+        elif command.op == "average":
+            weights = {} if command.args["first"] else weights
+            weights |= {int(lane): count for lane, count in command.args["samples"].items()}
+        elif command.op == "adopt":
+            _average(lanes, weights)
         program.done(result, {})
-    return TwinResult(losses={sink: tuple(values) for sink, values in losses.items()}, metrics=program.metrics)
+    told = {sink: tuple(values) for sink, values in losses.items()}
+    return TwinResult(losses=told, metrics=program.metrics, state=dict(lanes[0].network.state_dict()))
 
 
 def _lanes(run: Run) -> list[_Lane]:
     segments = build_segments(run)
-    if run.schedule == "relay" or run.lanes == 1:
+    graph = run.graph()
+    inputs = {name: [edge.source for edge in graph.edges if edge.target == name] for name in segments}
+    if run.reconstruct is None and (run.schedule == "relay" or run.lanes == 1):
         whole = build_model(run)
         mine = dict(whole.named_parameters())
         prefixes = {name: "" if run.model is not None else f"{name}." for name in segments}
         groups = [[mine[prefixes[name] + key] for key, _ in segment.module.named_parameters()] for name, segment in segments.items()]
         return [_Lane(whole, [_part(run, group) for group in groups])] * run.lanes
-    graph = run.graph()
-    inputs = {name: [edge.source for edge in graph.edges if edge.target == name] for name in segments}
-    shared = {name: segment.module for name, segment in segments.items() if len(graph.segment(name).parties) == 1}
+    together, copied = run.schedule == "relay", run.schedule == "splitfed-v1"
+    alone = {segment.name for segment in graph.segments if len(segment.parties) == 1 and not copied}
+    shared = {name: segment.module for name, segment in segments.items() if together or name in alone}
     parts = {name: _part(run, list(module.parameters())) for name, module in shared.items()}
     lanes = []
     for _ in range(run.lanes):
         modules: dict[str, nn.Module] = {name: shared.get(name) or copy.deepcopy(segment.module) for name, segment in segments.items()}
         own = [parts.get(name) or _part(run, list(module.parameters())) for name, module in modules.items()]
-        lanes.append(_Lane(Composite(modules, inputs), own))
+        lanes.append(_Lane(Composite(modules, inputs, autoencoder=run.reconstructed), own))
     return lanes
+
+
+def _average(lanes: Sequence[_Lane], samples: Mapping[int, int]) -> None:
+    """Segments that each lane has of its own; ``samples``: what each lane that trained counts."""
+    for replicas in zip(*(lane.network.children() for lane in lanes), strict=True):
+        if len(set(replicas)) > 1:
+            average_modules(replicas, samples)
 
 
 def _part(run: Run, group: Sequence[nn.Parameter]) -> _Part:
@@ -209,24 +237,28 @@ def _train(
         with _masks(run, drawn, global_step):
             outputs = network(data.inputs(lane, take), training=True)
         found = {
-            sink: loss_of(run.loss_of(sink), output, data.target(sink, lane, take))
+            sink: loss_of(run.loss_of(sink), output, data.target(sink, lane, take), unlabelled=run.reconstruct is not None)
             for sink, output in zip(data.sinks, outputs, strict=True)
         }
-        sum(found.values(), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
+        total_loss = sum(found.values(), torch.zeros(()))
+        if run.reconstruct is not None and isinstance(network.network, Composite):
+            total_loss = total_loss + run.reconstruct.alpha * network.network.error.mean()
+        total_loss.backward()  # type: ignore[no-untyped-call]
         for sink, loss in found.items():
             losses[sink].append(float(loss.detach()))
         for part in network.parts:
-            part.step(run.optimizer.lr * run.lr_schedule.factor(global_step, total), run.clip_norm)
+            at = global_step - steps.lanes.index(lane) if run.averages else global_step
+            part.step(run.optimizer.lr * run.lr_schedule.factor(at, total), run.clip_norm)
 
 
 def _evaluate(lanes: Sequence[_Lane], data: _Data, command: Command, metrics: Mapping[str, MetricSet]) -> dict[str, Any]:
     if command.args["first"]:
         for each in metrics.values():
             each.reset()
-    (lane,) = command.lanes
     steps = StepRange.from_plain(command.args["steps"])
+    first = int(command.args.get("batch", 0))
     with torch.no_grad():
-        for index in range(steps.rounds):
+        for lane, index in ((lane, first + turn) for turn in range(steps.rounds) for lane in steps.lanes):
 
             def take(feed: Feed, index: int = index) -> Batch:
                 return feed.evaluation(command.args["split"], index)

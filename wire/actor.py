@@ -39,6 +39,7 @@ from wire.errors import CutlayerError, FrameError
 from wire.frames import Frame, Kind, Mode
 from wire.graph import Child, Line, PartySlice
 from wire.handover import HandOver
+from wire.limits import LIMITS
 from wire.messages import (
     Abandon,
     Asked,
@@ -65,7 +66,7 @@ from wire.messages import (
 )
 from wire.outbox import Outbox
 from wire.presence import SILENT, Presence
-from wire.program import Command, Program
+from wire.program import OWN, Command, Program
 from wire.steps import StepRange, Steps
 from wire.straggler import LATE, StragglerConfig
 
@@ -99,7 +100,12 @@ class _Running:
     program: Mapping[Any, Any] | None = None
 
     def gather(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
-        """Add one party's answer: checkpoints are those that everybody holds, tables are joined, the rest stands beside each other."""
+        """Add one party's answer: checkpoints are those that everybody holds, tables are joined, the rest stands beside each other.
+
+        Raises ValueError, with nothing added, where that would be more than a command may bring.
+        """
+        if sum(map(len, (*self.blobs.values(), *blobs.values()))) > LIMITS.answered_bytes:
+            raise ValueError(f"the answers to `{self.command.op}` are over the limit of {LIMITS.answered_bytes} bytes together")
         for key, value in result.items():
             mine = self.result.get(key)
             if key == "checkpoints" and mine is not None:
@@ -151,7 +157,9 @@ class Actor:
         self._confirmed = -1  # the newest checkpoint that everybody who was there is known to have
         self._effects: list[Effect] = []
         self._outbox = Outbox(self._emit, resend_after_s=timing.resend_after_s)
-        self._own_lanes = frozenset(lane for slot in party.slots for lane in slot.lanes)
+        # A coordinator without segments takes part for every lane: it has checkpoints of where the run stands.
+        all_lanes = range(party.lanes) if program is not None else ()
+        self._own_lanes = frozenset(lane for slot in party.slots for lane in slot.lanes) or frozenset(all_lanes)
         self._children = {child.line: child for child in party.children}
         self._started = Started(boot=0)
         self._epoch = 0
@@ -498,7 +506,7 @@ class Actor:
         for child in told:
             self._pass_on(child.line, seq, command)
             self._presence.watch(child.line, joining=command.op == "join")
-        if self._own_lanes.isdisjoint(command.lanes) and command.op != "keep":  # which is the coordinator's alone
+        if self._own_lanes.isdisjoint(command.lanes) and command.op not in OWN:
             self._pass_through()
             return
         self._emit(Begin(op=command.op, args=command.args))
@@ -568,12 +576,12 @@ class Actor:
         if running.command.op in ENDS:
             self._held_acks[line] = ack
         if line in running.waiting:
-            running.waiting.discard(line)
-            self._presence.answered(line)
-            if running.command.op == "ids":
-                self._ids_from[line] = frozenset(blobs)
             joining = running.command.op == "join"
             running.gather(self._presence.result(line, done.result) if joining else done.result, blobs)
+            if running.command.op == "ids":
+                self._ids_from[line] = frozenset(blobs)
+            running.waiting.discard(line)
+            self._presence.answered(line)
             self._check_done()
         return running.command.op not in ENDS
 

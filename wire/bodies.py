@@ -35,11 +35,14 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
 _U32, _U16 = 1 << 32, 1 << 16  # as the header of a frame has epochs, steps and lanes
 _I64 = 1 << 63  # what is stored, and boots
-_ARGS = {"id": _I64, "missed": _U16, "lane": _U16, "epoch": _U32, "total_steps": _I64, "least": _U32}
+_ARGS = {"id": _I64, "missed": _U16, "lane": _U16, "epoch": _U32, "total_steps": _I64, "least": _U32, "round": _U32}
+_ARGS["batch"] = LIMITS.batches + 1
 _SEGMENT = re.compile("[A-Za-z0-9_-]{1,64}")
 _TOKEN = re.compile("[0-9a-f]{32}")
 _NEEDED = dict.fromkeys(("train", "evaluate", "infer"), "steps") | {"save": "id", "restore": "id", "keep": "lane", "fetch": "lane"}
-_NEEDED["align"] = "least"
+_NEEDED |= {"align": "least", "offer": "round", "adopt": "round"}
+_NEVER_SENT = ("average", "tell")
+_FACTS = {"batches": LIMITS.batches + 1, "samples": _I64, "weights": _I64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,8 @@ def read_command(body: Mapping[str, Any], blobs: Mapping[str, bytes]) -> tuple[i
     op, args = body["op"], body["args"]
     if not isinstance(op, str) or not isinstance(args, dict):
         raise TypeError("a command has an operation and a table of arguments")
+    if op in _NEVER_SENT:
+        raise ValueError(f"{op} is for the coordinator alone")
     needed = _NEEDED.get(op)
     if needed is not None and needed not in args:
         raise KeyError(needed)
@@ -162,14 +167,16 @@ def _result(result: Any) -> Mapping[str, Any]:
             whole(id, below=_I64)
     for lane in result.get("absent", {}):
         whole(int(lane), below=_U16)
-    for key, most in (("batches", LIMITS.batches), ("samples", _I64 - 1)):
-        for lane, splits in result.get("facts", {}).get(key, {}).items():
+    for fact, below in _FACTS.items():
+        for lane, numbers in result.get("facts", {}).get(fact, {}).items():
             whole(int(lane), below=_U16)
-            for count in splits.values():
-                whole(count, below=most + 1)
+            for count in numbers.values():
+                whole(count, below=below)
     _check_alignment(result)
-    for metrics in result.get("metrics", {}).values():
-        for value in metrics.values():
-            if type(value) not in (int, float):
+    for table in (*result.get("metrics", {}).values(), *result.get("counts", {}).values()):
+        for value in table.values():
+            if type(value) is int:
+                whole(value, below=_I64)  # a larger one is no float
+            elif type(value) is not float:
                 raise TypeError("a metric is a number")
     return result

@@ -44,6 +44,7 @@ from wire.ids import ID_BYTES
 from wire.manifest import BATCH, TensorSpec
 from wire.messages import Work
 from wire.runfile import Run
+from wire.segments import RECONSTRUCTION
 from wire.tensors import Header, decode_tensors, encode_tensors
 
 __all__ = ["IDS", "LABELS", "Cuts"]
@@ -103,7 +104,7 @@ class Cuts:
 
     def _add(self, slot: Slot, end: EdgeEnd, sends: Direction, tensors: Collection[TensorSpec]) -> None:
         for tensor in tensors:
-            if tensor.dtype != "float32" or (sends == "backward" and tensor.name == "target"):
+            if tensor.dtype != "float32" or tensor.name == RECONSTRUCTION or (sends == "backward" and tensor.name == "target"):
                 continue
             for direction in DIRECTIONS:
                 codec = self._codec(end.edge, direction)

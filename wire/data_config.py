@@ -28,6 +28,7 @@ __all__ = ["Augment", "DataConfig", "DataSplit", "Normalize", "Split"]
 Split = Literal["train", "validation", "test"]
 
 _SHARD = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
+_PARTITION = re.compile(r"dirichlet:([0-9]{1,6}(?:\.[0-9]{1,6})?)")
 
 # Keys that mean something for some kinds only; a key that nothing reads is refused.
 _KINDS_OF = {
@@ -130,8 +131,11 @@ class DataConfig:
 
     The share: first ``validation_fraction`` of the training samples is held out (drawn by the run's seed, the same for all shards), unless
     there is a ``validation`` split. Then ``shard = "2/3"`` keeps every third sample, beginning with the second. Then ``limit`` keeps that
-    many, evenly spread.
+    many, evenly spread. ``partition = "dirichlet:0.3"`` shares the training samples out by label in place of every third: of each class a
+    client's part is drawn from a Dirichlet distribution of this concentration (the lower, the more uneven) by the run's seed, so ``shard``
+    then says which client this is of how many. Every sample is one client's, and no client has none; all must have the same files.
 
+    ``unlabelled``: the class -1 stands for a training sample without a label, of which an autoencoder makes use (``[reconstruct]``).
     ``drop_last``: leave a last partial training batch out. ``id_prefix`` goes before all sample ids of this party: give it where several
     parties hold different files of the same name.
     """
@@ -151,9 +155,11 @@ class DataConfig:
     normalize: Normalize = field(default_factory=Normalize)
     augment: Augment = field(default_factory=Augment)
     shard: str = "1/1"
+    partition: str | None = None
     limit: int | None = None
     validation_fraction: float = 0.0
     drop_last: bool = False
+    unlabelled: bool = False
     id_prefix: str = ""
     validation: DataSplit = field(default_factory=DataSplit)
     test: DataSplit = field(default_factory=DataSplit)
@@ -163,6 +169,8 @@ class DataConfig:
             if getattr(self, key) and self.kind not in kinds:
                 raise ValueError(f"`{key}` means nothing for kind {self.kind!r}; it belongs to {', '.join(kinds)}")
         DataSplit(path=self.path, shard=self.shard, limit=self.limit)
+        if self.concentration is not None and self.target != "class":
+            raise ValueError(f"`partition` shares samples out by class, but `target` is {self.target!r}; leave one out")
         self._check_labels()
         self._check_values()
         self._check_splits()
@@ -204,6 +212,16 @@ class DataConfig:
                 raise ValueError(f"`{name}.images` means nothing for kind {self.kind!r}; it belongs to {', '.join(_KINDS_OF['images'])}")
             if own.path is None and own.images is None and (self.images or self.kind in ("csv", "folder")):
                 raise ValueError(f"`{name}` names no `path` or `images` of its own; it would be the training samples")
+
+    @property
+    def concentration(self) -> float | None:
+        """Of the Dirichlet distribution that shares are drawn from; None: ``shard`` counts samples off."""
+        if self.partition is None:
+            return None
+        match = _PARTITION.fullmatch(self.partition)
+        if match is None or not 0.001 <= float(match[1]) <= 1000:
+            raise ValueError(f'`partition` is {self.partition!r}; write "dirichlet:0.3", with a concentration of 0.001 to 1000')
+        return float(match[1])
 
     def split(self, name: Split) -> DataSplit:
         """Where a split lies, with the keys of ``[data]`` filled in.

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from wire.actor import Actor
 from wire.aligning import Aligner, counts_of
 from wire.attendance import MISSED, missed_steps
+from wire.averaging import Rounds
 from wire.cut import Cuts
 from wire.engine import Engine
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, OtherVersion, PeerMismatch
@@ -96,6 +97,7 @@ class Driver:
         engines: Mapping[str, Engine],
         cuts: Cuts,
         shared: frozenset[str],
+        rounds: Rounds,
         facts: Mapping[str, Any],
         store: Store,
         spool: Spool,
@@ -116,6 +118,7 @@ class Driver:
         self._engines = engines
         self._cuts = cuts
         self._shared = shared
+        self._rounds = rounds
         self._facts = facts
         self._aligner = aligner
         self._store = store
@@ -390,8 +393,17 @@ class Driver:
                 return Executed(op="give", blobs=self._give())
             case "take":
                 self._take(effect.blobs)
+            case "offer":
+                return Executed(op="offer", blobs=self._rounds.offer(effect.args))
+            case "average":
+                return Executed(op="average", blobs=self._rounds.average(effect.args, effect.blobs))
+            case "adopt":
+                self._rounds.adopt(effect.args, effect.blobs)
+            case "tell":
+                self._observe("metrics", split=effect.args["split"], epoch=effect.args["epoch"], **effect.args["metrics"])
             case "collect":
-                return Executed(op="collect", blobs={name: dump_state(weights_of(engine)) for name, engine in self._engines.items()})
+                blobs = {slot.segment: dump_state(weights_of(self._engines[slot.segment])) for slot in self._party.slots}
+                return Executed(op="collect", blobs=blobs)
             case "keep":
                 for name, blob in effect.blobs.items():
                     write_atomically(collected_path(self._store.folder, int(effect.args["lane"]), name), blob)
@@ -410,7 +422,8 @@ class Driver:
 
     def _save(self, id: int, program: Mapping[str, Any] | None) -> None:
         segments = {name: engine.state() for name, engine in self._engines.items()}
-        self._store.save(Checkpoint(id=id, segments=segments, codecs=self._cuts.state(), program=program))
+        common = self._rounds.state()
+        self._store.save(Checkpoint(id=id, segments=segments, codecs=self._cuts.state(), common=common, program=program))
         self._recall.saved(id)
 
     def _restore(self, id: int) -> Executed:
@@ -419,6 +432,7 @@ class Driver:
             if name not in checkpoint.segments:
                 raise CheckpointError(f"checkpoint {id} in {self._store.folder} has no segment `{name}`; it is of another run")
             engine.load_state(checkpoint.segments[name])
+        self._rounds.load_state(checkpoint.common)
         # A prediction has one client's lane of the run that was saved.
         self._cuts.load_state(checkpoint.codecs, surplus=not self._training)
         self._recall.restored(id, self._actor.epoch)

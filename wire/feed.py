@@ -96,14 +96,16 @@ class Feed:
         if self._prepared is not None and self._prepared[0] == step:
             return self._prepared[1]
         source = self._sources["train"]
-        return source.batch(step // source.batches, step % source.batches)
+        batch = source.batch(step // source.batches, step % source.batches)
+        self._prepared = (step, batch)  # where the loss is here as well, it asks for the labels of the same step
+        return batch
 
     def prepare(self, step: int) -> None:
         """Make the batch of ``train(step)`` now, in time that nobody needs. What is wrong with it, ``train`` will say."""
         if self._prepared is None or self._prepared[0] != step:
             self._prepared = None
             with contextlib.suppress(DataError):
-                self._prepared = (step, self.train(step))
+                self.train(step)
 
     def evaluation(self, split: Split, index: int) -> Batch:
         return self._sources[split].batch(0, index)

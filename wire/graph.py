@@ -24,6 +24,7 @@ from typing import Literal
 from wire.errors import GraphError
 
 __all__ = [
+    "HUB",
     "PEER",
     "Child",
     "Edge",
@@ -40,6 +41,7 @@ __all__ = [
     "topics",
 ]
 
+HUB = "hub"  # the link between clients that hold the whole network and a coordinator that holds no segment
 PEER = "peer"  # the link between clients that hand weights to each other; no edge is called like this
 
 # How a loss gets its targets: with the activations, from a file of its party's own by keyed id, or with raw data on the same party.

@@ -29,6 +29,9 @@ class Limits:
     run_file_bytes: int = 1 << 20
     request_bytes: int = 4096  # a file by which another command asks a running party for something
     dataset_bytes: int = 8 << 30  # one data file, unpacked
+    gathered_bytes: int = 32 << 20  # weights that lanes give to the coordinator at a time, unless one lane's are more
+    gathered_lanes: int = 64
+    answered_bytes: int = 256 << 20  # blobs that all parties together answer one command with
     parties: int = 1024
     batches: int = 1 << 22  # of one split of one client
     aligned_records: int = 1 << 20  # that one party brings to an alignment, all splits together; 16 bytes each on the line

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wire.errors import GraphError
-from wire.graph import Edge, Graph, Labels, Segment, ring
+from wire.graph import HUB, Edge, Graph, Labels, Link, Segment, ring
 from wire.segments import SegmentConfig
 
 if TYPE_CHECKING:
     from wire.runfile import ModelConfig
 
-__all__ = ["graph_of"]
+__all__ = ["graph_of", "hub_of"]
 
 
 def graph_of(
@@ -36,6 +36,13 @@ def graph_of(
         raise GraphError(f"no segment is placed on the server `{servers[0]}`; the run needs one there")
     lanes = next((segment.parties for segment in segments if len(segment.parties) > 1), ())
     return Graph(segments=segments, edges=edges, links=ring(lanes) if peers else (), coordinator=held[0].parties[0])
+
+
+def hub_of(segment: str, *, clients: Sequence[str], server: str) -> Graph:
+    """A whole network with its loss on each client; the server has none, and coordinates over lines of its own. Raises GraphError."""
+    whole = Segment(name=segment, parties=tuple(clients), loss=True, labels="local")
+    hub = Link(name=HUB, ends=tuple((client, server) for client in clients), control=True)
+    return Graph(segments=(whole,), edges=(), links=(hub,), coordinator=server)
 
 
 def _check_losses(segments: Sequence[Segment]) -> None:

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from wire.actor import Actor, Timing
 from wire.aligning import AlignedProgram, Aligner
 from wire.attendance import Attendance
+from wire.averaging import Rounds, Shapes
 from wire.codecs import offer_for
 from wire.cut import Cuts
 from wire.driver import Driver, Observer
@@ -27,7 +29,8 @@ from wire.program import Program, TrainingProgram
 from wire.runfile import Run
 from wire.runner import Metrics, Runner
 from wire.spool import Spool, SpoolConfig
-from wire.store import Store, write_atomically
+from wire.store import Store, weights_of, write_atomically
+from wire.tally import Tally
 from wire.transport.mqtt import MqttTransport
 
 if TYPE_CHECKING:
@@ -38,12 +41,18 @@ __all__ = ["PartySetup", "aligned", "for_prediction", "peak_rss_bytes", "run_par
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartySetup:
-    """What a room brings to ``run_party``. ``program`` only where the party is the coordinator; ``training`` False: inference only."""
+    """What a room brings to ``run_party``. ``program`` only where the party is the coordinator; ``training`` False: inference only.
+
+    ``engines``: by the names of ``wire.averaging.engine_names``. ``tally``: where the loss is on a client and the coordinator may learn
+    what it counts. ``averaged``, of the coordinator: see ``wire.averaging.Rounds``.
+    """
 
     engines: Mapping[str, Engine]
     feed: Feed | None = None
     labels: LabelStore | None = None
     metrics: Metrics | None = None
+    tally: Tally | None = None
+    averaged: Mapping[str, Shapes] = field(default_factory=dict)
     program: Program | None = None
     training: bool = True
     digest: str | None = None
@@ -78,6 +87,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         feed=setup.feed,
         labels=setup.labels,
         metrics=setup.metrics,
+        tally=setup.tally,
         kept=Kept(run.state_of(name)),
         on_loss=lambda work, loss: store.record_loss(work.global_step, work.lane, loss),
         on_answer=setup.on_answer,
@@ -106,7 +116,8 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         engines=setup.engines,
         cuts=cuts,
         shared=replicated if run.schedule == "relay" else frozenset(),
-        facts=_facts(setup.feed, [lane for slot in party.slots for lane in slot.lanes]),
+        rounds=Rounds(run, party, setup.engines, averaged=setup.averaged),
+        facts=_facts(run, setup, party),
         aligner=aligner,
         store=store,
         spool=_spool(run, name, setup, observer),
@@ -115,8 +126,9 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         keys=keys,
         training=setup.training,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: driver.stop())
+    if threading.current_thread() is threading.main_thread():  # a process that holds several parties ends them itself
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: driver.stop())
     driver.run()
     result = _result(name, driver, setup, run) | {"labels_published": cuts.labels_sent, **runner.kept.plain()}
     write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())
@@ -181,8 +193,19 @@ def _secret(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _facts(feed: Feed | None, lanes: list[int]) -> dict[str, Any]:
-    return {} if feed is None else {"batches": {str(lane): feed.counts for lane in lanes}}
+def _facts(run: Run, setup: PartySetup, party: PartySlice) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if setup.feed is not None:
+        lanes = [str(lane) for slot in party.slots for lane in slot.lanes]
+        facts["batches"] = dict.fromkeys(lanes, setup.feed.counts)
+        if "train" in setup.feed.counts:
+            facts["samples"] = {lane: {"train": setup.feed.samples("train")} for lane in lanes}
+    sizes: dict[str, dict[str, int]] = {}
+    for slot in party.slots:
+        if run.averages and slot.replicated:
+            weights = weights_of(setup.engines[slot.segment]).values()
+            sizes.setdefault(str(slot.lanes[0]), {})[slot.segment] = sum(value.nbytes for value in weights)
+    return facts | ({"weights": sizes} if sizes else {})
 
 
 def _result(name: str, driver: Driver, setup: PartySetup, run: Run) -> dict[str, Any]:

@@ -10,16 +10,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from wire.limits import LIMITS
 from wire.steps import StepRange
+from wire.tally import finished, summed
 
-__all__ = ["Command", "InferenceProgram", "Plan", "Program", "TrainingProgram"]
+__all__ = ["AVERAGING", "FEDERATED", "OWN", "Command", "InferenceProgram", "Plan", "Program", "Schedule", "TrainingProgram"]
+
+Schedule = Literal["relay", "independent", "splitfed-v1", "splitfed-v2", "fedavg", "large-batch"]
+AVERAGING = ("splitfed-v1", "splitfed-v2", "fedavg", "large-batch")  # lanes train at the same time, and their weights are averaged
+FEDERATED = ("fedavg", "large-batch")  # of these, the clients hold the whole network
+OWN = ("keep", "average", "tell")  # commands that the coordinator carries out alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """``op`` is join, restore, train, evaluate, infer, give, take, fetch, save, collect, keep, end or drain; of alignment, ids and align.
-    ``lanes`` are those it concerns.
-    """
+    """``op`` is join, restore, ids, align, train, evaluate, infer, give, take, fetch, offer, average, adopt, save, tell, collect, keep,
+    end or drain; ``lanes`` are those it concerns."""
 
     op: str
     lanes: tuple[int, ...]
@@ -56,16 +62,18 @@ class Program:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The part of a run that decides the order of its commands."""
+    """The part of a run that decides the order of its commands. ``round_steps``: of each lane between two averages; None: an epoch."""
 
     lanes: int
     epochs: int
-    schedule: Literal["relay", "independent"]
+    schedule: Schedule
     checkpoint_every: int
     evaluate_every: int = 1
     splits: tuple[str, ...] = ("test",)
     hand_over: Literal["server", "peer"] = "server"  # relay: which way weights take from lane to lane
     collect: bool = False  # at the end, bring the clients' weights to the coordinator
+    round_steps: int | None = None
+    batch_size: int = 1
 
 
 def _of_all(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -102,11 +110,12 @@ class InferenceProgram(Program):
 
 
 class TrainingProgram(Program):
-    """Epochs of turns (relay) or of interleaved lanes (independent), with checkpoints, evaluation and early stopping.
+    """Epochs of turns (relay), interleaved lanes (independent) or rounds (the others), with checkpoints, evaluation and early stopping.
 
     Relay: one lane trains its shard after the other; each takes up the segment weights, optimizer state and buffers where the last left
     them (Gupta & Raskar 2018: through the coordinator in their centralized mode, from client to client in peer to peer). Independent:
-    lanes take turns step by step and keep weights of their own.
+    lanes take turns step by step and keep weights of their own. Rounds: as independent, and after each round the lanes' weights are
+    averaged (wire.averaging).
 
     ``stop`` is asked after each epoch's evaluation with all metrics so far and says whether to end early; it must be pure.
     """
@@ -115,7 +124,10 @@ class TrainingProgram(Program):
         self._plan = plan
         self._stop = stop
         self._batches: dict[int, dict[str, int]] = {}
+        self._samples: dict[int, int] = {}  # of training, by lane
+        self._sizes: dict[int, int] = {}  # bytes of weights that a lane's parties would give away, by lane
         self._held: dict[str, bytes] = {}  # weights on their way from one lane to others
+        self._counts: dict[str, float] = {}  # what clients have counted of the evaluation that is under way
         self._reset()
 
     def _reset(self) -> None:
@@ -133,12 +145,14 @@ class TrainingProgram(Program):
     def sized(self, facts: Mapping[str, Any]) -> None:
         batches = facts.get("batches", {})
         self._batches = {lane: {str(k): int(v) for k, v in batches.get(str(lane), {}).items()} for lane in range(self._plan.lanes)}
+        self._samples = {int(lane): int(found["train"]) for lane, found in facts.get("samples", {}).items() if "train" in found}
+        self._sizes = {int(lane): sum(found.values()) for lane, found in facts.get("weights", {}).items()}
         if self.position == 0:
             self._commands = None
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         self._reset()
-        self._held = {}
+        self._held, self._counts = {}, {}
         if state:
             self.epoch, self.position = int(state["epoch"]), int(state["position"])
             self.checkpoint = int(state["checkpoint"])
@@ -170,9 +184,9 @@ class TrainingProgram(Program):
         command = self.next()
         if command.op == "end":
             return
-        if command.op in ("give", "collect"):
+        if command.op in ("give", "collect", "offer", "average"):
             self._held = dict(blobs)
-        elif command.op in ("take", "keep"):
+        elif command.op in ("take", "keep", "adopt"):
             self._held = {}
         if command.op in ("collect", "keep"):
             self._closing += 1
@@ -182,12 +196,18 @@ class TrainingProgram(Program):
             extra, self._save_wanted = self._is_extra, False
             if extra:
                 return
-        elif command.op == "evaluate" and result.get("metrics"):
-            metrics = _of_all(result["metrics"])
-            self.metrics = {**self.metrics, command.args["split"]: metrics}
-            if command.args["split"] == self._plan.splits[0]:
-                self.history.append({"epoch": self.epoch, **metrics})
+        elif command.op == "evaluate":
+            self._counts = summed([{} if command.args["first"] else self._counts, *result.get("counts", {}).values()])
+            if self._counts and command.args["last"]:
+                self._measured(command.args["split"], finished(self._counts))
+            elif result.get("metrics"):
+                self._measured(command.args["split"], _of_all(result["metrics"]))
         self.position += 1
+
+    def _measured(self, split: str, metrics: Mapping[str, Any]) -> None:
+        self.metrics = {**self.metrics, split: metrics}
+        if split == self._plan.splits[0]:
+            self.history.append({"epoch": self.epoch, **metrics})
 
     def request_save(self) -> None:
         self._save_wanted = True
@@ -232,8 +252,10 @@ class TrainingProgram(Program):
         return self._batches.get(lane, {}).get(split, 0)
 
     def _filled(self, command: Command) -> Command:
-        if command.op in ("take", "keep"):
+        if command.op in ("take", "keep", "average", "adopt"):
             return Command(op=command.op, lanes=command.lanes, args=command.args, blobs=self._held)
+        if command.op == "tell":
+            return Command(op="tell", lanes=(), args={**command.args, "metrics": self.metrics.get(command.args["split"], {})})
         if command.op == "save":
             return Command(op="save", lanes=command.lanes, args={"id": self.checkpoint + 1})
         return command
@@ -242,6 +264,8 @@ class TrainingProgram(Program):
         first = epoch * self._steps_an_epoch
         if self._plan.schedule == "relay":
             yield from self._relay(epoch, first)
+        elif self._plan.schedule in AVERAGING:
+            yield from self._rounds(epoch, first)
         else:
             yield from self._interleaved(epoch, first)
         last = epoch + 1 == self._plan.epochs
@@ -260,15 +284,54 @@ class TrainingProgram(Program):
             first += count
 
     def _interleaved(self, epoch: int, first: int) -> Iterator[Command]:
-        """Rounds of all lanes that still have a batch, in lane order."""
+        """Turns of all lanes that still have a batch, in lane order."""
         counts = {lane: self._count(lane, "train") for lane in self._all}
-        through = 0
-        while lanes := tuple(lane for lane in self._all if counts[lane] > through):
-            rounds = min(counts[lane] for lane in lanes) - through
-            starts = tuple(epoch * counts[lane] + through for lane in lanes)
-            yield from self._train(lanes, starts, rounds, first, epoch)
-            first += rounds * len(lanes)
-            through += rounds
+        for lanes, begin, end in _stretches(counts, 0, max(counts.values(), default=0)):
+            starts = tuple(epoch * counts[lane] + begin for lane in lanes)
+            yield from self._train(lanes, starts, end - begin, first, epoch)
+            first += (end - begin) * len(lanes)
+
+    def _rounds(self, epoch: int, first: int) -> Iterator[Command]:
+        """Turns as in ``_interleaved``, an average after every ``round_steps`` of them, and a save with it where one is due."""
+        counts = {lane: self._count(lane, "train") for lane in self._all}
+        longest, every = max(counts.values(), default=0), self._plan.checkpoint_every
+        steps = 1 if self._plan.schedule == "large-batch" else self._plan.round_steps or max(1, longest)
+        for opened in range(0, longest, steps):
+            closed, width = min(opened + steps, longest), 1
+            for lanes, begin, end in _stretches(counts, opened, closed):
+                starts, width = tuple(epoch * counts[lane] + begin for lane in lanes), len(lanes)
+                yield from self._train(lanes, starts, end - begin, first, epoch)
+                first += (end - begin) * width
+            if self._plan.lanes > 1:
+                yield from self._average({lane: self._trained(lane, opened, closed) for lane in self._all if counts[lane] > opened}, first)
+            if closed < longest and every and first // every > (first - width) // every:
+                yield self._save()
+
+    def _trained(self, lane: int, begin: int, end: int) -> int:
+        """Samples in a lane's batches ``begin`` to ``end`` of an epoch; only the last batch may be smaller than the others."""
+        count, size = min(end, self._count(lane, "train")), self._plan.batch_size
+        return max(1, min(count * size, self._samples.get(lane, count * size)) - begin * size)
+
+    def _average(self, samples: Mapping[int, int], number: int) -> Iterator[Command]:
+        """Some lanes at a time give what they have, so that the coordinator never holds more than it may; then all take the mean."""
+        groups = self._groups(tuple(samples))
+        for at, group in enumerate(groups):
+            yield Command(op="offer", lanes=group, args={"round": number})
+            args = {"round": number, "samples": {str(lane): samples[lane] for lane in group}}
+            yield Command(op="average", lanes=(), args={**args, "first": at == 0, "last": at == len(groups) - 1})
+        yield Command(op="adopt", lanes=self._all, args={"round": number})
+
+    def _groups(self, lanes: tuple[int, ...]) -> list[tuple[int, ...]]:
+        groups: list[tuple[int, ...]] = []
+        room = 0
+        for lane in lanes:
+            size = self._sizes.get(lane, 0)
+            if not groups or size > room or len(groups[-1]) == LIMITS.gathered_lanes:
+                groups.append(())
+                room = LIMITS.gathered_bytes
+            groups[-1] += (lane,)
+            room -= size
+        return groups
 
     def _train(self, lanes: tuple[int, ...], starts: tuple[int, ...], rounds: int, first: int, epoch: int) -> Iterator[Command]:
         """A range, cut where the global step passes a multiple of ``checkpoint_every``; a save at each cut."""
@@ -295,6 +358,9 @@ class TrainingProgram(Program):
     def _evaluation(self, epoch: int) -> Iterator[Command]:
         if self._plan.schedule == "relay" and self._plan.lanes > 1:
             yield from self._hand_over(self._plan.lanes - 1, self._all[:-1])
+        if self._plan.schedule in FEDERATED:
+            yield from self._counted_evaluation(epoch)
+            return
         for split in self._plan.splits:
             lanes = [lane for lane in self._all if self._count(lane, split)]
             for lane in lanes:
@@ -303,11 +369,23 @@ class TrainingProgram(Program):
                 args = {"epoch": epoch, "split": split, "steps": steps.plain(), "first": lane == lanes[0], "last": lane == lanes[-1]}
                 yield Command(op="evaluate", lanes=(lane,), args=args)
 
+    def _counted_evaluation(self, epoch: int) -> Iterator[Command]:
+        """All clients at once: each counts for itself, and the coordinator adds up."""
+        for split in self._plan.splits:
+            counts = {lane: self._count(lane, split) for lane in self._all}
+            longest = max(counts.values(), default=0)
+            for lanes, begin, end in _stretches(counts, 0, longest):
+                starts = tuple(self._evaluated(lane, epoch, split) + begin for lane in lanes)
+                steps = StepRange(lanes=lanes, starts=starts, rounds=end - begin, first_global=0)
+                args = {"epoch": epoch, "split": split, "steps": steps.plain(), "batch": begin, "first": begin == 0, "last": end == longest}
+                yield Command(op="evaluate", lanes=lanes, args=args)
+            yield Command(op="tell", lanes=(), args={"epoch": epoch, "split": split})
+
     def _closing_commands(self) -> list[Command]:
-        """Where device weights may leave, the coordinator keeps them: of relay the last lane's, which all others have had."""
+        """Where device weights may leave, the coordinator keeps them; the last lane's, where all have the same."""
         if not self._plan.collect:
             return []
-        lanes = self._all[-1:] if self._plan.schedule == "relay" else self._all
+        lanes = self._all if self._plan.schedule == "independent" else self._all[-1:]
         pairs = ((Command(op="collect", lanes=(lane,)), Command(op="keep", lanes=(), args={"lane": lane})) for lane in lanes)
         return [command for pair in pairs for command in pair]
 
@@ -318,3 +396,11 @@ class TrainingProgram(Program):
 
     def _save(self) -> Command:
         return Command(op="save", lanes=self._all)
+
+
+def _stretches(counts: Mapping[int, int], begin: int, end: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """(lanes, from, to): turns ``begin`` to ``end``, cut where a lane has no more; those that still have are served in order."""
+    while begin < end and (lanes := tuple(lane for lane, count in counts.items() if count > begin)):
+        upto = min(end, *(counts[lane] for lane in lanes))
+        yield lanes, begin, upto
+        begin = upto

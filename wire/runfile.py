@@ -19,11 +19,13 @@ from wire.errors import GraphError, RunFileError, UsageError
 from wire.graph import Graph, Line, PartySlice, edge_token, topics
 from wire.limits import LIMITS
 from wire.lr import LrSchedule
+from wire.manifest import TensorSpec
 from wire.optim import Optimizer
 from wire.parse import parse, plain, read_key
-from wire.placement import graph_of
-from wire.program import Plan
-from wire.segments import LossName, SegmentConfig
+from wire.placement import graph_of, hub_of
+from wire.program import AVERAGING, FEDERATED, Plan, Schedule
+from wire.schedules import check_copies, check_network, check_rounds, check_weights_leave
+from wire.segments import LossName, ReconstructConfig, SegmentConfig
 from wire.slices import Slice
 from wire.spool import SpoolConfig
 from wire.straggler import StragglerConfig
@@ -42,7 +44,7 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SEGMENT_NAMES = {2: ("bottom", "top"), 3: ("bottom", "trunk", "head")}
+_SEGMENT_NAMES = {1: ("model",), 2: ("bottom", "top"), 3: ("bottom", "trunk", "head")}
 
 
 def _check_name(what: str, name: str) -> None:
@@ -55,14 +57,14 @@ class ModelConfig:
     """Which network, and where it is cut.
 
     ``build`` is a bundled model's name or ``path.py:callable``, the path being relative to the run file. ``cut`` names submodules; the
-    cut is taken after each. ``args`` go to the builder. ``input_shape`` is one sample's shape; bundled models know theirs.
-    ``segments`` names the pieces; ``placement`` puts a piece on ``clients`` (one replica each), on ``server``, or on a party by its name.
-    ``freeze``: submodules and
+    cut is taken after each; with the schedules "fedavg" and "large-batch" there is none. ``args`` go to the builder. ``input_shape`` is one
+    sample's shape; bundled models know theirs. ``segments`` names the pieces; ``placement`` puts a piece on ``clients`` (one replica each),
+    on ``server``, or on a party by its name. ``freeze``: submodules and
     parameters that stay as they are, with ``*`` for any part of a name; a device computes no gradient that only they would need.
     """
 
     build: str
-    cut: tuple[str, ...]
+    cut: tuple[str, ...] = ()
     args: dict[str, Any] = field(default_factory=dict)
     freeze: tuple[str, ...] = ()
     input_shape: tuple[int, ...] | None = None
@@ -70,8 +72,6 @@ class ModelConfig:
     placement: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.cut:
-            raise ValueError("`cut` is empty; name the submodule after which the network is cut")
         if self.segments is not None and len(self.segments) != len(self.cut) + 1:
             raise ValueError(f"`segments` names {len(self.segments)} pieces, but {len(self.cut)} cuts make {len(self.cut) + 1}")
         for name in self.names:
@@ -104,7 +104,8 @@ class CutCodec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecConfig:
-    """How tensors cross the cuts: ``forward`` for activations, ``backward`` for their gradients.
+    """How tensors cross the cuts: ``forward`` for activations, ``backward`` for their gradients; ``weights``: how what a round has changed
+    of the weights crosses where they are averaged.
 
     A codec is written ``name`` or ``name:key=value,key=value``, like "int8" or "topk:keep=0.05"; docs/guide-codecs.md lists them. ``cuts``:
     other codecs for single cuts, each a table ``[codec.cuts."bottom>trunk"]`` named by the segments at its ends.
@@ -112,10 +113,12 @@ class CodecConfig:
 
     forward: str = "fp32"
     backward: str = "fp32"
+    weights: str = "fp32"
     cuts: dict[str, CutCodec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_codecs(self.forward, self.backward)
+        _check_weights_codec(self.weights)
 
     def of(self, edge: str, direction: Direction) -> str:
         """The codec of a cut as it is written."""
@@ -130,6 +133,22 @@ def _check_codecs(forward: str | None, backward: str | None) -> None:
                 parse_codec(text)
             except ValueError as exc:
                 raise ValueError(f"`{key}`: {exc}") from exc
+
+
+def _check_weights_codec(text: str) -> None:
+    """It must carry a tensor of any shape by itself: nothing is kept from one round to the next."""
+    spec = TensorSpec(name="weight", dtype="float32", shape=(4, 4))
+    try:
+        codec = parse_codec(text)
+    except ValueError as exc:
+        raise ValueError(f"`weights`: {exc}") from exc
+    try:
+        codec.check(spec, "forward", 1)
+        fits = not codec.encoder(spec, "forward").state()
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"`weights` is {text!r}, which is for batches of activations; use fp32, fp16, bf16, int8, int4, int2 or mxfp4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,8 +218,10 @@ class Run:
     where there are several; the first that holds a loss coordinates the run. ``slice``: made by ``cutlayer slice``, never by hand.
 
     ``name``: of the run; its state and its topics carry it. ``schedule``: with "relay" clients train one after the other and hand their
-    segment's weights on; with "independent" they take turns step by step and keep weights of their own. ``weights_leave``: whether client
-    weights may leave the device, which ``cutlayer assemble`` and relay through the server need. ``hand_over``: which way a relay hands
+    segment's weights on; with "independent" they take turns step by step and keep weights of their own; "splitfed-v1", "splitfed-v2",
+    "fedavg" and "large-batch" average them (docs/guide-schedules.md). ``round_steps``: of each client between two averages; left out, an
+    epoch. ``weights_leave``: whether client weights may leave the device, which ``cutlayer assemble`` and, with several clients, averages
+    and relay through the server need. ``hand_over``: which way a relay hands
     weights on: "server", through the server, or "peer", from client to client, sealed so that only the next client can read them.
     ``in_flight``: steps of a client under way at once;
     1 means no stale weights. ``checkpoint_every``: global steps between checkpoints. ``clip_norm``: each segment's gradient is clipped to
@@ -225,8 +246,9 @@ class Run:
     accumulate: int = 1
     checkpoint_every: int = 100
     weights_leave: bool = False
-    schedule: Literal["relay", "independent"] = "relay"
+    schedule: Schedule = "relay"
     hand_over: Literal["server", "peer"] = "server"
+    round_steps: int | None = None
     clip_norm: float | None = None
     state_dir: str = "state"
     resend_after_s: float = 10.0
@@ -239,6 +261,7 @@ class Run:
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     align: AlignConfig | None = None
     straggler: StragglerConfig = field(default_factory=StragglerConfig)
+    reconstruct: ReconstructConfig | None = None
     server: ServerConfig = field(default_factory=ServerConfig)
     servers: tuple[ServerConfig, ...] = ()
     slice: Slice | None = None
@@ -251,23 +274,30 @@ class Run:
                 raise ValueError(f"`{key}` is {getattr(self, key)}; it must be {low} or more")
         if self.slice is None:
             self._check_parties()
-        if self.schedule == "relay" and self.lanes > 1 and not self.weights_leave and self.hand_over == "server":
-            raise ValueError(
-                "`schedule` is 'relay' with several clients, which hands segment weights from one to the next through the server; allow it "
-                'with `weights_leave = true`, hand them on sealed with `hand_over = "peer"`, or use `schedule = "independent"`'
-            )
+        check_rounds(self)
+        check_weights_leave(self)
         if self.hand_over == "peer" and self.schedule != "relay":
             raise ValueError(f"`hand_over` is 'peer', but with `schedule = \"{self.schedule}\"` no client hands weights to the next")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` is {self.clip_norm}; it must be above 0")
-        if any(server.labels is not None for server in self.all_servers) and not self.ids_key and self.align is None:
+        if self.slice is None and any(server.labels is not None for server in self.all_servers) and not self.ids_key and self.align is None:
             raise ValueError("`server.labels` joins records by keyed id: set `ids_key`, the secret that all parties share")
         for cut in self.codec.cuts:
             if cut not in self.edges:
                 raise ValueError(f"`codec.cuts` names the cut {cut!r}; cuts are {', '.join(self.edges)}")
         for client in self.clients:
-            if self.reads_data(client.name):
-                self.data_of(client.name)
+            if self.reads_data(client.name) and self.data_of(client.name).unlabelled:
+                self._check_unlabelled()
+
+    def _check_unlabelled(self) -> None:
+        if self.reconstruct is None:
+            raise ValueError(
+                "`data.unlabelled`: samples without a label teach nothing unless the segment is an autoencoder; set `[reconstruct]`"
+            )
+        if self.loss != "cross_entropy" or any(
+            slot.labels == "local" for client in self.clients for slot in self.slice_for(client.name).slots
+        ):
+            raise ValueError("`data.unlabelled` is for class labels and a loss on a server")
 
     def _check_parties(self) -> None:
         if not 1 <= len(self.clients) <= LIMITS.parties:
@@ -280,15 +310,18 @@ class Run:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two parties are called {name!r}; every party needs a name of its own")
-        if (self.model is None) is (not self.segments):
-            raise ValueError("the run file needs `[model]` with its cuts, or `[[segments]]`, and not both")
+        check_network(self)
         graph = self.graph()
+        check_copies(self, graph)
         held = graph.parties
-        if self.evaluate.patience is not None and all(segment.labels == "local" for segment in graph.segments if segment.loss):
+        alone = self.schedule not in FEDERATED and all(segment.labels == "local" for segment in graph.segments if segment.loss)
+        if self.evaluate.patience is not None and alone:
             raise ValueError("`evaluate.patience` stops early by what the server measures, but all losses stay at clients; leave it out")
         sources = [segment.name for segment in graph.segments if not any(edge.target == segment.name for edge in graph.edges)]
         if len(sources) > 1 and self.align is None:
             raise ValueError(f"segments {', '.join(sources)} take raw data of several parties; say in `[align]` how their records meet")
+        if self.reconstruct is not None and self.reconstructed not in sources:
+            raise ValueError(f"`reconstruct.segment` is {self.reconstruct.segment!r}; segments with raw data are {', '.join(sources)}")
         for name in names:
             if name not in held:
                 raise ValueError(f"no segment is placed on the party {name!r}; place one there, or leave the party out")
@@ -296,11 +329,17 @@ class Run:
     # ------------------------------------------------------------ what follows from it
 
     @property
+    def averages(self) -> bool:
+        """Whether lanes train at the same time and their weights are averaged."""
+        return self.schedule in AVERAGING
+
+    @property
     def all_servers(self) -> tuple[ServerConfig, ...]:
         return self.servers or (self.server,)
 
     def graph(self) -> Graph:
-        """The graph of segments: a chain in the order of the cuts with the loss at its end, or as ``[[segments]]`` say. Raises GraphError.
+        """The graph of segments: a chain in the order of the cuts with the loss at its end, or as ``[[segments]]`` say; without a cut,
+        where clients hold the whole network, one segment. Raises GraphError.
 
         A party that has only its slice does not know the graph: raises UsageError.
         """
@@ -308,9 +347,12 @@ class Run:
             raise UsageError(
                 f"this run file is the slice of `{self.slice.party}`, which does not know the whole run; use the run file itself"
             )
+        clients = [client.name for client in self.clients]
+        if self.schedule in FEDERATED and self.model is not None:
+            return hub_of(self.model.names[0], clients=clients, server=self.all_servers[0].name)
         return graph_of(
             self.model if self.model is not None else self.segments,
-            clients=[client.name for client in self.clients],
+            clients=clients,
             servers=[server.name for server in self.all_servers],
             with_labels=[server.name for server in self.all_servers if server.labels is not None],
             peers=self.hand_over == "peer",
@@ -327,7 +369,9 @@ class Run:
     @property
     def edges(self) -> tuple[str, ...]:
         """Names of the cuts, as far as they are known here."""
-        return tuple(self.slice.edges) if self.slice is not None else tuple(edge.name for edge in self.graph().edges)
+        if self.slice is None:
+            return tuple(edge.name for edge in self.graph().edges)
+        return tuple(dict.fromkeys(end.edge for slot in self.slice.slots for end in (*slot.inputs, *slot.outputs)))
 
     @property
     def client_segments(self) -> tuple[str, ...]:
@@ -345,6 +389,13 @@ class Run:
         if self.slice is not None:
             return tuple(slot.segment for slot in self.slice.slots if slot.is_sink)
         return tuple(segment.name for segment in self.graph().segments if segment.loss)
+
+    @property
+    def reconstructed(self) -> str | None:
+        """The segment that is an autoencoder."""
+        if self.reconstruct is None or self.reconstruct.segment is not None or self.slice is not None:
+            return None if self.reconstruct is None else self.reconstruct.segment
+        return self.graph().order()[0].name
 
     def loss_of(self, segment: str) -> LossName:
         """The loss at the end of the graph that ``segment`` is."""
@@ -389,6 +440,8 @@ class Run:
             splits=self.evaluate.splits,
             hand_over=self.hand_over,
             collect=self.weights_leave,
+            round_steps=self.round_steps,
+            batch_size=self.batch_size,
         )
 
     @property
@@ -453,8 +506,9 @@ class Run:
 
     @property
     def codecs(self) -> frozenset[str]:
-        """All codecs that cuts of the run use, as they are written."""
-        return frozenset(self.codec.of(edge, direction) for edge in self.edges for direction in DIRECTIONS)
+        """All codecs that the run uses, as far as they are known here, as they are written."""
+        used = frozenset(self.codec.of(edge, direction) for edge in self.edges for direction in DIRECTIONS)
+        return used | {self.codec.weights} if self.averages else used
 
     @property
     def digest(self) -> str:

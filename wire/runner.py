@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wire.averaging import engine_names
 from wire.cut import IDS, LABELS, Cuts
 from wire.engine import Array, Engine
 from wire.errors import CodecError, DataError, UsageError
@@ -23,6 +24,8 @@ from wire.kept import Kept
 from wire.manifest import TensorSpec
 from wire.messages import Answer, BackwardDone, Discard, ForwardDone, RunBackward, RunForward, Work
 from wire.runfile import Run
+from wire.segments import RECONSTRUCTION
+from wire.tally import Tally
 from wire.tensors import decode_plain, encode_plain
 
 __all__ = ["Metrics", "Runner"]
@@ -50,7 +53,11 @@ class _Command:
 
     def index(self, work: Work) -> int:
         steps = self.args["steps"]
-        return int(work.step - steps["starts"][steps["lanes"].index(work.lane)])
+        return int(self.args.get("batch", 0) + work.step - steps["starts"][self.turn(work)])
+
+    def turn(self, work: Work) -> int:
+        """The place of the step's lane among those that are served in turn."""
+        return int(self.args["steps"]["lanes"].index(work.lane))
 
 
 class Runner:
@@ -66,6 +73,7 @@ class Runner:
         feed: Feed | None = None,
         labels: LabelStore | None = None,
         metrics: Metrics | None = None,
+        tally: Tally | None = None,
         kept: Kept,
         on_loss: Callable[[Work, float], None] = lambda work, loss: None,
         on_answer: Callable[[Batch, Mapping[str, Array]], None] = lambda batch, outputs: None,
@@ -73,10 +81,12 @@ class Runner:
         self._run = run
         self._slots = {slot.segment: slot for slot in party.slots}
         self._engines = engines
+        self._names = {slot.segment: engine_names(slot, run.schedule) for slot in party.slots}
         self._cuts = cuts
         self._feed = feed
         self._labels = labels
         self._metrics = metrics
+        self._tally = tally
         self._sink = next((slot for slot in party.slots if slot.is_sink), None)
         self.kept = kept
         self._on_loss = on_loss
@@ -90,6 +100,8 @@ class Runner:
         self._command = _Command(args)
         if op == "evaluate" and self._metrics is not None and (args.get("first") or self._alone):
             self._metrics.reset()
+        if self._tally is not None:
+            self._tally.reset()
 
     @property
     def _alone(self) -> bool:
@@ -98,7 +110,10 @@ class Runner:
 
     def measured(self) -> tuple[dict[str, float], dict[str, Any]]:
         """Metrics over the evaluation that has just ended, where this party measures and it was the last of its split: those to be seen
-        here, and what is to be told, by segment."""
+        here, and what is to be told, by segment; or, by lane, what it has counted."""
+        if self._tally is not None and self._sink is not None:
+            lanes = sorted(set(self._sink.lanes) & set(self._command.args["steps"]["lanes"]))
+            return {}, {"counts": {str(lane): self._tally.sums for lane in lanes}}
         if self._metrics is None or self._sink is None or not (self._command.args.get("last") or self._alone):
             return {}, {}
         metrics = self._metrics.compute()
@@ -124,7 +139,7 @@ class Runner:
             if slot.is_source:
                 raise
             return ForwardDone(work=work, void=str(exc))
-        engine = self._engines[work.segment]
+        engine = self._engine(work)
         if work.mode is not Mode.TRAIN:
             return self._evaluate(work, slot, engine, inputs, extras)
         # Not every operation passes a NaN on: a max-pool drops it, and the peer would count a step that this segment cannot.
@@ -155,10 +170,11 @@ class Runner:
             named = {f"output{at}": output for at, output in enumerate(outputs)}
             return ForwardDone(work=work, outputs={"": encode_plain(named)})
         if slot.is_sink:
-            if self._metrics is not None:
+            if measures := [each for each in (self._metrics, self._tally) if each is not None]:
                 target = self._target(work, slot, extras)
                 try:
-                    self._metrics.update(outputs[0], target)
+                    for each in measures:
+                        each.update(outputs[0], target)
                 except DataError as exc:
                     return ForwardDone(work=work, void=str(exc))
             return ForwardDone(work=work)
@@ -167,8 +183,11 @@ class Runner:
         except CodecError as exc:
             return ForwardDone(work=work, void=str(exc))
 
+    def _engine(self, work: Work) -> Engine:
+        return self._engines[self._names[work.segment][work.lane]]
+
     def _inputs(self, work: Work, slot: Slot, payloads: Mapping[str, bytes]) -> tuple[tuple[Array, ...], dict[str, Array]]:
-        engine = self._engines[work.segment]
+        engine = self._engine(work)
         if slot.is_source:
             batch = self._batch(work)
             return batch.inputs, self._extras(work, slot, batch)
@@ -215,7 +234,7 @@ class Runner:
         return target
 
     def _encode_outputs(self, work: Work, engine: Engine, outputs: tuple[Array, ...], extras: Mapping[str, Array]) -> dict[str, bytes]:
-        named = {spec.name: output for spec, output in zip(engine.outputs, outputs, strict=True)}
+        named = {spec.name: output for spec, output in zip(engine.outputs, outputs, strict=True) if spec.name != RECONSTRUCTION}
         return self._cuts.encode_forward(work, named, extras, self._progress(work))
 
     def _progress(self, work: Work) -> float:
@@ -239,14 +258,19 @@ class Runner:
 
     def _backward(self, effect: RunBackward) -> BackwardDone:
         work, slot = effect.work, self._slots[effect.work.segment]
-        engine, progress = self._engines[work.segment], self._progress(work)
+        engine, progress = self._engine(work), self._progress(work)
         try:
             arrived = {} if slot.is_sink else self._cuts.decode_backward(work, effect.inputs, progress)
         except CodecError as exc:
             engine.discard(work.global_step)
             return BackwardDone(work=work, void=str(exc))
+        if self._run.reconstruct is not None and not slot.is_sink:
+            samples = len(next(iter(arrived.values())))
+            arrived[RECONSTRUCTION] = np.full(samples, self._run.reconstruct.alpha / samples, np.float32)  # of the mean over the batch
         grads = () if slot.is_sink else tuple(arrived.get(spec.name) for spec in engine.outputs)
-        lr = self._run.optimizer.lr * self._run.lr_schedule.factor(work.global_step, self._total_steps)
+        # Lanes that train at the same time have the same rate: that of the first of their turn.
+        at = work.global_step - self._command.turn(work) if self._run.averages else work.global_step
+        lr = self._run.optimizer.lr * self._run.lr_schedule.factor(at, self._total_steps)
         try:
             found = engine.backward(work.global_step, *grads, lr=lr)
         except FloatingPointError as exc:
@@ -256,7 +280,7 @@ class Runner:
         return BackwardDone(work=work, outputs=self._cuts.encode_backward(work, named, progress))
 
     def discard(self, effect: Discard) -> None:
-        self._engines[effect.work.segment].discard(effect.work.global_step)
+        self._engine(effect.work).discard(effect.work.global_step)
         self._cuts.discard(effect.work)
 
     def answer(self, effect: Answer) -> None:

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["LossName", "SegmentConfig"]
+__all__ = ["RECONSTRUCTION", "LossName", "ReconstructConfig", "SegmentConfig"]
+
+RECONSTRUCTION = "reconstruction"  # the output of an autoencoder's segment that crosses no cut: its error
 
 LossName = Literal["cross_entropy", "bce", "mse"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconstructConfig:
+    """A segment with raw data as an autoencoder, for clients that have few labels (Gupta & Raskar 2018, semi-supervised variant).
+
+    ``decoder``, ``path.py:callable`` with ``args``, is trained beside the segment, on the client alone: from the segment's outputs it makes
+    what the raw data was. The segment's gradient is the one that comes back over the cut plus ``alpha`` times that of the mean squared
+    error between the two. ``segment``: left out, the first with raw data.
+    """
+
+    decoder: str
+    alpha: float
+    args: dict[str, Any] = field(default_factory=dict)
+    segment: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"`alpha` is {self.alpha}; it must be a finite number above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

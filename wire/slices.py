@@ -19,7 +19,8 @@ class Slice:
     """``digest``: of the whole run. ``edges``: the opaque name in topics of each edge and link here. ``lane_names``: of all lanes, as far
     as this party may know them. ``inputs``: of segments that a server builds, what comes in. ``parent`` left out: the coordinator.
     ``base``: the folder at which relative paths begin, where that is not the file's own. ``peers``: by lane of a peer line, who is at its
-    other end; ``public_keys``: of those, by name."""
+    other end; ``public_keys``: of those, by name. ``averaged``: of the segments whose weights the coordinator averages, each tensor as in
+    ``Engine.state``."""
 
     party: str
     digest: str
@@ -35,6 +36,7 @@ class Slice:
     base: str | None = None
     peers: dict[str, str] = field(default_factory=dict)
     public_keys: dict[str, str] = field(default_factory=dict)
+    averaged: dict[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
 
     def party_slice(self) -> PartySlice:
         return PartySlice(

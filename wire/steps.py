@@ -336,6 +336,8 @@ class Steps:
         """A sink's answer to an evaluation step: at once, for nothing is to come back to it."""
         flow.backwards += 1
         payload = outputs.get("", b"")
+        if flow.slot.is_source and payload:  # the whole network is here
+            self._emit(Answer(work=work, payload=payload))
         self._answer_edges(flow, work, {end.edge: payload for end in flow.slot.inputs}, applied=applied)
 
     def _pass_answer(self, flow: StepFlow, work: Work, answers: Mapping[str, bytes]) -> None:

@@ -2,7 +2,7 @@
 
     party.json              run digest, epoch, boot count, whether the run is finished
     ledger.sqlite           how each step ended, on each line; losses, where this party computes them
-    checkpoints/{id}/       one file a segment and one of the codecs (safetensors), and meta.json; two are kept
+    checkpoints/{id}/       one file a segment, one of the codecs, one of the common weights of averages, and meta.json; two are kept
     result/                 what is left at the end
 
 A checkpoint exists once its folder has its name: it is written beside, synced, then renamed. The ledger's mark for it is committed
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 KEPT_CHECKPOINTS = 2
-_CODECS = "codecs.state"  # safetensors too; unlike *.safetensors it cannot be a segment's
+_CODECS, _COMMON = "codecs.state", "common.state"  # safetensors too; unlike *.safetensors they cannot be a segment's
 
 
 @contextlib.contextmanager
@@ -114,11 +114,12 @@ def collected_path(folder: Path, lane: int, segment: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A saved state: segment → engine state; the encoders' state; ``program`` on the coordinator only."""
+    """A saved state: segment → engine state; the encoders' state; weights that averages begin with; ``program`` on the coordinator only."""
 
     id: int
     segments: Mapping[str, Mapping[str, Array]]
     codecs: Mapping[str, Array] = field(default_factory=dict)
+    common: Mapping[str, Array] = field(default_factory=dict)
     program: Mapping[str, Any] | None = None
 
 
@@ -267,7 +268,10 @@ class Store:
             for segment, state in checkpoint.segments.items():
                 _write_synced(beside / f"{segment}.safetensors", dump_state(state))
             _write_synced(beside / _CODECS, dump_state(checkpoint.codecs))
+            if checkpoint.common:
+                _write_synced(beside / _COMMON, dump_state(checkpoint.common))
             meta = {"id": checkpoint.id, "program": checkpoint.program, "segments": sorted(checkpoint.segments)}
+            meta["common"] = bool(checkpoint.common)
             _write_synced(beside / "meta.json", json.dumps(meta).encode())
             _sync_folder(beside)
             shutil.rmtree(folder, ignore_errors=True)  # of a future that was rolled back
@@ -285,6 +289,7 @@ class Store:
             files = {segment: folder / f"{segment}.safetensors" for segment in meta["segments"]}
             segments = {segment: load_state(path.read_bytes(), where=str(path)) for segment, path in files.items()}
             codecs = load_state((folder / _CODECS).read_bytes(), where=str(folder / _CODECS))
+            common = load_state((folder / _COMMON).read_bytes(), where=str(folder / _COMMON)) if meta["common"] else {}
             program = meta["program"]
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise CheckpointError(f"checkpoint {id} in {folder} is damaged ({exc}); remove it to fall back to the one before") from exc
@@ -292,7 +297,7 @@ class Store:
             if newer > id:
                 shutil.rmtree(self.folder / "checkpoints" / str(newer), ignore_errors=True)
         self._cut_back(id)
-        return Checkpoint(id=id, segments=segments, codecs=codecs, program=program)
+        return Checkpoint(id=id, segments=segments, codecs=codecs, common=common, program=program)
 
     def _mark(self, id: int) -> None:
         with storage_errors(self.folder / "ledger.sqlite"):

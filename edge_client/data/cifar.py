@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,13 +33,16 @@ def read_cifar(request: Request) -> Samples:
         raise DataError(f"{kind} has no {request.split} files; hold some training samples out with `validation_fraction`")
     blocks = [_open(request.path, name, 1 if kind == "cifar10" else 2) for name in files]
     starts = np.cumsum([0, *(block.count for block in blocks)])
-    picked = request.pick(int(starts[-1]))
+    column = 1 if kind == "cifar100" and request.labels != "coarse" else 0
+
+    def labels(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.uint8]:
+        return np.concatenate([block.load_skipped(some)[:, column] for block, some in zip(blocks, rows, strict=True)])
+
+    picked = request.pick(int(starts[-1]), lambda: labels([np.arange(block.count) for block in blocks]))
     own = [picked[(picked >= low) & (picked < high)] - low for low, high in pairwise(starts)]
     target, classes = None, None
     if request.config.target != "none":
-        column = 1 if kind == "cifar100" and request.labels != "coarse" else 0
-        labels = np.concatenate([block.load_skipped(rows)[:, column] for block, rows in zip(blocks, own, strict=True)])
-        target, classes = targets(labels, "class", where=str(request.path))
+        target, classes = targets(labels(own), "class", where=str(request.path))
         _check_classes(request, classes or 0, _CLASSES[kind, column])
     in_memory = len(picked) * blocks[0].record_bytes <= request.memory_bytes
     return Samples(

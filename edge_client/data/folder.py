@@ -37,7 +37,7 @@ def read_folder(request: Request) -> Samples:
         raise DataError(f"{root} has the folder {unknown[0]!r}, which is no training class; list it in `classes` or move it away")
     if not found:
         raise DataError(f"{root} has no images ({', '.join(sorted(_SUFFIXES))}) in the folder of any class")
-    picked = request.pick(len(found))
+    picked = request.pick(len(found), lambda: np.array([number for _, number in found], np.int64))
     files = [found[row][0] for row in picked.tolist()]
     target = None if config.target == "none" else np.array([found[row][1] for row in picked.tolist()], np.int64)
     channels = config.channels or 3

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from edge_client.data.rows import Block, reading
-from edge_client.data.samples import Layout, Request, Samples, check_same_count, numbered, targets
+from edge_client.data.samples import Layout, Request, Samples, numbered, picked_targets
 from wire.data_config import Split
 from wire.errors import DataError
 from wire.limits import LIMITS
@@ -28,11 +28,8 @@ def read_idx(request: Request) -> Samples:
     layouts: dict[int, Layout] = {1: "NF", 2: "NHW"}
     if len(images.shape) not in layouts:
         raise DataError(f"{images_path} has samples of shape {list(images.shape)}; IDX images are [height, width]")
-    target, classes, picked = None, None, request.pick(images.count)
-    if request.config.target != "none":
-        labels = open_idx(_find(request, request.labels, "labels-idx1-ubyte"))
-        check_same_count(images.name, images.count, labels.name, labels.count)
-        target, classes = targets(labels.load(picked), request.config.target, where=labels.name)
+    labels = None if request.config.target == "none" else open_idx(_find(request, request.labels, "labels-idx1-ubyte"))
+    picked, target, classes = picked_targets(request, images, labels)
     in_memory = len(picked) * images.record_bytes <= request.memory_bytes
     return Samples(
         rows=images.rows(picked, in_memory=in_memory),

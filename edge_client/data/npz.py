@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.data.rows import Block, reading
-from edge_client.data.samples import Layout, Request, Samples, check_same_count, named, numbered, targets
+from edge_client.data.samples import Layout, Request, Samples, check_same_count, named, numbered, picked_targets
 from wire.data_config import Split
 from wire.errors import DataError
 from wire.limits import LIMITS
@@ -45,11 +45,8 @@ def read_npz(request: Request) -> Samples:
     images = open_npz(request.path, images_name, names)
     layout = request.config.layout or _layout(images)
     _check_layout(images, layout)
-    target, classes, picked = None, None, request.pick(images.count)
-    if request.config.target != "none":
-        labels = open_npz(request.path, labels_name, names)
-        check_same_count(images.name, images.count, labels.name, labels.count)
-        target, classes = targets(labels.load(picked), request.config.target, where=labels.name)
+    labels = None if request.config.target == "none" else open_npz(request.path, labels_name, names)
+    picked, target, classes = picked_targets(request, images, labels)
     in_memory = len(picked) * images.record_bytes <= request.memory_bytes
     return Samples(
         rows=images.rows(picked, in_memory=in_memory),

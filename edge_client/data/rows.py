@@ -28,8 +28,9 @@ from wire.limits import LIMITS
 
 __all__ = ["Block", "FileRows", "JoinedRows", "MemoryRows", "Pick", "Rows", "SpilledRows", "reading"]
 
-Pick = Callable[[int], NDArray[np.int64]]
-"""From the number of samples in a file to the (ascending) numbers of those that are this party's."""
+Pick = Callable[[int, Callable[[], Array]], NDArray[np.int64]]
+"""From the number of samples in a file to the (ascending) numbers of those that are this party's. All labels, as numbers, are
+asked for only where shares follow them."""
 
 _CHUNK_BYTES = 1 << 20
 _SPILL_FOLDER = Path("/var/tmp")  # on disk, where /tmp may be in memory; a container's may be read-only

@@ -10,12 +10,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.data.rows import Pick, Rows
+from edge_client.data.rows import Block, Pick, Rows
 from wire.data_config import DataConfig, Split
 from wire.engine import Array
 from wire.errors import DataError
 
-__all__ = ["Layout", "Request", "Samples", "check_same_count", "named", "numbered", "targets"]
+__all__ = [
+    "Layout",
+    "Request",
+    "Samples",
+    "check_same_count",
+    "named",
+    "no_labels",
+    "numbered",
+    "picked_targets",
+    "targets",
+]
 
 Layout = Literal["NF", "NCL", "NHW", "NHWC", "NCHW"]
 
@@ -72,8 +82,25 @@ def check_same_count(images: str, samples: int, labels: str, found: int, *, what
         raise DataError(f"{images} has {samples} samples but {labels} has {found} {what}; they do not belong together")
 
 
-def targets(values: Array, kind: Literal["class", "number", "none"], *, where: str) -> tuple[Array | None, int | None]:
-    """Labels [n] or [n, 1] ([n, k] for numbers) as a batch's target, and the number of classes seen. Raises DataError."""
+def picked_targets(request: Request, samples: Block, labels: Block | None) -> tuple[NDArray[np.int64], Array | None, int | None]:
+    """What this party has of ``samples``, its target and the number of classes seen; ``labels`` None: another party has them."""
+    if labels is None:
+        return request.pick(samples.count, no_labels), None, None
+    check_same_count(samples.name, samples.count, labels.name, labels.count)
+    picked = request.pick(samples.count, lambda: labels.load(np.arange(labels.count)))
+    return picked, *targets(labels.load(picked), request.config.target, where=labels.name, unlabelled=request.config.unlabelled)
+
+
+def no_labels() -> Array:
+    """Where ``target`` is "none"; DataConfig refuses shares by label there."""
+    raise DataError('`partition` shares samples out by label, but `target` is "none"; leave one out')
+
+
+def targets(
+    values: Array, kind: Literal["class", "number", "none"], *, where: str, unlabelled: bool = False
+) -> tuple[Array | None, int | None]:
+    """Labels [n] or [n, 1] ([n, k] for numbers) as a batch's target, and the number of classes seen. ``unlabelled``: -1 is a
+    class, too. Raises DataError."""
     if kind == "none":
         return None, None
     if values.ndim == 2 and values.shape[1] == 1:
@@ -82,7 +109,7 @@ def targets(values: Array, kind: Literal["class", "number", "none"], *, where: s
         return _numbers(values, where), None
     if values.ndim != 1:
         raise DataError(f'{where} has labels of shape {list(values.shape[1:])}; a class is one number (`target = "number"` takes several)')
-    return _classes(values, where)
+    return _classes(values, where, least=-1 if unlabelled else 0)
 
 
 def _numbers(values: Array, where: str) -> NDArray[np.float32]:
@@ -93,9 +120,9 @@ def _numbers(values: Array, where: str) -> NDArray[np.float32]:
     return numbers
 
 
-def _classes(values: Array, where: str) -> tuple[NDArray[np.int64], int]:
+def _classes(values: Array, where: str, least: int) -> tuple[NDArray[np.int64], int]:
     wide = values.astype(np.float64)
-    bad = np.flatnonzero(~((wide >= 0) & (wide < 2**31) & (wide == np.floor(wide))))
+    bad = np.flatnonzero(~((wide >= least) & (wide < 2**31) & (wide == np.floor(wide))))
     if len(bad):
         raise DataError(f'{where} has the label {wide[bad[0]]:g}; classes are whole numbers from 0 (`target = "number"` takes others)')
     classes = values.astype(np.int64)

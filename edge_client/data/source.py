@@ -14,11 +14,13 @@ from edge_client.data.cifar import read_cifar
 from edge_client.data.folder import read_folder
 from edge_client.data.idx import read_idx
 from edge_client.data.npz import read_npz
+from edge_client.data.partition import dirichlet_share
 from edge_client.data.rows import Pick
 from edge_client.data.samples import Request, Samples
 from edge_client.data.table import read_table
 from edge_client.data.transform import Transform
 from wire.data_config import DataConfig, DataSplit, Split
+from wire.engine import Array
 from wire.errors import DataError
 from wire.feed import Batch
 from wire.rng import generator, permutation
@@ -201,11 +203,15 @@ def _check_split(config: DataConfig, split: Split, held_out: bool) -> None:
 
 def _picker(config: DataConfig, where: DataSplit, split: Split, seed: int) -> Pick:
     """Hold-out, then shard, then limit, as DataConfig says."""
+    concentration = config.concentration if split == "train" else None
 
-    def pick(count: int) -> NDArray[np.int64]:
+    def pick(count: int, labels: Callable[[], Array]) -> NDArray[np.int64]:
         rows = _hold_out(np.arange(count), config.validation_fraction, split, seed)
         part, parts = where.part
-        rows = rows[part::parts]
+        if concentration is None:
+            rows = rows[part::parts]
+        else:
+            rows = rows[dirichlet_share(labels()[rows].ravel(), part, parts, concentration=concentration, seed=seed)]
         if where.limit is not None and where.limit < len(rows):
             rows = rows[np.arange(where.limit) * len(rows) // where.limit]
         if not len(rows):

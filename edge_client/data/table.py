@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.data.rows import MemoryRows, reading
-from edge_client.data.samples import Request, Samples, named, numbered, targets
+from edge_client.data.samples import Request, Samples, named, no_labels, numbered, targets
 from wire.data_config import DataConfig
 from wire.engine import Array
 from wire.errors import DataError
@@ -30,7 +30,7 @@ def read_table(request: Request) -> Samples:
     table = _Table(request.path)
     config = request.config
     columns = _columns(request, table)
-    picked = request.pick(table.count)
+    picked = request.pick(table.count, lambda: _all_labels(table, config, columns))
     values = np.empty((len(picked), len(columns.features)), np.float32)
     labels: list[float] = []
     ids: list[str] = []
@@ -159,6 +159,13 @@ def _columns(request: Request, table: _Table) -> _Columns:
     return _Columns(features, label if config.target != "none" else None, identity)
 
 
+def _all_labels(table: _Table, config: DataConfig, columns: _Columns) -> Array:
+    if columns.label is None:
+        return no_labels()
+    rows = table.rows(np.arange(table.count))
+    return np.array([_label(table, config, line, columns.label, cells[columns.label]) for line, cells in rows], np.float64)
+
+
 def _label(table: _Table, config: DataConfig, line: int, column: int, text: str) -> float:
     if not config.classes:
         if config.target == "class" and text.strip() and not _is_number(text):
@@ -182,5 +189,7 @@ def _is_number(text: str) -> bool:
 def _targets(labels: list[float], config: DataConfig, path: Path) -> tuple[Array | None, int | None]:
     if config.target == "none":
         return None, None
-    target, classes = targets(np.array(labels, np.float64), config.target, where=f"{path}, column {config.labels!r},")
+    target, classes = targets(
+        np.array(labels, np.float64), config.target, where=f"{path}, column {config.labels!r},", unlabelled=config.unlabelled
+    )
     return target, len(config.classes) or classes

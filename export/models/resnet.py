@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["ResNet18"]
+__all__ = ["BasicBlock", "ResNet18"]
 
 
-class _Block(nn.Module):
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut: [N, inputs, H, W] to [N, width, H / stride, W / stride]."""
+
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
@@ -21,6 +23,7 @@ class _Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
         inner = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         found: Tensor = self.relu2(inner + self.shortcut(x))
         return found
@@ -32,10 +35,10 @@ class ResNet18(nn.Module):
     def __init__(self, classes: int = 10, channels: int = 3, width: int = 64) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.layer1 = nn.Sequential(_Block(width, width, 1), _Block(width, width, 1))
-        self.layer2 = nn.Sequential(_Block(width, 2 * width, 2), _Block(2 * width, 2 * width, 1))
-        self.layer3 = nn.Sequential(_Block(2 * width, 4 * width, 2), _Block(4 * width, 4 * width, 1))
-        self.layer4 = nn.Sequential(_Block(4 * width, 8 * width, 2), _Block(8 * width, 8 * width, 1))
+        self.layer1 = nn.Sequential(BasicBlock(width, width, 1), BasicBlock(width, width, 1))
+        self.layer2 = nn.Sequential(BasicBlock(width, 2 * width, 2), BasicBlock(2 * width, 2 * width, 1))
+        self.layer3 = nn.Sequential(BasicBlock(2 * width, 4 * width, 2), BasicBlock(4 * width, 4 * width, 1))
+        self.layer4 = nn.Sequential(BasicBlock(4 * width, 8 * width, 2), BasicBlock(8 * width, 8 * width, 1))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(8 * width, classes)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from export.prepare import build_segments
 from wire.graph import EdgeEnd, Graph, Link, Segment
 from wire.manifest import TensorSpec
+from wire.program import AVERAGING
 from wire.runfile import CodecConfig, Run
 
 __all__ = ["Arrow", "Cut", "Held", "Holder", "LabelsAt", "Picture", "Tensor", "Weights", "picture_of", "picture_of_run"]
@@ -22,12 +23,12 @@ _NAMED = 3  # a holder of more parties is called by its first and its last
 _METHODS = {
     "relay": "clients train one after the other, and each hands its weights on to the next",
     "independent": "clients take turns step by step and keep weights of their own",
-    "splitfed-v1": "clients train at once, and their weights are averaged each round",
+    "splitfed-v1": "clients train at once, each with a copy of the shared segments, and all weights are averaged each round",
     "splitfed-v2": "clients train at once, and their weights are averaged each round",
-    "fedavg": "clients train by themselves, and their weights are averaged each round",
-    "large-batch": "clients take each step at once, with the mean of their gradients",
+    "fedavg": "clients train the whole network by themselves, and their weights are averaged each round",
+    "large-batch": "clients train the whole network, and each step is one on the mean of their gradients",
 }
-_BY_THE_COORDINATOR = ("relay", "splitfed-v1", "splitfed-v2", "fedavg", "large-batch")  # unless peers have lines of their own
+_BY_THE_COORDINATOR = ("relay", *AVERAGING)  # unless peers have lines of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

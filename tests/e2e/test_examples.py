@@ -58,7 +58,7 @@ def test_an_example_equals_its_unsplit_twin(name: str, tmp_path: Path) -> None:
     found = cutlayer("run", copied(tmp_path, name, codec={"forward": "fp32", "backward": "fp32"}), "--json")
     assert 0 < found["max_loss_difference"] <= 1e-3, "0 would mean that a run was compared with itself"
     assert abs(found["accuracy"] - found["unsplit_accuracy"]) <= 0.004
-    assert found["accuracy"] >= 0.93
+    assert found["accuracy"] >= (0.75 if name == "semi-supervised" else 0.93)
     assert (found["labels_published"] == 0) == (name in LABELS_STAY)
     run = load_run(tmp_path / f"{name}.toml")
     assert set(found["bytes_by_edge"]) == set(run.edges)

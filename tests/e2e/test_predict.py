@@ -35,7 +35,7 @@ def test_predict_gives_what_the_trained_network_gives(tmp_path: Path) -> None:
             subprocess.run([sys.executable, "-m", "cutlayer", *command], check=True, timeout=60, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
             assert server.wait(timeout=60) == 0
             rows = list(csv.DictReader(out.read_text().splitlines()))
-            feed = feeds_of(load_run(path))[0 if name == "c0" else 1]
+            feed = feeds_of(load_run(path))[name]
             labels = {}
             for index in range(feed.source("test").batches):
                 batch = feed.evaluation("test", index)

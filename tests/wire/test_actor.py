@@ -8,23 +8,32 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.wire.toy_run import Faults, Party, Setup, World, chain, reference, with_ring
+from tests.wire.toy_run import Faults, Party, Setup, World, chain, hub, reference, with_ring
+from wire.actor import _Running
 from wire.codecs import Offer, offer_for
 from wire.control import Control, encode_control
 from wire.frames import Frame, Kind
 from wire.graph import PEER, Edge, Graph, Line, Segment
+from wire.limits import LIMITS
 from wire.messages import FrameArrived, Open, Seal, Send
 from wire.parse import key_text
-from wire.program import Plan
+from wire.program import AVERAGING, FEDERATED, Command, Plan
 
 
 def make(
-    graph: Graph, *, in_flight: int = 1, schedule: str = "independent", voids: frozenset = frozenset(), epochs: int = 2, every: int = 3
+    graph: Graph,
+    *,
+    in_flight: int = 1,
+    schedule: str = "independent",
+    voids: frozenset = frozenset(),
+    epochs: int = 2,
+    every: int = 3,
+    round_steps: int | None = None,
 ):
     """``schedule`` "peer": a relay whose weights go from client to client."""
     way: dict[str, str] = {"schedule": "relay", "hand_over": "peer"} if schedule == "peer" else {"schedule": schedule}
     graph = with_ring(graph) if schedule == "peer" else graph
-    plan = Plan(lanes=graph.lanes, epochs=epochs, checkpoint_every=every, collect=True, **way)
+    plan = Plan(lanes=graph.lanes, epochs=epochs, checkpoint_every=every, collect=True, round_steps=round_steps, batch_size=5, **way)
     batches = {lane: {"train": 3 + lane, "test": 1 + lane % 2} for lane in range(graph.lanes)}
     return Setup(graph=graph, plan=plan, batches=batches, in_flight=in_flight, voids=voids)
 
@@ -147,6 +156,21 @@ def test_evaluation_now_and_then_changes_nothing_of_a_relay() -> None:
     assert found[0] == found[1]
 
 
+ROUNDS = [(name, schedule) for schedule in AVERAGING[:2] for name in ("vanilla", "clinics", "hop", "u-shape")]
+ROUNDS += [(name, schedule) for schedule in FEDERATED for name in ("whole", "whole of one")]
+ROUND_GRAPHS = {**GRAPHS, "whole": hub(3), "whole of one": hub(1)}
+
+
+@pytest.mark.parametrize("round_steps", [None, 1, 2])
+@pytest.mark.parametrize(("name", "schedule"), [each for each in ROUNDS if each != ("hop", "splitfed-v1")])
+def test_rounds_end_with_the_average(name: str, schedule: str, round_steps: int | None) -> None:
+    setup = make(ROUND_GRAPHS[name], schedule=schedule, round_steps=round_steps, in_flight=2)
+    world = World(setup)
+    check(setup, world)
+    replicas = [weight for (_, segment), weight in world.weights().items() if segment in ("bottom", "model")]
+    assert len(set(replicas)) == 1, "all lanes have taken the mean"
+
+
 @st.composite
 def random_graphs(draw: st.DrawFn) -> Graph:
     """Any acyclic graph with one loss at each end: layers of segments on parties of their own or shared, lanes on the first."""
@@ -186,12 +210,22 @@ FAULTS = st.builds(
     data=st.data(),
 )
 def test_no_fault_changes_the_weights_or_the_ledgers(graph: Graph, seed: int, faults, in_flight: int, data: st.DataObject) -> None:
-    schedule = data.draw(st.sampled_from(["relay", "peer", "independent"]))
+    schedule = data.draw(st.sampled_from(["relay", "peer", "independent", "splitfed-v2"]))
     names = [segment.name for segment in graph.segments]
     void = st.tuples(st.sampled_from(names), st.integers(0, graph.lanes - 1), st.integers(0, 5), st.sampled_from("fb"))
     voids = data.draw(st.frozensets(void, max_size=3))
     setup = make(graph, in_flight=in_flight, schedule=schedule, voids=voids)
     check(setup, World(setup, seed=seed, faults=faults))
+
+
+def test_answers_to_a_command_are_bounded_together() -> None:
+    running = _Running(1, Command(op="offer", lanes=(0, 1)), waiting=set())
+    most = bytes(LIMITS.answered_bytes // 2)
+    for name in ("0.bottom", "1.bottom"):
+        running.gather({}, {name: most})
+    with pytest.raises(ValueError, match="the answers to `offer` are over the limit"):
+        running.gather({"metrics": {}}, {"2.bottom": b"x"})
+    assert (set(running.blobs), running.result) == ({"0.bottom", "1.bottom"}, {})
 
 
 def test_a_resend_brings_back_what_is_kept_the_replies_and_the_newest_acknowledgement() -> None:
@@ -212,13 +246,27 @@ def test_a_resend_brings_back_what_is_kept_the_replies_and_the_newest_acknowledg
     assert Kind.ACK in {kind for sent in said.values() for kind, _ in sent}
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    case=st.sampled_from([each for each in ROUNDS if each != ("hop", "splitfed-v1")]),
+    seed=st.integers(0, 2**32),
+    faults=FAULTS,
+    in_flight=st.integers(1, 3),
+    round_steps=st.sampled_from([None, 1, 2]),
+    void=st.tuples(st.sampled_from(["bottom", "top", "model"]), st.integers(0, 2), st.integers(0, 5), st.sampled_from("fb")),
+)
+def test_no_fault_changes_an_average(case, seed: int, faults, in_flight: int, round_steps: int | None, void) -> None:
+    setup = make(ROUND_GRAPHS[case[0]], schedule=case[1], in_flight=in_flight, round_steps=round_steps, voids=frozenset({void}))
+    check(setup, World(setup, seed=seed, faults=faults))
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     graph=st.one_of(st.sampled_from(list(GRAPHS.values())), random_graphs()),
     seed=st.integers(0, 2**32),
     restarts=st.integers(1, 4),
     in_flight=st.integers(1, 3),
-    schedule=st.sampled_from(["relay", "peer", "independent"]),
+    schedule=st.sampled_from(["relay", "peer", "independent", "splitfed-v2"]),
 )
 def test_after_restarts_no_payload_that_has_arrived_crosses_again(graph: Graph, seed: int, restarts: int, in_flight: int, schedule) -> None:
     setup = make(graph, in_flight=in_flight, schedule=schedule, every=5)

@@ -26,7 +26,16 @@ STEPS = {"lanes": [0, 1], "starts": [4, 4], "rounds": 3, "first_global": 8}
 BODIES: dict[str, Any] = {
     "hello": {"boot": 1 << 32, "epoch": 0, "digest": "d", "codecs": offer_for(["int8"]).plain()},
     "lost": {"epoch": 0},
-    "done": {"seq": 0, "boot": 1, "result": {"checkpoints": [0, 3], "facts": {"batches": {"0": {"train": 3}}}, "metrics": {"loss": 0.5}}},
+    "done": {
+        "seq": 0,
+        "boot": 1,
+        "result": {
+            "checkpoints": [0, 3],
+            "facts": {"batches": {"0": {"train": 3}}, "samples": {"0": {"train": 40}}, "weights": {"0": {"bottom": 900}}},
+            "metrics": {"loss": 0.5},
+            "counts": {"0": {"loss": 0.5}},
+        },
+    },
     "cmd": {"seq": 1, "op": "train", "lanes": [0, 1], "args": {"epoch": 0, "steps": STEPS, "total_steps": 24}},
 }
 NO_NUMBERS: list[Any] = [-1, 1 << 63, 10**400, 1.0, 0.5, True, "1", None, [], {}, float("inf"), float("-inf"), float("nan")]
@@ -148,6 +157,11 @@ def test_readers_raise_what_they_say(data: st.DataObject) -> None:
         {"op": "keep", "args": {}},
         {"op": "fetch", "args": {}},
         {"op": "fetch", "args": {"lane": 1 << 16}},
+        {"op": "offer", "args": {}},
+        {"op": "adopt", "args": {"round": -1}},
+        {"op": "average", "args": {"round": 1, "samples": {}, "first": True, "last": True}},
+        {"op": "tell", "args": {"split": "test", "epoch": 0}},
+        {"op": "evaluate", "args": {"steps": STEPS, "batch": LIMITS.batches + 1}},
         {"args": {"steps": {**STEPS, "rounds": LIMITS.batches + 1}}},
         {"args": {"steps": {**STEPS, "lanes": [0, 0]}}},
         {"args": {"steps": {**STEPS, "lanes": [], "starts": []}}},
@@ -189,6 +203,14 @@ def test_the_bounds_themselves_fit() -> None:
     assert read_hello({**BODIES["hello"], "epoch": (1 << 32) - 1}, ours=(1 << 32) - 1).epoch == (1 << 32) - 1
     last = {**STEPS, "starts": [(1 << 32) - 3, 0], "first_global": (1 << 32) - 6}
     assert read_command({**BODIES["cmd"], "args": {"steps": last}}, {})[0] == 1
+
+
+@pytest.mark.parametrize("value", [10**400, -1, True, "1", None])
+@pytest.mark.parametrize("table", ["metrics", "counts"])
+def test_a_metric_that_is_no_number_is_refused(table: str, value: Any) -> None:
+    numbers = {"loss": value}
+    with pytest.raises(UNREADABLE):
+        read_done({"seq": 0, "boot": 1, "result": {table: numbers if table == "metrics" else {"0": numbers}}})
 
 
 @pytest.mark.parametrize("data", ["x" * 5000, [[1]] * 5000, 10**400, -1, "a\nb", True])

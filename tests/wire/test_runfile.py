@@ -35,6 +35,9 @@ SMALLEST: Table = {
 }
 
 
+WHOLE: Table = {"schedule": "fedavg", "model.cut": []}
+
+
 def _with(changes: Table) -> Table:
     """The smallest run with changes: ``{"model.cut": …}`` sets a key of a table, ``{"clients.0.name": …}`` one of a list."""
     table = copy.deepcopy(SMALLEST)
@@ -217,7 +220,7 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         # unknown keys: with the nearest one, or all of them
         ({"epoch": 1}, "unknown key `epoch`; did you mean `epochs`?"),
         ({"optimizer.momentun": 0.9}, "unknown key `optimizer.momentun`; did you mean `momentum`?"),
-        ({"codec.zzz": 1}, "unknown key `codec.zzz`; known keys: forward, backward, cuts"),
+        ({"codec.zzz": 1}, "unknown key `codec.zzz`; known keys: forward, backward, weights, cuts"),
         ({"clients.0.nmae": "x"}, "unknown key `clients[0].nmae`; did you mean `name`?"),
         ({"data.pth": "x"}, "unknown key `clients[0].data.pth`; did you mean `path`?"),
         ({"optimizer.betas": [0.9, 0.99]}, "unknown key `optimizer.betas`"),
@@ -286,7 +289,7 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         ({"optimizer": {"kind": "adamw", "lr": 0.1, "eps": 0}}, "optimizer: `eps` is 0.0; it must be above 0"),
         ({"lr_schedule.warmup_steps": -1}, "lr_schedule: `warmup_steps` is -1"),
         # the model
-        ({"model.cut": []}, "model: `cut` is empty"),
+        ({"model.cut": []}, "`model.cut` is empty"),
         ({"model.segments": ["a", "b", "c"]}, "model: `segments` names 3 pieces, but 1 cuts make 2"),
         ({"model.segments": ["a", "b/c"]}, "model: `segments` is 'b/c'"),
         ({"model.placement": {"middle": "server"}}, "model: `placement` names the segment 'middle'; segments are bottom, top"),
@@ -310,6 +313,28 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         ({"server.name": "a"}, "two parties are called 'a'"),
         ({"server.name": "#"}, "server: `name` is '#'"),
         ({"server.labels": "labels.csv"}, "set `ids_key`, the secret that all parties share"),
+        # rounds
+        ({"schedule": "fedavg"}, "`schedule` 'fedavg' trains the whole network with its loss on each client: leave out `model.cut`"),
+        (
+            {"schedule": "splitfed-v2", "clients": _clients("a", "b")},
+            "which averages the clients' weights; allow it with `weights_leave = true`",
+        ),
+        ({**WHOLE, "server.labels": "l.csv", "ids_key": "k"}, "leave out `server.labels`"),
+        ({**WHOLE, "align": {}}, "leave out `align`"),
+        ({**WHOLE, "reconstruct": {"decoder": "d.py:d", "alpha": 0.1}}, "leave out `reconstruct`"),
+        ({**WHOLE, "segments": [{"name": "m", "on": ["a"], "build": "digits-cnn"}]}, "write `[model]`, and no `[[segments]]`"),
+        ({**WHOLE, "model.placement": {"model": "server"}}, "leave out `model.placement`"),
+        ({**WHOLE, "evaluate.metrics": ["auroc"]}, "evaluate.metrics: 'auroc' cannot be added up from what clients count"),
+        ({**WHOLE, "schedule": "large-batch", "round_steps": 2}, "`round_steps` is 2; with `schedule` 'large-batch' a round is one step"),
+        ({**WHOLE, "schedule": "large-batch", "clip_norm": 1.0}, "`schedule` 'large-batch' is a step on the mean gradient"),
+        (
+            {**WHOLE, "schedule": "large-batch", "optimizer": {"kind": "adam", "lr": 0.1}},
+            "with `optimizer.kind` 'sgd' and without `clip_norm` only",
+        ),
+        ({"round_steps": 3}, "`round_steps` means nothing with `schedule` 'relay'"),
+        ({"schedule": "splitfed-v2", "round_steps": 0}, "`round_steps` is 0; it must be 1 or more"),
+        ({"codec.weights": "topk:keep=0.1"}, "codec: `weights` is 'topk:keep=0.1', which is for batches of activations; use fp32,"),
+        ({"codec.weights": "lowbit"}, "codec: `weights` is 'lowbit', which is"),
         ({"data": {"kind": "npz"}}, "missing key `clients[0].data.path`"),
     ],
 )
@@ -572,3 +597,29 @@ def test_the_path_of_a_fault_is_whole(change: Callable[[Table], object], said: s
 def test_what_is_no_table_at_all_is_told() -> None:
     with pytest.raises(RunFileError, match="top level: expected a table, got list"):
         parse(_Root, [], where="", error=RunFileError)
+
+
+# ------------------------------------------------------------ rounds
+
+
+@pytest.mark.parametrize("schedule", ["fedavg", "large-batch"])
+@pytest.mark.parametrize("clients", [1, 3])
+def test_federated_clients_hold_the_whole_network_and_the_server_nothing(schedule: str, clients: int) -> None:
+    names = ["a", "b", "c"][:clients]
+    options = {"weights_leave": True, "codec": {"weights": "int8"}, "evaluate.patience": 2}  # for the server learns what clients count
+    run = _run(**{**WHOLE, "schedule": schedule, "clients": _clients(*names), **options})
+    graph = run.graph()
+    assert [(segment.name, segment.parties, segment.loss, segment.labels) for segment in graph.segments] == [
+        ("model", tuple(names), True, "local")
+    ]
+    assert graph.root() == "server"
+    server = graph.slice_for("server")
+    assert (server.slots, server.parent, len(server.children)) == ((), None, clients)
+    assert run.codecs == {"int8"}
+    assert run.plan().lanes == clients
+
+
+def test_runs_with_other_codecs_for_weights_are_other_runs() -> None:
+    runs = [_run(**{"schedule": "splitfed-v2", "codec.weights": weights}) for weights in ("fp32", "int8")]
+    assert len({run.digest for run in runs}) == 2
+    assert runs[1].codecs == {"fp32", "int8"}

@@ -56,7 +56,8 @@ def _state(seed: int) -> dict[str, Array]:
 
 def _checkpoint(id: int, *, program: dict[str, Any] | None = None) -> Checkpoint:
     codecs = {"bottom>top|*|forward|act|step": np.arange(id, id + 3, dtype=np.float32)}
-    return Checkpoint(id=id, segments={"bottom": _state(id), "head": _state(1000 + id)}, codecs=codecs, program=program)
+    common = {"bottom|p.weight": _state(2000 + id)["p.weight"]}
+    return Checkpoint(id=id, segments={"bottom": _state(id), "head": _state(1000 + id)}, codecs=codecs, common=common, program=program)
 
 
 def _row(step: int, *, edge: str = "a>b", lane: int = 0, applied: bool = True, note: str = "") -> LedgerRow:
@@ -75,6 +76,7 @@ def _store(folder: Path, digest: str = "d") -> Iterator[Store]:
 def _same(found: Checkpoint, wanted: Checkpoint) -> None:
     assert (found.id, found.program) == (wanted.id, wanted.program)
     _same_state(found.codecs, wanted.codecs)
+    _same_state(found.common, wanted.common)
     assert set(found.segments) == set(wanted.segments)
     for segment, state in wanted.segments.items():
         _same_state(found.segments[segment], state)
@@ -257,7 +259,7 @@ def damaged(tmp_path: Path) -> Iterator[tuple[Store, Path]]:
         yield store, tmp_path / "checkpoints" / "2"
 
 
-FILES = ["bottom.safetensors", "head.safetensors", "codecs.state", "meta.json"]
+FILES = ["bottom.safetensors", "head.safetensors", "codecs.state", "common.state", "meta.json"]
 
 
 @pytest.mark.parametrize("name", FILES)

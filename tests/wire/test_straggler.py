@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.wire.test_actor import GRAPHS, check_ledgers, make, random_graphs
+from tests.wire.test_actor import GRAPHS, ROUND_GRAPHS, ROUNDS, check_ledgers, make, random_graphs
 from tests.wire.toy_run import Faults, Setup, World, reference
 from wire.graph import Graph
 from wire.messages import TimerFired
@@ -53,6 +53,20 @@ FAULTS = st.builds(
 )
 def test_a_late_step_is_void_everywhere_and_the_rest_is_the_reference(graph: Graph, seed: int, faults, in_flight: int, schedule) -> None:
     setup = make(graph, in_flight=in_flight, schedule=schedule, every=5)
+    setup.straggler = VOID
+    check(setup, World(setup, seed=seed, faults=faults))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    case=st.sampled_from([each for each in ROUNDS if each != ("hop", "splitfed-v1")]),
+    seed=st.integers(0, 2**32),
+    faults=FAULTS,
+    in_flight=st.integers(1, 3),
+    round_steps=st.sampled_from([None, 1, 2]),
+)
+def test_an_average_is_of_what_was_not_late(case: tuple[str, str], seed: int, faults, in_flight: int, round_steps: int | None) -> None:
+    setup = make(ROUND_GRAPHS[case[0]], schedule=case[1], in_flight=in_flight, round_steps=round_steps)
     setup.straggler = VOID
     check(setup, World(setup, seed=seed, faults=faults))
 

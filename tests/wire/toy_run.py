@@ -21,11 +21,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tests.wire.toy_align import ToyAlign, value_of
 from wire.actor import Actor, Timing
 from wire.attendance import MISSED, Attendance, missed_steps
+from wire.averaging import engine_names
 from wire.codecs import Offer, offer_for
 from wire.control import decode_control
 from wire.errors import FrameError
 from wire.frames import Frame, Kind, Mode
-from wire.graph import Edge, Graph, Line, Segment, ring
+from wire.graph import HUB, Edge, Graph, Line, Link, Segment, ring
 from wire.messages import (
     Abandon,
     Asked,
@@ -59,7 +60,7 @@ from wire.messages import (
     Told,
     Work,
 )
-from wire.program import Command, Plan, Program, TrainingProgram
+from wire.program import AVERAGING, Command, Plan, Program, TrainingProgram
 from wire.recall import Recall
 from wire.sealed import Place, open_sealed, seal
 from wire.spool import SpoolKey, digest_of
@@ -77,6 +78,16 @@ def mix(*values: int) -> int:
     for value in values:
         result = (result * 1_000_003 + value) % PRIME
     return result
+
+
+@dataclass
+class Mean:
+    """A weighted sum stands for a mean: it depends on each weight and each difference, and so shows one that is stale or missing."""
+
+    sums: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, value: int, samples: int) -> None:
+        self.sums[name] = (self.sums.get(name, 0) + value * samples) % PRIME
 
 
 class ToyEngine:
@@ -135,7 +146,7 @@ class Disk:
 
     @property
     def newest(self) -> Any:
-        """(weights, program, ledger) of the newest checkpoint."""
+        """(weights, program, ledger, common weights) of the newest checkpoint."""
         return self.checkpoints[max(self.checkpoints)]
 
 
@@ -198,7 +209,10 @@ class Party:
             straggler=setup.straggler,
             absences=setup.absences,
         )
-        self.engines = {slot.segment: ToyEngine(slot.segment) for slot in self.slice.slots}
+        self.names = {slot.segment: engine_names(slot, setup.plan.schedule) for slot in self.slice.slots}
+        self.engines = {name: ToyEngine(segment) for segment, names in self.names.items() for name in names.values()}
+        self.common = {name: self.engines[name].weight for name in self.averaged()}
+        self.mean = Mean()
         self.ledger: list[tuple[str, int, int, bool]] = []
         newest = max(disk.checkpoints, default=0)
         post = functools.partial(world.post, self)
@@ -267,7 +281,7 @@ class Party:
             case RunBackward():
                 self.feed(self.backward(effect))
             case Discard():
-                del self.engines[effect.work.segment].kept[effect.work.lane, effect.work.step]
+                del self.engine(effect.work).kept[effect.work.lane, effect.work.step]
             case Execute():
                 self.feed(self.execute(effect))
             case Seal():
@@ -284,6 +298,9 @@ class Party:
     def place(self, effect: Seal | Open) -> Place:
         return Place(run="toy", lane=effect.line.lane, epoch=self.actor.epoch, number=effect.number)
 
+    def engine(self, work: Work) -> ToyEngine:
+        return self.engines[self.names[work.segment][work.lane]]
+
     def forward(self, effect: RunForward) -> ForwardDone:
         work = effect.work
         slot = next(slot for slot in self.slice.slots if slot.segment == work.segment)
@@ -293,24 +310,24 @@ class Party:
         inputs = [NUMBER.unpack(payload)[0] for payload in effect.inputs.values()]
         if slot.is_source and self.source is not None and training:
             inputs = [value_of(self.source.train(work.step).ids)]
-        out = self.engines[work.segment].forward(work.lane, work.step, inputs, training=training)
+        out = self.engine(work).forward(work.lane, work.step, inputs, training=training)
         return ForwardDone(work=work, outputs={end.edge: NUMBER.pack(mix(out, *end.edge.encode())) for end in slot.outputs})
 
     def backward(self, effect: RunBackward) -> BackwardDone:
         work = effect.work
         slot = next(slot for slot in self.slice.slots if slot.segment == work.segment)
         if (work.segment, work.lane, work.step, "b") in self.setup.voids:
-            del self.engines[work.segment].kept[work.lane, work.step]
+            del self.engine(work).kept[work.lane, work.step]
             return BackwardDone(work=work, void="gradient not finite")
         grads = [NUMBER.unpack(payload)[0] for payload in effect.inputs.values()]
-        grad = self.engines[work.segment].backward(work.lane, work.step, grads)
+        grad = self.engine(work).backward(work.lane, work.step, grads)
         return BackwardDone(work=work, outputs={end.edge: NUMBER.pack(mix(grad, *end.edge.encode())) for end in slot.inputs})
 
     def execute(self, effect: Execute) -> Executed:
         match effect.op:
             case "join":
                 result: dict[str, Any] = {"checkpoints": sorted(self.disk.checkpoints), "facts": self.facts()}
-                programs = {id: program or {} for id, (_, program, _) in self.disk.checkpoints.items()}
+                programs = {id: program or {} for id, (_, program, _, _) in self.disk.checkpoints.items()}
                 return Executed(op="join", result=result, program=programs)
             case "ids" if self.aligner is not None:
                 self.world.asked += 1
@@ -330,8 +347,23 @@ class Party:
                 return Executed(op="restore", program=program)
             case "give":
                 return Executed(op="give", blobs={name: NUMBER.pack(self.engines[name].weight) for name in self.handed_over()})
+            case "offer":
+                lanes = {name: min(self.names[name]) for name in self.averaged()}
+                blobs = {f"{lane}.{name}": (self.engines[name].weight - self.common[name]) % PRIME for name, lane in lanes.items()}
+                return Executed(op="offer", blobs={name: NUMBER.pack(value) for name, value in blobs.items()})
+            case "average":
+                return Executed(op="average", blobs=self.average(effect))
+            case "adopt":
+                for name in self.averaged():
+                    self.common[name] = (self.common[name] + NUMBER.unpack(effect.blobs[name])[0]) % PRIME
+                    self.engines[name].weight = self.common[name]
+            case "evaluate" if self.setup.plan.schedule in ("fedavg", "large-batch") and self.engines:
+                counted = {"samples": effect.args["steps"]["rounds"]}
+                return Executed(op="evaluate", result={"counts": {str(min(self.names["model"])): counted}})
+            case "tell":
+                assert effect.args["metrics"] == {}, "only samples were counted"
             case "collect":
-                return Executed(op="collect", blobs={name: COLLECTED + NUMBER.pack(engine.weight) for name, engine in self.engines.items()})
+                return Executed(op="collect", blobs={name: COLLECTED + NUMBER.pack(self.engines[name].weight) for name in self.names})
             case "keep":
                 assert self.slice.parent is None
                 found = {name: NUMBER.unpack(blob.removeprefix(COLLECTED))[0] for name, blob in effect.blobs.items()}
@@ -347,19 +379,43 @@ class Party:
         lanes = {lane for slot in self.slice.slots if slot.is_source for lane in slot.lanes}
         return {"batches": {str(lane): self.setup.batches[lane] for lane in lanes}}
 
+    def averaged(self) -> list[str]:
+        """Segments here that averages concern."""
+        replicated = {segment.name for segment in self.setup.graph.segments if len(segment.parties) > 1}
+        return sorted(replicated & set(self.names)) if self.setup.plan.schedule in AVERAGING else []
+
+    def average(self, effect: Execute) -> dict[str, bytes]:
+        assert self.slice.parent is None
+        if effect.args["first"]:
+            self.mean = Mean()
+        copied = self.setup.plan.schedule == "splitfed-v1" and self.setup.graph.lanes > 1
+        shared = set(self.names) - set(self.averaged()) if copied else set()
+        for lane, samples in effect.args["samples"].items():
+            for name in [name for name in effect.blobs if name.startswith(f"{lane}.")]:
+                self.mean.add(name.partition(".")[2], NUMBER.unpack(effect.blobs[name])[0], samples)
+            for name in shared:
+                self.mean.add(name, self.engines[self.names[name][int(lane)]].weight, samples)
+        if not effect.args["last"]:
+            return {}
+        for name in shared:
+            for mine in self.names[name].values():
+                self.engines[mine].weight = self.mean.sums[name]
+        return {name: NUMBER.pack(value) for name, value in self.mean.sums.items() if name not in shared}
+
     def handed_over(self) -> list[str]:
         replicated = {segment.name for segment in self.setup.graph.segments if len(segment.parties) > 1}
         return sorted(replicated & set(self.engines)) if self.setup.plan.schedule == "relay" else []
 
     def save(self, id: int, program: Any) -> None:
         weights = {name: engine.weight for name, engine in self.engines.items()}
-        self.disk.checkpoints[id] = (weights, copy.deepcopy(program), list(self.ledger))
+        self.disk.checkpoints[id] = (weights, copy.deepcopy(program), list(self.ledger), dict(self.common))
         for old in sorted(self.disk.checkpoints)[:-2]:
             del self.disk.checkpoints[old]
         self.recall.saved(id)
 
     def restore(self, id: int) -> Any:
-        weights, program, ledger = self.disk.checkpoints[id]
+        weights, program, ledger, common = self.disk.checkpoints[id]
+        self.common, self.mean = dict(common), Mean()
         for newer in [key for key in self.disk.checkpoints if key > id]:
             del self.disk.checkpoints[newer]
         for name, engine in self.engines.items():
@@ -621,9 +677,27 @@ def reference(setup: Setup) -> dict[tuple[str, str], int]:
 def replayed(setup: Setup, commands: list[Command]) -> dict[tuple[str, str], int]:
     engines = {(party, segment.name): ToyEngine(segment.name) for segment in setup.graph.segments for party in segment.parties}
     held: dict[str, int] = {}
+    if setup.plan.schedule == "splitfed-v1":
+        shared = [segment for segment in setup.graph.segments if len(segment.parties) == 1]
+        copies = {
+            (segment.parties[0], f"{segment.name}@{lane}"): segment.name for segment in shared for lane in range(1, setup.graph.lanes)
+        }
+        engines |= {key: ToyEngine(name) for key, name in copies.items()}
+    replicas = {
+        segment.name: [_engine(setup, engines, segment.name, lane) for lane in range(setup.graph.lanes)]
+        for segment in setup.graph.segments
+        if len(segment.parties) > 1 or setup.plan.schedule == "splitfed-v1"
+    }
+    common = {name: engines[0].weight for name, engines in replicas.items()}
+    samples: dict[int, int] = {}
     for command in commands:
         if command.op == "train":
             _train(setup, engines, command)
+        elif command.op == "average":
+            samples = {} if command.args["first"] else samples
+            samples |= {int(lane): count for lane, count in command.args["samples"].items()}
+        elif command.op == "adopt":
+            _average(setup, replicas, common, samples)
         for segment in setup.graph.segments:
             if len(segment.parties) > 1 and command.op == "give":
                 held[segment.name] = engines[segment.parties[command.lanes[0]], segment.name].weight
@@ -634,6 +708,20 @@ def replayed(setup: Setup, commands: list[Command]) -> dict[tuple[str, str], int
                 giver, taker = command.lanes
                 engines[segment.parties[taker], segment.name].weight = engines[segment.parties[giver], segment.name].weight
     return {key: engine.weight for key, engine in engines.items()}
+
+
+def _engine(setup: Setup, engines: dict[tuple[str, str], ToyEngine], segment: str, lane: int) -> ToyEngine:
+    party = setup.graph.party_of(segment, lane)
+    return engines.get((party, f"{segment}@{lane}"), engines[party, segment])
+
+
+def _average(setup: Setup, replicas: dict[str, list[ToyEngine]], common: dict[str, int], samples: dict[int, int]) -> None:
+    for name, engines in replicas.items():
+        replicated = len(setup.graph.segment(name).parties) > 1
+        base = common[name] if replicated else 0  # differences cross, whole weights do not
+        common[name] = (base + sum((engines[lane].weight - base) * count for lane, count in samples.items())) % PRIME
+        for engine in engines:
+            engine.weight = common[name]
 
 
 def _train(setup: Setup, engines: dict[tuple[str, str], ToyEngine], command: Command) -> None:
@@ -658,7 +746,7 @@ def _forward(setup: Setup, engines: Any, step: tuple[int, int, int], at: int, gr
         if any(edge.source in void for edge in inputs) or (segment.name, lane, number, "f") in setup.voids:
             void.add(segment.name)
         else:
-            engine = engines[setup.graph.party_of(segment.name, lane), segment.name]
+            engine = _engine(setup, engines, segment.name, lane)
             values = [mix(outputs[edge.source], *edge.name.encode()) for edge in inputs]
             if not inputs and setup.align is not None:
                 values = [setup.align.batch(setup.graph, lane, setup.graph.party_of(segment.name, lane), number)]
@@ -679,7 +767,7 @@ def _back(setup: Setup, engines: Any, segment: str, lane: int, number: int, at: 
     outs = [edge for edge in setup.graph.edges if edge.source == segment]
     ins = [edge for edge in setup.graph.edges if edge.target == segment]
     values = [grads[at, edge.name] for edge in outs if grads[at, edge.name] is not None]
-    engine = engines[setup.graph.party_of(segment, lane), segment]
+    engine = _engine(setup, engines, segment, lane)
     result: int | None = None
     if segment not in void:
         if (outs and not values) or (segment, lane, number, "b") in setup.voids:
@@ -709,4 +797,12 @@ def chain(clients: int, *, middle: bool = False, u_shape: bool = False) -> Graph
     return Graph(segments=tuple(segments), edges=edges)
 
 
-__all__ = ["Faults", "Setup", "Work", "World", "chain", "mix", "reference", "replayed", "with_ring"]
+def hub(clients: int) -> Graph:
+    """The whole network on each client, and a coordinator without any."""
+    names = tuple(f"c{at}" for at in range(clients))
+    whole = Segment(name="model", parties=names, loss=True, labels="local")
+    link = Link(name=HUB, ends=tuple((name, "server") for name in names), control=True)
+    return Graph(segments=(whole,), edges=(), links=(link,), coordinator="server")
+
+
+__all__ = ["Faults", "Setup", "Work", "World", "chain", "hub", "mix", "reference", "replayed", "with_ring"]

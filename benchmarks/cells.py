@@ -1,0 +1,114 @@
+"""Benchmarks made of cells: each cell is one real run, and its result is kept as soon as it is there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import tomli_w
+
+from export.prepare import export_run
+from server.broker import start_broker
+from simulation.parties import Parties, client_command, server_command
+from wire.runfile import Run, load_run
+
+__all__ = ["Keyed", "cell_arguments", "missing", "run_cells", "stored", "train"]
+
+_EXPORTING = threading.Lock()  # tracing patches torch for the whole process
+
+
+class Keyed(Protocol):
+    """``key`` names the cell in the file of results."""
+
+    @property
+    def key(self) -> str: ...
+
+
+CellT = TypeVar("CellT", bound=Keyed)
+
+
+def train(
+    table: Mapping[str, Any], *, hosts: int = 0, on_event: Callable[[Mapping[str, Any]], None] = lambda event: None
+) -> dict[str, dict[str, Any]]:
+    """Run a run file's table to its end over a broker of its own; what each party left as its result, and ``seconds`` in the server's.
+
+    Every client is a process; with ``hosts``, so many processes hold the clients as threads (``benchmarks.hosted``). Raises CutlayerError.
+    """
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="cutlayer-cell-") as folder, start_broker(engine="mosquitto") as broker:
+        path = Path(folder, "run.toml")
+        path.write_text(tomli_w.dumps(table))
+        run = load_run(path)
+        with _EXPORTING:
+            export_run(run, run.bundles)
+        with Parties(run) as parties:
+            parties.start(run.server.name, server_command(path, broker.url))
+            for name, command in _clients(run, path, broker.url, hosts):
+                parties.start(name, command)
+            for event in parties.events():
+                on_event(event)
+        names = [run.server.name, *(client.name for client in run.clients)]
+        results = {name: json.loads((run.state_of(name) / "result.json").read_text()) for name in names}
+    results[run.server.name]["seconds"] = round(time.perf_counter() - begun, 1)
+    return results
+
+
+def _clients(run: Run, path: Path, url: str, hosts: int) -> list[tuple[str, list[str]]]:
+    names = [client.name for client in run.clients]
+    if not hosts:
+        return [(name, client_command(path, name, url)) for name in names]
+    command = [sys.executable, "-m", "benchmarks.hosted", str(path), "--broker", url]
+    return [(f"host{at}", [*command, *names[at::hosts]]) for at in range(hosts)]
+
+
+def cell_arguments(about: str | None, *, jobs: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=jobs, help="cells at once; each keeps about one core busy")
+    parser.add_argument("--only", default="", help="cells whose key contains this text")
+    parser.add_argument("--again", action="store_true", help="also those that are there already")
+    return parser
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """The results of earlier runs, by key."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def missing(cells: Sequence[CellT], path: Path, arguments: argparse.Namespace) -> list[CellT]:
+    """Those that ``arguments`` ask for and ``path`` lacks, in order."""
+    results = stored(path)
+    return [cell for cell in cells if arguments.only in cell.key and (arguments.again or cell.key not in results)]
+
+
+def run_cells(
+    cells: Sequence[CellT],
+    path: Path,
+    run: Callable[[CellT], dict[str, Any]],
+    *,
+    jobs: int,
+    kept: Callable[[Mapping[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
+    """Run them, begun in order, and keep each result in ``path`` at once: a table with ``accuracy`` and ``seconds``. Returns all results.
+
+    ``kept`` is told all results after each cell.
+    """
+    results = stored(path)
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(run, cell): cell for cell in cells}
+        for done in as_completed(waiting):
+            cell = waiting[done]
+            results[cell.key] = done.result()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+            print(f"{cell.key}: {results[cell.key]['accuracy']:.4f} in {results[cell.key]['seconds']:.0f} s", flush=True)
+            kept(results)
+    return results
