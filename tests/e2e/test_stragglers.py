@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,16 +15,16 @@ EPOCHS = 40
 STEPS = EPOCHS * 7  # of each client: 100 samples in batches of 16
 
 
-def three_clients(folder: Path, *, schedule: str, absent_s: float) -> Path:
+def three_clients(folder: Path, *, schedule: str, absent_s: float, **changes: Any) -> Path:
     return small_run(
         folder,
         samples=100,
         test_samples=30,
-        epochs=EPOCHS,
         schedule=schedule,
         evaluate={"every_epochs": 10},
         straggler={"policy": "void", "deadline_s": 2.0, "join_s": 15.0, "absent_s": absent_s},
         clients=[{"name": f"c{at}", "threads": 1, "data": {"shard": f"{at + 1}/3"}} for at in range(3)],
+        **({"epochs": EPOCHS} | changes),
     )
 
 
@@ -36,7 +37,8 @@ def note(run: Field, kind: str, party: str = "server") -> bool:
 
 
 def test_a_client_that_stops_for_a_while_loses_steps_and_the_run_goes_on(tmp_path: Path) -> None:
-    path = three_clients(tmp_path, schedule="independent", absent_s=600.0)
+    # Ranges of 50 steps of each client, so that it stops in the middle of one.
+    path = three_clients(tmp_path, schedule="independent", absent_s=600.0, epochs=6, batch_size=2, checkpoint_every=1000)
     with start_broker(engine="mosquitto") as broker:
         run = Field(path, broker.url)
         try:
@@ -47,7 +49,7 @@ def test_a_client_that_stops_for_a_while_loses_steps_and_the_run_goes_on(tmp_pat
             assert note(run, "void")
             run.processes["c1"].send_signal(signal.SIGCONT)
             run.finish()
-            run.check_ledgers(STEPS)
+            run.check_ledgers(6 * 50)
             void = void_steps(run, 1)
             assert len(void) >= 2
             assert [row for row in run.ledger("server") if row[1] == 1 and row[4] and row[2] > void[1]], "it counts again"
