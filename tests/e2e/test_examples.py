@@ -43,7 +43,7 @@ def copied(folder: Path, name: str, **changes: Any) -> Path:
 
 def cutlayer(*words: str | Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "cutlayer", *map(str, words)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
