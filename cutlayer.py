@@ -173,6 +173,13 @@ def _graph(args: argparse.Namespace) -> None:
     show_run(args.run_file, svg=args.svg, json=args.json)
 
 
+def _halt(args: argparse.Namespace) -> None:
+    from wire.requests import ask
+    from wire.runfile import load_run
+
+    print(ask(load_run(args.run_file), args.verb, timeout_s=args.timeout_s))
+
+
 def _broker(args: argparse.Namespace) -> None:
     from server.broker import run_broker
 
@@ -334,12 +341,24 @@ def _add_parties(verbs: Any) -> None:
     slicing = _verb(verbs, "slice", _slice, "write the run file of one party, which names its neighbours and nobody else", run_file=True)
     slicing.add_argument("--party", required=True, metavar="NAME", help="which client or server it is for")
     slicing.add_argument("--out", "-o", required=True, type=Path, metavar="FILE", help="where to write it")
+    _add_halts(verbs)
     for parser in (serve, client, predict):
         parser.add_argument("--broker", metavar="URL", help="instead of the run file's, like mqtt://192.168.0.2:1883")
     for parser in (serve, client):
         parser.add_argument("--log", choices=("text", "json"), default="text", help="what to print while running (default %(default)s)")
     predict.add_argument("--split", choices=("validation", "test"), default="test", help="default %(default)s")
     predict.add_argument("--out", type=Path, metavar="FILE", help="write a CSV of id and prediction here instead of to the screen")
+
+
+def _add_halts(verbs: Any) -> None:
+    """Their place is the computer on which the run's coordinator, that is its server, runs."""
+    for name, summary in (
+        ("pause", "let a run wait at its next checkpoint, with all parties connected, until `cutlayer resume`"),
+        ("resume", "let a run that was paused go on"),
+        ("drain", "end all parties of a run at its next checkpoint; started again, they go on"),
+    ):
+        parser = _verb(verbs, name, _halt, summary, run_file=True)
+        parser.add_argument("--timeout-s", type=_seconds, default=600.0, metavar="S", help="longest wait for it (default 600)")
 
 
 def _add_files(verbs: Any) -> None:

@@ -15,6 +15,7 @@ from wire.optim import SGD, Adam, AdamW
 from wire.runfile import ClientConfig, CodecConfig, CutCodec, EvaluateConfig, ModelConfig, Run, ServerConfig
 from wire.segments import ReconstructConfig, SegmentConfig
 from wire.spool import SpoolConfig
+from wire.straggler import StragglerConfig
 from wire.transport.broker_config import BrokerConfig
 
 PAGE = Path(__file__).with_name("run-file.md")
@@ -36,6 +37,7 @@ TABLES: tuple[tuple[str, type], ...] = (
     ("`[align]`", AlignConfig),
     ("`[broker]`", BrokerConfig),
     ("`[spool]`", SpoolConfig),
+    ("`[straggler]`", StragglerConfig),
     ("`[data]`", DataConfig),
     ("`[data.validation]`, `[data.test]`", DataSplit),
     ("`[data.normalize]`", Normalize),

@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from simulation.datasets import DatasetFacts, materialize
-from simulation.report import print_report
+from simulation.report import print_drained, print_report
 from simulation.run import run_and_compare
 from wire.errors import StorageError
 from wire.runfile import load_run
@@ -58,7 +58,10 @@ def run_demo(
         except OSError as exc:
             raise StorageError(f"cannot write {path}: {exc.strerror or exc}") from exc
         report = run_and_compare(load_run(path), broker=broker, dataset=dataset)
-    print_report(report, as_json=json)
+    if report is None:
+        print_drained(f"demo-{dataset}", as_json=json)
+    else:
+        print_report(report, as_json=json)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from simulation.twin import TwinResult
 from wire.runfile import Run
 from wire.transport.wire_bytes import NO_BYTES, WireBytes
 
-__all__ = ["Report", "print_report"]
+__all__ = ["Report", "print_drained", "print_report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,3 +166,11 @@ def print_report(report: Report, *, as_json: bool) -> None:
     table.add_row("peak memory of each client, MB", ", ".join(f"{value:.0f}" for value in report.client_peak_rss_mb), "")
     table.add_row("torch or onnx in a client", ", ".join(report.client_modules_forbidden) or "none", "")
     Console(highlight=False).print(table)
+
+
+def print_drained(run: str, *, as_json: bool) -> None:
+    """All parties of ``run`` have left, and it is not over."""
+    if as_json:
+        print(json.dumps({"name": run, "drained": True}))
+    else:
+        print(f"{run} is drained: it is not over; start the same command again and it goes on")

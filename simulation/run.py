@@ -15,7 +15,7 @@ from export.slicing import write_slice_of
 from server.broker import start_broker
 from simulation.align import align_feeds
 from simulation.parties import Parties, client_command, server_command
-from simulation.report import Report, print_report
+from simulation.report import Report, print_drained, print_report
 from simulation.screen import Screen
 from simulation.twin import train_unsplit
 from wire.alignment import STREAM
@@ -39,15 +39,23 @@ def run_file(path: str | Path, *, json: bool = False) -> None:
     """
     run = load_run(path)
     report = run_and_compare(run, broker="embedded" if run.broker == BrokerConfig() else run.broker.url)
-    print_report(report, as_json=json)
+    if report is None:
+        print_drained(run.name, as_json=json)
+    else:
+        print_report(report, as_json=json)
 
 
-def run_and_compare(run: Run, *, broker: str, dataset: str | None = None) -> Report:
-    """``broker``: one of BROKERS, started for the run, or an address. ``dataset``: what the report calls the data."""
+def run_and_compare(run: Run, *, broker: str, dataset: str | None = None) -> Report | None:
+    """``broker``: one of BROKERS, started for the run, or an address. ``dataset``: what the report calls the data.
+
+    None: the run was drained, and is not over.
+    """
     _check_bundles(run)
     with Screen() as screen, _broker(broker) as url:
         screen.say(f"broker at {url}")
         metrics = _train(run, url, screen)
+        if metrics is None:
+            return None
         results = {name: _result(run, name) for name in run.graph().parties}
         feeds = feeds_of(run)
         with screen.bar("unsplit twin") as advance:
@@ -86,8 +94,9 @@ def _is_under_way(run: Run) -> bool:
     return any((run.state_of(client.name) / "party.json").is_file() for client in run.clients)
 
 
-def _train(run: Run, url: str, screen: Screen) -> dict[str, Any]:
-    """Run all parties to the end, each with its slice; the metrics that the coordinator has told."""
+def _train(run: Run, url: str, screen: Screen) -> dict[str, Any] | None:
+    """Run all parties to the end, each with its slice; the metrics that the coordinator has told, or None where the run was drained."""
+    drained = False
     metrics: dict[str, Any] = {}
     graph, segments = run.graph(), build_segments(run)
     with Parties(run) as parties, screen.bar("split") as advance:
@@ -106,10 +115,12 @@ def _train(run: Run, url: str, screen: Screen) -> dict[str, Any]:
                 if event["event"] == "metrics":
                     metrics[str(event["split"])] = {key: value for key, value in event.items() if isinstance(value, float)}
                     screen.say(_told(event))
-            if event["event"] in ("note", "restored") and event.get("kind") != "repeat":
+                drained = drained or event["event"] == "drained"
+            if event["event"] in ("note", "halt", "restored") and event.get("kind") != "repeat":
                 screen.note(event)
-        advance(total, total)
-    return metrics
+        if not drained:
+            advance(total, total)
+    return None if drained else metrics
 
 
 def _told(event: Mapping[str, Any]) -> str:

@@ -99,6 +99,8 @@ def test_version_and_help() -> None:
         "graph",
         "doctor",
         "broker",
+        "pause",
+        "drain",
         "exit codes:",
         "130",
     ):
@@ -106,7 +108,8 @@ def test_version_and_help() -> None:
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("demo", "run", "serve", "client", "predict", "slice", "key", "export", "assemble", "graph", "doctor", "broker"):
+    verbs = ("demo", "run", "serve", "client", "predict", "slice", "key", "export", "assemble", "graph", "doctor", "broker")
+    for verb in (*verbs, "pause", "resume", "drain"):
         with pytest.raises(SystemExit) as left:
             cutlayer.main([verb, "--help"])
         assert left.value.code == 0
@@ -121,7 +124,9 @@ def test_the_installed_command_is_this_one() -> None:
 # ------------------------------------------------------------------ what the verbs are given
 
 
-@pytest.mark.parametrize("verb", ["run", "serve", "client", "predict", "slice", "key", "export", "assemble", "graph"])
+@pytest.mark.parametrize(
+    "verb", ["run", "serve", "client", "predict", "slice", "key", "export", "assemble", "graph", "pause", "resume", "drain"]
+)
 def test_a_run_file_that_is_not_there(verb: str, tmp_path: Path) -> None:
     more = {verb: ["--party", "a"] for verb in ("client", "predict", "key")} | {verb: ["--out", "o"] for verb in ("export", "assemble")}
     more["slice"] = ["--party", "a", "--out", "o"]

@@ -72,6 +72,9 @@ def test_commands_are_ones_that_exist(page: Path) -> None:
                 "graph",
                 "doctor",
                 "broker",
+                "pause",
+                "resume",
+                "drain",
             )
 
 

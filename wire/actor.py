@@ -18,6 +18,8 @@ answers one for another start with a hello: so nobody enters an epoch on a messa
 that had an answer from another start in this epoch learns of the restart and reports it. Hello frames carry epoch 0 and are not kept: the
 timer repeats them.
 
+**Halts.** What follows a command may be nothing, or an end before the end: see ``wire.barrier``.
+
 **The end.** A child's last ``done`` is acknowledged only when its parent is through as well, so nobody leaves while a restart
 could still need them; a child that hears nothing for ``linger_s`` after its part is safe leaves by itself.
 """
@@ -28,6 +30,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from wire.attendance import absent_lanes, restore_command
+from wire.barrier import ENDS, Barrier
 from wire.bodies import UNREADABLE, Done, read_command, read_done, read_epoch, read_fetch, read_hello, read_weights
 from wire.codecs import Offer, disagreement
 from wire.control import Control, decode_control, encode_control
@@ -38,6 +42,7 @@ from wire.handover import HandOver
 from wire.limits import LIMITS
 from wire.messages import (
     Abandon,
+    Asked,
     BackwardDone,
     Begin,
     Corrupt,
@@ -60,8 +65,10 @@ from wire.messages import (
     TimerFired,
 )
 from wire.outbox import Outbox
+from wire.presence import SILENT, Presence
 from wire.program import OWN, Command, Program
 from wire.steps import StepRange, Steps
+from wire.straggler import LATE, StragglerConfig
 
 __all__ = ["Actor", "Timing"]
 
@@ -90,7 +97,7 @@ class _Running:
     executed: bool = False
     result: dict[str, Any] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
-    program: Mapping[str, Any] | None = None
+    program: Mapping[Any, Any] | None = None
 
     def gather(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
         """Add one party's answer: checkpoints are those that everybody holds, tables are joined, the rest stands beside each other.
@@ -127,8 +134,13 @@ class Actor:
         program: Program | None = None,
         timing: Timing = Timing(),
         public_key: bytes = b"",
+        straggler: StragglerConfig | None = None,
+        absences: bool = False,
     ) -> None:
-        """``public_key``: to which what this party fetches is sealed, where the run has lines between clients."""
+        """``public_key``: to which what this party fetches is sealed, where the run has lines between clients.
+
+        ``absences``: the run can do without clients (``wire.presence``, ``wire.attendance``).
+        """
         if (program is None) != (party.parent is not None):
             raise ValueError("the coordinator, and only the coordinator, has a program")
         self._party = party
@@ -136,8 +148,13 @@ class Actor:
         self._codecs = codecs
         self._in_flight = in_flight
         self._program = program
+        self._barrier = None if program is None else Barrier(program, lanes=tuple(range(party.lanes)), emit=self._emit)
         self._timing = timing
         self._public_key = public_key
+        self._straggler = straggler or StragglerConfig()
+        self._absences = absences
+        self._presence = Presence(party.children, self._straggler, absences=absences, emit=self._emit)
+        self._confirmed = -1  # the newest checkpoint that everybody who was there is known to have
         self._effects: list[Effect] = []
         self._outbox = Outbox(self._emit, resend_after_s=timing.resend_after_s)
         # A coordinator without segments takes part for every lane: it has checkpoints of where the run stands.
@@ -160,6 +177,7 @@ class Actor:
         self._held_acks: dict[Line, Frame] = {}
         self._last_acks: dict[Line, Frame] = {}
         self._finished = False
+        self._drained = False
         self._steps = self._new_steps()
         self._hand_over = self._new_hand_over()
 
@@ -208,6 +226,11 @@ class Actor:
         elif event.key == _LINGER:
             if not self._joined or self._finished:
                 self._leave()
+        elif event.key[0] == SILENT:
+            self._child_is_silent(event.key)
+        elif event.key[0] == LATE:
+            self._steps.late(event.key)
+            self._check_steps()
         elif event.key[0] == "resend":
             self._outbox.timer_fired(event.key[1])
 
@@ -235,6 +258,8 @@ class Actor:
     def _on_frame(self, event: FrameArrived) -> None:
         line, frame = event.line, event.frame
         self._asked_again.discard(line)
+        if frame.kind is not Kind.HELLO:  # which may be refused
+            self._child_is_heard(line)
         if frame.kind is Kind.HELLO:
             self._hello_arrived(line, frame)
         elif frame.kind is Kind.RESEND:
@@ -244,6 +269,8 @@ class Actor:
                 # As to a join of that epoch, of which the parts may be lost: the coordinator has lost its state. Or our answer to one
                 # of this epoch is lost, which does not come again, for it is here.
                 self._hello()
+            elif self._absences and frame.epoch > self._epoch and self._joined and line == self._party.parent:
+                self._hello()  # the run has gone on without us
         elif frame.kind is Kind.CONTROL:
             self._control_arrived(line, frame)
         elif frame.epoch != self._epoch or not self._joined:
@@ -316,6 +343,8 @@ class Actor:
             self._hand_over.fetch_arrived(line, read_fetch(control.body))
         elif control.kind == "weights":
             self._hand_over.weights_arrived(line, read_weights(control.body, control.blobs))
+        elif control.kind == "back" and line in self._children:
+            self._somebody_came()
         return True
 
     def _send_control(self, line: Line, control: Control) -> int:
@@ -334,6 +363,8 @@ class Actor:
 
     def _open_epoch(self, epoch: int) -> None:
         """Coordinator: begin again from the newest checkpoint that all parties hold."""
+        if self._barrier is not None:
+            self._barrier.new_epoch()
         self._emit(StoreEpoch(epoch=epoch))
         self._enter_epoch(epoch)
         self._give(Command(op="join", lanes=tuple(range(self._party.lanes))))
@@ -356,9 +387,17 @@ class Actor:
         self._steps = self._new_steps()
         self._hand_over = self._new_hand_over()
         self._emit(Abandon())
+        self._presence.new_epoch()
 
     def _new_steps(self) -> Steps:
-        return Steps(self._party, epoch=self._epoch, in_flight=self._in_flight, outbox=self._outbox, emit=self._emit)
+        return Steps(
+            self._party,
+            epoch=self._epoch,
+            in_flight=self._in_flight,
+            outbox=self._outbox,
+            emit=self._emit,
+            deadline_s=self._straggler.deadline_s,
+        )
 
     def _new_hand_over(self) -> HandOver:
         return HandOver(self._party, public_key=self._public_key, emit=self._emit, send=self._send_control)
@@ -380,11 +419,12 @@ class Actor:
             self._refuse(line, reason)
             return
         self._known_boots[line] = hello.boot
+        self._child_is_heard(line)
         if not self._joined:
             return  # our own join will reach the child when it comes
         if hello.epoch > self._epoch:
             self._lost(hello.epoch)
-        else:
+        elif not self._presence.is_away(line):
             self._child_started(line, hello.boot)
 
     def _child_started(self, line: Line, boot: int) -> None:
@@ -406,6 +446,35 @@ class Actor:
         payload = encode_control(Control(kind="refuse", body={"reason": reason, **({"all": True} if all else {})}))
         self._emit(Note(kind="refused", text=f"a party on lane {line.lane} was refused: {reason}"))
         self._outbox.send_once(line, Frame(kind=Kind.CONTROL, lane=line.lane, payload=payload))
+
+    def _child_is_heard(self, line: Line) -> None:
+        if self._presence.heard(line):
+            self._emit(Note(kind="back", text=f"the party on lane {line.lane} is there; it is taken in after the next checkpoint"))
+            self._somebody_came()
+
+    def _somebody_came(self) -> None:
+        """A client that was left out is there: up to the coordinator with it."""
+        if self._barrier is None:
+            if self._joined and self._party.parent is not None:
+                self._send_control(self._party.parent, Control(kind="back", body={"epoch": self._epoch}))
+        elif self._barrier.somebody_came(None if self._running is None else self._running.command.op):
+            self._open_epoch(self._epoch + 1)
+
+    def _child_is_silent(self, key: tuple[Any, ...]) -> None:
+        line = key[1]
+        if self._presence.fired(key) == "ask":
+            self._outbox.send_once(line, Frame(kind=Kind.RESEND, epoch=self._epoch, lane=line.lane))
+            return
+        self._emit(Note(kind="absent", text=f"nothing comes from the party on lane {line.lane}; the run goes on without it"))
+        running = self._running
+        if running is None or running.command.op != "join":
+            self._lost(self._epoch)
+            return
+        self._outbox.settle(("c", line, self._joins[line][0]))
+        self._presence.tried_again(line)
+        running.waiting.discard(line)
+        running.gather({"absent": {str(self._presence.lane(line)): True}}, {})
+        self._check_done()
 
     def _lost(self, epoch: int) -> None:
         """Somebody below us restarted: up to the coordinator with it."""
@@ -432,14 +501,18 @@ class Actor:
         self._last_done = 0
         told = [child for child in self._children.values() if self._concerns(child, command)]
         self._running = _Running(seq, command, waiting={child.line for child in told})
+        if command.op == "join":
+            self._running.gather({"absent": {str(lane): True for lane in self._presence.away}}, {})
         for child in told:
             self._pass_on(child.line, seq, command)
+            self._presence.watch(child.line, joining=command.op == "join")
         if self._own_lanes.isdisjoint(command.lanes) and command.op not in OWN:
             self._pass_through()
             return
         self._emit(Begin(op=command.op, args=command.args))
         if command.op in _MODES:
-            self._steps.open(StepRange.from_plain(command.args["steps"]), _MODES[command.op])
+            absent = frozenset(command.args.get("absent", []))
+            self._steps.open(StepRange.from_plain(command.args["steps"]), _MODES[command.op], absent)
             self._check_steps()
         elif command.op == "fetch":
             self._running.executing = True
@@ -454,12 +527,12 @@ class Actor:
         self._running.executing = self._running.executed = True
         self._check_done()
 
-    @staticmethod
-    def _concerns(child: Child, command: Command) -> bool:
-        return not set(command.lanes).isdisjoint(child.lanes)
+    def _concerns(self, child: Child, command: Command) -> bool:
+        return not set(command.lanes).isdisjoint(child.lanes) and not self._presence.is_away(child.line)
 
     def _pass_on(self, line: Line, seq: int, command: Command) -> None:
-        body: dict[str, Any] = {"seq": seq, "op": command.op, "lanes": list(command.lanes), "args": command.args}
+        args = self._presence.arguments(line, command.args)
+        body: dict[str, Any] = {"seq": seq, "op": command.op, "lanes": list(command.lanes), "args": args}
         if command.op == "join":
             body["boot"] = self._known_boots.get(line, 0)
         blobs = command.blobs
@@ -500,15 +573,17 @@ class Actor:
             return True
         if running.command.op == "join":
             self._child_boots[line] = done.boot
-        if running.command.op == "end":
+        if running.command.op in ENDS:
             self._held_acks[line] = ack
         if line in running.waiting:
-            running.gather(done.result, blobs)
+            joining = running.command.op == "join"
+            running.gather(self._presence.result(line, done.result) if joining else done.result, blobs)
             if running.command.op == "ids":
                 self._ids_from[line] = frozenset(blobs)
             running.waiting.discard(line)
+            self._presence.answered(line)
             self._check_done()
-        return running.command.op != "end"
+        return running.command.op not in ENDS
 
     def _check_done(self) -> None:
         running = self._running
@@ -520,8 +595,8 @@ class Actor:
         if running.command.op == "end":
             self._emit(StoreFinished())
         self._answer_parent()
-        if running.command.op == "end":
-            self._finished = True
+        if running.command.op in ENDS:
+            self._finished, self._drained = True, running.command.op == "drain"
             self._emit(SetTimer(key=_LINGER, after_s=self._timing.linger_s))
 
     def _answer_parent(self) -> None:
@@ -534,16 +609,16 @@ class Actor:
     def _conclude(self, program: Program, running: _Running) -> None:
         """Coordinator: a command is through everywhere."""
         op = running.command.op
+        assert self._barrier is not None
         if op == "join":
-            shared = running.result.get("checkpoints", [])
-            if not shared:
-                self._emit(Exit(error="the parties share no checkpoint; remove the state folders of all of them to start the run anew"))
-                return
-            program.sized(running.result.get("facts", {}))
-            self._give(Command(op="restore", lanes=running.command.lanes, args={"id": max(shared)}))
+            self._conclude_join(program, running)
         elif op == "end":
             self._emit(StoreFinished())
             self._finished = True
+            self._leave()
+        elif op == "drain":
+            self._barrier.drained()
+            self._finished = self._drained = True
             self._leave()
         else:
             if op == "restore":
@@ -554,7 +629,42 @@ class Actor:
                 except CutlayerError as exc:
                     self._give_up(str(exc), "the run cannot begin; the coordinator says why", all=True)
                     return
-            self._give(program.next())
+            if op == "save":
+                self._confirmed = int(running.command.args["id"])
+            self._go_on(op)
+
+    def _conclude_join(self, program: Program, running: _Running) -> None:
+        assert self._barrier is not None
+        absent = absent_lanes(running.result)
+        if len(absent) == self._party.lanes:
+            self._emit(Note(kind="alone", text="no client is there; waiting for one"))
+            self._barrier.nobody_is_there()
+            return
+        found = restore_command(running.result, running.program or {}, lanes=self._party.lanes, confirmed=self._confirmed)
+        if found is None:
+            self._emit(Exit(error="the parties share no checkpoint; remove the state folders of all of them to start the run anew"))
+            return
+        command, choice = found
+        for lane in choice.lost:
+            self._emit(Note(kind="lost", text=f"lane {lane} has lost steps that count: its checkpoints are gone"))
+        program.sized(running.result.get("facts", {}))
+        program.attend(absent, at=choice.id, epoch=self._epoch)
+        self._give(command)
+
+    def _on_asked(self, event: Asked) -> None:
+        """Coordinator: a person wants the run to halt, or to go on."""
+        if self._barrier is not None and self._barrier.asked(event):
+            self._go_on("save")
+
+    def _go_on(self, op: str) -> None:
+        assert self._barrier is not None
+        command = self._barrier.after(op)
+        if command is None:
+            return
+        if command.op == "join":
+            self._open_epoch(self._epoch + 1)
+        else:
+            self._give(command)
 
     def _give_up(self, why: str, told: str, *, all: bool) -> None:
         """End with ``why``. ``all``: nobody can go on, so our children are told as well, in words that say no more than they may know."""
@@ -565,7 +675,7 @@ class Actor:
     def _leave(self) -> None:
         for line, ack in self._held_acks.items():
             self._outbox.send_once(line, ack)
-        self._emit(Exit())
+        self._emit(Exit(drained=self._drained))
 
     # ------------------------------------------------------------ small things
 
@@ -584,4 +694,5 @@ class Actor:
         BackwardDone: _on_backward_done,
         Executed: _on_executed,
         Sealed: _on_sealed,
+        Asked: _on_asked,
     }

@@ -72,6 +72,9 @@ class AlignedProgram(Program):
         self._next = self._ask()
         self._inner.sized(facts)
 
+    def attend(self, absent: frozenset[int], *, at: int, epoch: int) -> None:
+        self._inner.attend(absent, at=at, epoch=epoch)
+
     def load(self, state: Mapping[str, Any] | None) -> None:
         self._inner.load(state)
 
@@ -80,6 +83,9 @@ class AlignedProgram(Program):
 
     def next(self) -> Command:
         return self._next or self._inner.next()
+
+    def request_save(self) -> None:
+        self._inner.request_save()
 
     def done(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
         """Raises DataError where too few records are common, PeerMismatch where an answer does not fit."""

@@ -35,7 +35,8 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
 _U32, _U16 = 1 << 32, 1 << 16  # as the header of a frame has epochs, steps and lanes
 _I64 = 1 << 63  # what is stored, and boots
-_ARGS = {"id": _I64, "lane": _U16, "epoch": _U32, "total_steps": _I64, "least": _U32, "round": _U32, "batch": LIMITS.batches + 1}
+_ARGS = {"id": _I64, "missed": _U16, "lane": _U16, "epoch": _U32, "total_steps": _I64, "least": _U32, "round": _U32}
+_ARGS["batch"] = LIMITS.batches + 1
 _SEGMENT = re.compile("[A-Za-z0-9_-]{1,64}")
 _TOKEN = re.compile("[0-9a-f]{32}")
 _NEEDED = dict.fromkeys(("train", "evaluate", "infer"), "steps") | {"save": "id", "restore": "id", "keep": "lane", "fetch": "lane"}
@@ -114,6 +115,11 @@ def read_command(body: Mapping[str, Any], blobs: Mapping[str, bytes]) -> tuple[i
         StepRange.from_plain(args["steps"])
     if op == "align":
         _read_token(args["token"])
+    for lane in args.get("absent", []):
+        whole(lane, below=_U16)
+    for lane, id in args.get("own", {}).items():
+        whole(int(lane), below=_U16)
+        whole(id, below=_I64)
     lanes = tuple(whole(lane, below=_U16) for lane in body["lanes"])
     return whole(body["seq"], below=_U32), Command(op=op, lanes=lanes, args=args, blobs=blobs)
 
@@ -155,6 +161,12 @@ def _result(result: Any) -> Mapping[str, Any]:
         raise TypeError("a result is a table")
     for id in result.get("checkpoints", []):
         whole(id, below=_I64)
+    for lane, ids in result.get("held", {}).items():
+        whole(int(lane), below=_U16)
+        for id in ids:
+            whole(id, below=_I64)
+    for lane in result.get("absent", {}):
+        whole(int(lane), below=_U16)
     for fact, below in _FACTS.items():
         for lane, numbers in result.get("facts", {}).get(fact, {}).items():
             whole(int(lane), below=_U16)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from wire.actor import Actor
 from wire.aligning import Aligner, counts_of
+from wire.attendance import MISSED, missed_steps
 from wire.averaging import Rounds
 from wire.cut import Cuts
 from wire.engine import Engine
@@ -25,6 +26,7 @@ from wire.limits import LIMITS
 from wire.messages import (
     Abandon,
     Answer,
+    Asked,
     Begin,
     CancelTimer,
     Corrupt,
@@ -51,9 +53,11 @@ from wire.messages import (
     StoreEpoch,
     StoreFinished,
     TimerFired,
+    Told,
 )
 from wire.post import Post
 from wire.recall import Recall
+from wire.requests import Requests
 from wire.runfile import Run
 from wire.runner import Runner
 from wire.spool import Spool
@@ -140,7 +144,9 @@ class Driver:
         self._timers: list[tuple[float, int, tuple[Any, ...]]] = []
         self._timer_ids: dict[tuple[Any, ...], int] = {}
         self._ids = itertools.count()
+        self._requests = Requests(store.folder) if party.parent is None and training else None
         self._over = False
+        self._drained = False
         self._stop = threading.Event()
 
     # ------------------------------------------------------------ the loop
@@ -158,12 +164,17 @@ class Driver:
             self._transport.close()
             self.traffic.wire = self._transport.counted()
             self._store.close()
-            self._spool.close(remove=self._over)
+            self._spool.close(remove=self._over and not self._drained)
 
     @property
     def over(self) -> bool:
-        """The run has ended; False after ``stop``."""
+        """This party has left because it was told to; False after ``stop``."""
         return self._over
+
+    @property
+    def drained(self) -> bool:
+        """It has left, but the run is not over."""
+        return self._drained
 
     def stop(self) -> None:
         """Leave at the next opportunity, from any thread or signal handler; the run can be resumed."""
@@ -185,10 +196,15 @@ class Driver:
                 del self._timer_ids[key]
                 self._feed(TimerFired(key=key))
 
+        wanted = None if self._over or self._requests is None else self._requests.poll(self._clock())
+        if wanted is not None:
+            self._feed(Asked(op=wanted))
+
     def _until_next_timer(self) -> float:
+        until_s = 60.0 if self._requests is None else self._requests.due_s(self._clock())
         if not self._timers:
-            return 60.0
-        return min(60.0, max(0.0, self._timers[0][0] - self._clock()))
+            return until_s
+        return min(until_s, max(0.0, self._timers[0][0] - self._clock()))
 
     def _feed(self, event: Event) -> None:
         """Let the actor handle an event, and everything that follows from it at once."""
@@ -305,6 +321,8 @@ class Driver:
             case Note():
                 self.traffic.counts[effect.kind] += 1
                 self._observe("note", kind=effect.kind, text=effect.text)
+            case Told():
+                self._told(effect)
             case Exit():
                 self._exit(effect)
             case Abandon():
@@ -342,16 +360,25 @@ class Driver:
     def _exit(self, effect: Exit) -> None:
         if effect.error is not None:
             raise PeerMismatch(effect.error)
-        self._over = True
+        self._over, self._drained = True, effect.drained
+
+    def _told(self, effect: Told) -> None:
+        self._observe("halt", op=effect.op, text=effect.text)
+        if self._requests is not None:
+            self._requests.answer(effect.text, stands=effect.op == "pause")
 
     # ------------------------------------------------------------ commands
 
     def _execute(self, effect: Execute) -> Executed:
         match effect.op:
             case "join":
-                return Executed(op="join", result={"checkpoints": list(self._store.checkpoints()), "facts": self._facts_now()})
+                result: dict[str, Any] = {"checkpoints": list(self._store.checkpoints()), "facts": self._facts_now()}
+                return Executed(op="join", result=result, program=self._store.programs())
             case "restore":
-                return self._restore(int(effect.args["id"]))
+                restored = self._restore(int(effect.args["id"]))
+                if "missed" in effect.args:
+                    self._record_missed(effect.blobs.get(MISSED, b"{}"), int(effect.args["missed"]))
+                return restored
             case "ids" if self._aligner is not None:
                 result, blobs = self._aligner.ids()
                 return Executed(op="ids", result=result, blobs=blobs)
@@ -411,6 +438,14 @@ class Driver:
         self._recall.restored(id, self._actor.epoch)
         self._observe("restored", id=id, epoch=self._actor.epoch)
         return Executed(op="restore", program=checkpoint.program)
+
+    def _record_missed(self, blob: bytes, lane: int) -> None:
+        """Steps that ended while this party was away: void, at both ends."""
+        edges = {end.edge for slot in self._party.slots for end in (*slot.inputs, *slot.outputs) if not end.internal}
+        for line in self._party.lines:
+            if line.edge in edges:
+                for step, global_step in missed_steps(blob, lane):
+                    self._record(Record(line=line, step=step, global_step=global_step, applied=False, note="the client was absent"))
 
     def _give(self) -> dict[str, bytes]:
         blobs = {name: dump_state(self._engines[name].state()) for name in self._shared_here()}

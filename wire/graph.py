@@ -95,12 +95,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeEnd:
-    """A segment's end of an edge. Internal: both segments are on this party, nothing crosses a network. ``labels``, ``ids``: ride along."""
+    """A segment's end of an edge. Internal: both segments are on this party, nothing crosses a network. ``labels``, ``ids``: ride along.
+    ``replica``: the edge comes from a segment of which each lane has its own.
+    """
 
     edge: str
     internal: bool
     labels: bool = False
     ids: bool = False
+    replica: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +131,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """A neighbour further from the coordinator: the line that control takes to it, and the lanes found behind it."""
+    """A neighbour further from the coordinator: the line that control takes to it, and the lanes found behind it.
+
+    ``optional``: it serves one lane of several, alone at the edge of the graph and with nobody behind it, so the run can do without it.
+    """
 
     line: Line
     lanes: tuple[int, ...]
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,9 +266,7 @@ class Graph:
             if party in segment.parties
         )
         tree, neighbours = self._tree(), self._neighbours()[party]
-        children = tuple(
-            Child(line=neighbours[child], lanes=self._lanes_behind(child, tree)) for child, parent in tree.items() if parent == party
-        )
+        children = tuple(self._child(neighbours[child], child, tree) for child, parent in tree.items() if parent == party)
         parent = tree[party]
         return PartySlice(
             party=party,
@@ -272,6 +277,11 @@ class Graph:
             lanes=self.lanes,
         )
 
+    def _child(self, line: Line, party: str, tree: dict[str, str | None]) -> Child:
+        lanes = self._lanes_behind(party, tree)
+        leaves = [leaf for leaf in tree if leaf not in tree.values() and self._lanes_behind(leaf, tree) == lanes]
+        return Child(line=line, lanes=lanes, optional=len(lanes) == 1 < self.lanes and leaves == [party])
+
     def _end(self, edge: Edge, party: str) -> EdgeEnd:
         internal = all(
             self.party_of(edge.source, lane) == self.party_of(edge.target, lane)
@@ -279,7 +289,8 @@ class Graph:
             if party in (self.party_of(edge.source, lane), self.party_of(edge.target, lane))
         )
         carried = self._carriers.get(edge.name, set())
-        return EdgeEnd(edge=edge.name, internal=internal, labels="travel" in carried, ids="held" in carried)
+        replica = len(self.segment(edge.source).parties) > 1
+        return EdgeEnd(edge=edge.name, internal=internal, labels="travel" in carried, ids="held" in carried, replica=replica)
 
     def _label_paths(self) -> dict[str, set[Labels]]:
         """By edge, what rides along: on one path a loss, so that nobody else sees its labels."""

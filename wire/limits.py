@@ -27,6 +27,7 @@ class Limits:
     manifest_bytes: int = 4 << 20
     graph_bytes: int = 1 << 30  # one ONNX file of a bundle
     run_file_bytes: int = 1 << 20
+    request_bytes: int = 4096  # a file by which another command asks a running party for something
     dataset_bytes: int = 8 << 30  # one data file, unpacked
     gathered_bytes: int = 32 << 20  # weights that lanes give to the coordinator at a time, unless one lane's are more
     gathered_lanes: int = 64

@@ -12,6 +12,7 @@ from wire.graph import Line
 __all__ = [
     "Abandon",
     "Answer",
+    "Asked",
     "BackwardDone",
     "Begin",
     "CancelTimer",
@@ -40,6 +41,7 @@ __all__ = [
     "StoreEpoch",
     "StoreFinished",
     "TimerFired",
+    "Told",
     "Work",
 ]
 
@@ -125,15 +127,15 @@ class BackwardDone:
 class Executed:
     """The answer to ``Execute``.
 
-    ``join`` is answered with ``checkpoints`` (ids held on disk) and ``facts`` (``batches``: lane → split → count);
-    ``restore``, on the coordinator, with the saved program state; ``give`` with ``blobs``; ``evaluate``, where the loss is, with
-    ``metrics``.
+    ``join`` is answered with ``checkpoints`` (ids held on disk) and ``facts`` (``batches``: lane → split → count), on the coordinator
+    also with the program's state in each of these, by id; ``restore``, there, with the state that was saved; ``give`` with ``blobs``;
+    ``evaluate``, where the loss is, with ``metrics``.
     """
 
     op: str
     result: Mapping[str, Any] = field(default_factory=dict)
     blobs: Mapping[str, bytes] = field(default_factory=dict)
-    program: Mapping[str, Any] | None = None
+    program: Mapping[Any, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +147,26 @@ class Sealed:
     sealed: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A person wants the coordinator to ``pause``, ``resume`` or ``drain`` the run. Answered with Told, when it has come to that."""
+
+    op: str
+
+
 Event = (
-    Started | FrameArrived | Corrupt | SendDelivered | LinkIsUp | LinkIsDown | TimerFired | ForwardDone | BackwardDone | Executed | Sealed
+    Started
+    | FrameArrived
+    | Corrupt
+    | SendDelivered
+    | LinkIsUp
+    | LinkIsDown
+    | TimerFired
+    | ForwardDone
+    | BackwardDone
+    | Executed
+    | Sealed
+    | Asked
 )
 
 
@@ -275,10 +295,19 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What was done about ``Asked``, in one line."""
+
+    op: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """The party has nothing left to do. ``error``: why it cannot go on."""
+    """The party has nothing left to do. ``error``: why it cannot go on; ``drained``: the run is not over."""
 
     error: str | None = None
+    drained: bool = False
 
 
 Effect = (
@@ -298,5 +327,6 @@ Effect = (
     | StoreFinished
     | Record
     | Note
+    | Told
     | Exit
 )

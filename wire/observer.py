@@ -71,8 +71,12 @@ class ReadableLines:
             return str(fields["text"])
         if event == "command" and fields["op"] == "join":
             return "waiting for all parties"
+        if event == "halt":
+            return str(fields["text"])
         if event == "finished":
             return "the run is finished"
+        if event == "drained":
+            return "drained: the run is not over; start the same command again and it goes on"
         return None
 
 

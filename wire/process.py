@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wire.actor import Actor, Timing
 from wire.aligning import AlignedProgram, Aligner
+from wire.attendance import Attendance
 from wire.averaging import Rounds, Shapes
 from wire.codecs import offer_for
 from wire.cut import Cuts
@@ -24,7 +25,7 @@ from wire.engine import Array, Engine
 from wire.feed import Batch, Feed, LabelStore
 from wire.graph import PEER, PartySlice
 from wire.kept import Kept
-from wire.program import Program
+from wire.program import Program, TrainingProgram
 from wire.runfile import Run
 from wire.runner import Metrics, Runner
 from wire.spool import Spool, SpoolConfig
@@ -91,14 +92,20 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         on_loss=lambda work, loss: store.record_loss(work.global_step, work.lane, loss),
         on_answer=setup.on_answer,
     )
+    absences = run.absences and setup.training
+    program = setup.program
+    if absences and isinstance(program, TrainingProgram):
+        program = Attendance(program, lanes=run.lanes, handed_on=run.schedule == "relay")
     actor = Actor(
         party,
         digest=digest,
         codecs=offer_for(run.codecs),
         in_flight=run.in_flight,
-        program=setup.program,
+        program=program,
         timing=Timing(resend_after_s=run.resend_after_s),
         public_key=keys.public if keys is not None else b"",
+        straggler=run.straggler,
+        absences=absences,
     )
     replicated = frozenset(slot.segment for slot in party.slots if slot.replicated)
     driver = Driver(
@@ -125,7 +132,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     driver.run()
     result = _result(name, driver, setup, run) | {"labels_published": cuts.labels_sent, **runner.kept.plain()}
     write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())
-    observer("finished" if driver.over else "stopped", **result)
+    observer("drained" if driver.drained else "finished" if driver.over else "stopped", **result)
     return result
 
 

@@ -24,8 +24,8 @@ OWN = ("keep", "average", "tell")  # commands that the coordinator carries out a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """``op`` is join, restore, ids, align, train, evaluate, infer, give, take, fetch, offer, average, adopt, save, tell, collect, keep or
-    end; ``lanes`` are those it concerns."""
+    """``op`` is join, restore, ids, align, train, evaluate, infer, give, take, fetch, offer, average, adopt, save, tell, collect, keep,
+    end or drain; ``lanes`` are those it concerns."""
 
     op: str
     lanes: tuple[int, ...]
@@ -39,6 +39,9 @@ class Program:
     def sized(self, facts: Mapping[str, Any]) -> None:
         """The parties have joined; ``facts`` are what they said of themselves (``batches``: lane → split → count)."""
 
+    def attend(self, absent: frozenset[int], *, at: int, epoch: int) -> None:
+        """These lanes are not there in this ``epoch`` of the run, which goes on from checkpoint ``at``. Called before ``load``."""
+
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Continue from ``state()`` as it was saved; None: from the beginning."""
 
@@ -49,6 +52,9 @@ class Program:
     def next(self) -> Command:
         """The command to give now; the last is always ``end``, again and again."""
         return Command(op="end", lanes=())
+
+    def request_save(self) -> None:
+        """Give a save before the next range of training steps, whether or not one is due."""
 
     def done(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
         """The command that ``next`` gave is through, everywhere."""
@@ -131,6 +137,7 @@ class TrainingProgram(Program):
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self._commands: list[Command] | None = None
+        self._save_wanted = False
         self._closing = 0  # commands after the last epoch that are through; not saved: they only copy what is saved
 
     # ------------------------------------------------------------ Program
@@ -140,6 +147,8 @@ class TrainingProgram(Program):
         self._batches = {lane: {str(k): int(v) for k, v in batches.get(str(lane), {}).items()} for lane in range(self._plan.lanes)}
         self._samples = {int(lane): int(found["train"]) for lane, found in facts.get("samples", {}).items() if "train" in found}
         self._sizes = {int(lane): sum(found.values()) for lane, found in facts.get("weights", {}).items()}
+        if self.position == 0:
+            self._commands = None
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         self._reset()
@@ -152,11 +161,10 @@ class TrainingProgram(Program):
 
     def state(self) -> dict[str, Any]:
         """The state as it will be once the save that is under way is through."""
-        command = self.next()
-        saving = command.op == "save"
+        saving = self.next().op == "save"
         return {
             "epoch": self.epoch,
-            "position": self.position + saving,
+            "position": self.position + (saving and not self._is_extra),
             "checkpoint": self.checkpoint + saving,
             "history": self.history,
             "metrics": self.metrics,
@@ -167,7 +175,7 @@ class TrainingProgram(Program):
             if self._commands is None:
                 self._commands = list(self._epoch_commands(self.epoch))
             if self.position < len(self._commands):
-                return self._filled(self._commands[self.position])
+                return self._filled(self._save() if self._is_extra else self._commands[self.position])
             self.epoch, self.position, self._commands = self.epoch + 1, 0, None
         closing = self._closing_commands()
         return self._filled(closing[self._closing]) if self._closing < len(closing) else Command(op="end", lanes=self._all)
@@ -185,6 +193,9 @@ class TrainingProgram(Program):
             return
         if command.op == "save":
             self.checkpoint += 1
+            extra, self._save_wanted = self._is_extra, False
+            if extra:
+                return
         elif command.op == "evaluate":
             self._counts = summed([{} if command.args["first"] else self._counts, *result.get("counts", {}).values()])
             if self._counts and command.args["last"]:
@@ -198,12 +209,30 @@ class TrainingProgram(Program):
         if split == self._plan.splits[0]:
             self.history.append({"epoch": self.epoch, **metrics})
 
+    def request_save(self) -> None:
+        self._save_wanted = True
+
+    @property
+    def _is_extra(self) -> bool:
+        """Whether a save comes that is not in the epoch's list: before training only, where nothing is on its way between lanes."""
+        commands = self._commands or ()
+        return self._save_wanted and self.position < len(commands) and commands[self.position].op == "train"
+
     @property
     def ended(self) -> bool:
         """All epochs are through, or the run stopped early: decided only between epochs, so that a resumed run decides alike."""
         if self.epoch >= self._plan.epochs:
             return True
         return self.position == 0 and self.epoch > 0 and self._stop(self.history)
+
+    @property
+    def between_epochs(self) -> bool:
+        """All commands of the epoch are through, or none: the sizes of the shards may be told anew."""
+        if self.position == 0 or self.epoch >= self._plan.epochs:
+            return True
+        if self._commands is None:
+            self._commands = list(self._epoch_commands(self.epoch))
+        return self.position >= len(self._commands)
 
     @property
     def total_steps(self) -> int:

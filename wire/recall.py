@@ -72,9 +72,9 @@ class Recall:
 
     def saved(self, checkpoint: int) -> None:
         """``checkpoint`` is saved here. That it was ordered says that everybody has answered the save before it."""
+        self._spool.clear_before(self._checkpoint if checkpoint > self._checkpoint else checkpoint - 1)
         self._checkpoint = checkpoint
         self._mine = {}
-        self._spool.clear_before(checkpoint - 1)
 
     def announce(self) -> None:
         """Say (again) what this end holds: after a restore, and when the link has come back."""

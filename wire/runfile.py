@@ -28,6 +28,7 @@ from wire.schedules import check_copies, check_network, check_rounds, check_weig
 from wire.segments import LossName, ReconstructConfig, SegmentConfig
 from wire.slices import Slice
 from wire.spool import SpoolConfig
+from wire.straggler import StragglerConfig
 from wire.transport.broker_config import BrokerConfig
 
 __all__ = [
@@ -259,6 +260,7 @@ class Run:
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     align: AlignConfig | None = None
+    straggler: StragglerConfig = field(default_factory=StragglerConfig)
     reconstruct: ReconstructConfig | None = None
     server: ServerConfig = field(default_factory=ServerConfig)
     servers: tuple[ServerConfig, ...] = ()
@@ -442,6 +444,15 @@ class Run:
             batch_size=self.batch_size,
         )
 
+    @property
+    def absences(self) -> bool:
+        """Whether the run can do without clients.
+
+        Weights that clients hand to each other have no other way round one that is gone, averages no place for one that lacks the common
+        weights, and a lane whose records several parties hold is nothing without one of them.
+        """
+        return self.straggler.voids and self.schedule in ("relay", "independent") and self.hand_over == "server" and self.align is None
+
     def is_client(self, name: str) -> bool:
         return any(client.name == name for client in self.clients)
 
@@ -487,6 +498,13 @@ class Run:
             raise RunFileError(f"broker: {exc}") from exc
 
     @property
+    def coordinator(self) -> str:
+        """The party that gives the commands. Raises UsageError where this is the slice of another party."""
+        if self.slice is not None and self.slice.parent is None:
+            return self.slice.party
+        return self.graph().root()
+
+    @property
     def codecs(self) -> frozenset[str]:
         """All codecs that the run uses, as far as they are known here, as they are written."""
         used = frozenset(self.codec.of(edge, direction) for edge in self.edges for direction in DIRECTIONS)
@@ -510,9 +528,11 @@ class Run:
             "servers",
             "slice",
             "clients",
+            "straggler",
         )
         shared = {key: value for key, value in plain(self).items() if key not in own}
         shared["parties"] = [client.name for client in self.clients] + [server.name for server in self.all_servers]
+        shared["straggler"] = self.straggler.policy
         shared["labels"] = [bool(server.labels) for server in self.all_servers]
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 

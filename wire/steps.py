@@ -14,12 +14,16 @@ Every step ends in one outcome a line, APPLIED or VOID, decided by what crosses 
 makes a segment pass void on without running. Where a fan-out gets gradients from one side and void from the other, it applies the
 gradients that it has.
 
+A segment may give up on a step that it has not run: because an input is late (``wire.straggler``), or because all that it would send to
+have given up already, which their void answers say. It then waits for none of that step's frames, forward or backward.
+
 Nothing is acknowledged apart: a gradient answers its activation; an activation n steps later, or the next command, says that the
 gradient was applied. Until then both are kept and repeated on demand.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +34,7 @@ from wire.limits import LIMITS
 from wire.messages import Answer, BackwardDone, Discard, Effect, ForwardDone, Note, Record, RunBackward, RunForward, Work
 from wire.outbox import Outbox
 from wire.parse import whole
+from wire.straggler import Deadlines
 
 __all__ = ["StepFlow", "StepRange", "Steps"]
 
@@ -81,14 +86,21 @@ class StepFlow:
     slot: Slot
     todo: list[tuple[int, int, int]]
     window: int
+    last: Mapping[int, int]  # step of each lane
     forwards: int = 0
     backwards: int = 0
     busy: bool = False
     void: set[int] = field(default_factory=set)  # positions whose forward was void: the engine holds nothing of them
+    given_up: set[int] = field(default_factory=set)  # those of them that need no answer
 
     @property
     def done(self) -> bool:
         return self.backwards == len(self.todo)
+
+    def is_to_come(self, lane: int, step: int) -> bool:
+        """Whether this step's forward is still to be."""
+        following = next((at for on, at, _ in itertools.islice(self.todo, self.forwards, None) if on == lane), None)
+        return following is not None and following <= step <= self.last[lane]
 
     def may_forward(self) -> bool:
         return not self.busy and self.forwards < len(self.todo) and self.backwards >= self.forwards - self.window + 1
@@ -100,7 +112,17 @@ class StepFlow:
 class Steps:
     """All step traffic of one party in one epoch of the run. Pure: emits effects, keeps messages in ``outbox``."""
 
-    def __init__(self, party: PartySlice, *, epoch: int, in_flight: int, outbox: Outbox, emit: Callable[[Effect], None]) -> None:
+    def __init__(
+        self,
+        party: PartySlice,
+        *,
+        epoch: int,
+        in_flight: int,
+        outbox: Outbox,
+        emit: Callable[[Effect], None],
+        deadline_s: float | None = None,
+    ) -> None:
+        """``deadline_s``: how long an input may be late; None: for ever."""
         self._slots = party.slots
         self._epoch = epoch
         self._in_flight = in_flight
@@ -112,21 +134,40 @@ class Steps:
         self._waiting: dict[tuple[str, int, Mode], int] = {}  # forwards in the inbox, by line
         self._taken: dict[tuple[str, int, Mode], int] = {}  # next forward step that was not taken yet
         self._replies: dict[tuple[str, int, Mode, int], Frame] = {}
+        self._unanswered: set[Hashable] = set()  # forwards of steps that were given up, whose answers are awaited by nobody
         self._flows: dict[str, StepFlow] = {}
         self._mode = Mode.TRAIN
+        self._deadlines = Deadlines(emit, deadline_s=deadline_s)
 
     # ------------------------------------------------------------ commands
 
-    def open(self, steps: StepRange, mode: Mode) -> None:
-        """Begin a range. Its opening says that everybody is through with the range before: replies kept for that one go."""
+    def open(self, steps: StepRange, mode: Mode, absent: frozenset[int] = frozenset()) -> None:
+        """Begin a range. Its opening says that everybody is through with the range before: replies kept for that one go.
+
+        The steps of lanes that are ``absent`` are void at once, on all lines; nothing crosses for them.
+        """
         self._mode = mode
         self._replies.clear()
+        for key in self._unanswered:
+            self._outbox.settle(key)
+        self._unanswered.clear()
         self._flows = {}
         for slot in self._slots:
-            serves = tuple(lane for lane in steps.lanes if lane in slot.lanes)
+            self._pass_over(slot, steps, absent)
+            serves = tuple(lane for lane in steps.lanes if lane in slot.lanes and lane not in absent)
             window = 1 if slot.is_sink or self._in_flight == 1 else self._in_flight * len(serves)
-            self._flows[slot.segment] = StepFlow(slot, steps.steps(serves), window)
+            todo = steps.steps(serves)
+            self._flows[slot.segment] = StepFlow(slot, todo, window, {lane: step for lane, step, _ in todo})
         self._pump()
+
+    def _pass_over(self, slot: Slot, steps: StepRange, absent: frozenset[int]) -> None:
+        if self._mode is not Mode.TRAIN:
+            return
+        for lane, step, global_step in steps.steps(tuple(absent & set(slot.lanes))):
+            for end in (*slot.inputs, *slot.outputs):
+                if not end.internal:
+                    line = self._lines[end.edge, lane]
+                    self._emit(Record(line=line, step=step, global_step=global_step, applied=False, note="the client was absent"))
 
     @property
     def done(self) -> bool:
@@ -151,9 +192,22 @@ class Steps:
 
     def backward_arrived(self, line: Line, frame: Frame) -> None:
         at = (line.edge, frame.lane, frame.mode, frame.step)
-        if self._outbox.settle(("f", *at)):
+        if ("f", *at) in self._unanswered:
+            self._unanswered.discard(("f", *at))
+            self._outbox.settle(("f", *at))
+        elif self._outbox.settle(("f", *at)) or (frame.void and self._is_to_come(*at)):
             self._inbox[("b", *at)] = frame
             self._pump()
+
+    def late(self, key: tuple[Any, ...]) -> None:
+        """A deadline's timer has fired."""
+        self._deadlines.fired(key)
+        self._pump()
+
+    def _is_to_come(self, edge: str, lane: int, mode: Mode, step: int) -> bool:
+        """Whether we have yet to send this step on ``edge``."""
+        sources = [flow for flow in self._flows.values() if any(end.edge == edge for end in flow.slot.outputs)]
+        return mode is self._mode and any(flow.is_to_come(lane, step) for flow in sources)
 
     def repeat(self, line: Line) -> None:
         """Send the replies that are kept for the line again."""
@@ -192,9 +246,17 @@ class Steps:
 
     def _start_forward(self, flow: StepFlow) -> bool:
         work = self._work(flow, flow.forwards)
+        answers = [("b", end.edge, work.lane, work.mode, work.step) for end in flow.slot.outputs]
+        if answers and all(key in self._inbox for key in answers):
+            self._give_up(flow, work, "the peer gave up on it", tell=False)
+            return True
         keys = {end.edge: ("f", end.edge, work.lane, work.mode, work.step) for end in flow.slot.inputs}
         if any(key not in self._inbox for key in keys.values()):
-            return False
+            if work.mode is Mode.INFER or not self._deadlines.passed(flow.slot, flow.forwards):
+                return False
+            self._give_up(flow, work, "its activation is late", tell=True)
+            return True
+        self._deadlines.stop(flow.slot)
         frames = {edge: self._take(key) for edge, key in keys.items()}
         if any(frame.void for frame in frames.values()):
             self._forward_through(flow, work, {}, "void activation received")
@@ -203,17 +265,33 @@ class Steps:
             self._emit(RunForward(work=work, inputs={edge: frame.payload for edge, frame in frames.items()}))
         return True
 
-    def _forward_through(self, flow: StepFlow, work: Work, outputs: Mapping[str, bytes], void: str | None) -> None:
+    def _give_up(self, flow: StepFlow, work: Work, why: str, *, tell: bool) -> None:
+        """Pass over a step whose forward has not run. ``tell``: those that it would have been sent to; they know it otherwise."""
+        self._deadlines.stop(flow.slot)
+        for end in flow.slot.inputs:
+            key = ("f", end.edge, work.lane, work.mode, work.step)
+            if key in self._inbox:
+                self._take(key)
+            self._taken[end.edge, work.lane, work.mode] = work.step + 1
+        for end in flow.slot.outputs:
+            self._inbox.pop(("b", end.edge, work.lane, work.mode, work.step), None)
+        flow.given_up.add(flow.forwards)
+        if tell:
+            self._unanswered.update(("f", end.edge, work.lane, work.mode, work.step) for end in flow.slot.outputs if not end.internal)
+        self._forward_through(flow, work, {}, why, tell=tell)
+
+    def _forward_through(self, flow: StepFlow, work: Work, outputs: Mapping[str, bytes], void: str | None, *, tell: bool = True) -> None:
         if void is not None:
             if work.mode is Mode.TRAIN:
                 flow.void.add(flow.forwards)
             self._note_void(work, void)
         flow.forwards += 1
-        for end in flow.slot.outputs:
+        for end in flow.slot.outputs if tell else ():
             frame = self._frame(Kind.FORWARD, work, outputs.get(end.edge, b""), void=void is not None)
             key = ("f", end.edge, work.lane, work.mode, work.step)
             if end.internal:
-                self._inbox[key] = frame
+                if work.step >= self._taken.get((end.edge, work.lane, work.mode), 0):
+                    self._inbox[key] = frame
             else:
                 self._outbox.put(key, self._lines[end.edge, work.lane], frame)
         if work.mode is not Mode.TRAIN and flow.slot.is_sink:
@@ -224,9 +302,13 @@ class Steps:
         position = flow.backwards
         work = self._work(flow, position)
         keys = {end.edge: ("b", end.edge, work.lane, work.mode, work.step) for end in flow.slot.outputs}
-        if any(key not in self._inbox for key in keys.values()):
+        if position in flow.given_up:
+            flow.given_up.discard(position)
+            frames = {edge: self._frame(Kind.BACKWARD, work, b"", void=True) for edge in keys}
+        elif any(key not in self._inbox for key in keys.values()):
             return False
-        frames = {edge: self._inbox.pop(key) for edge, key in keys.items()}
+        else:
+            frames = {edge: self._inbox.pop(key) for edge, key in keys.items()}
         gradients = {edge: frame.payload for edge, frame in frames.items() if not frame.void}
         held = position not in flow.void
         flow.void.discard(position)

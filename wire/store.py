@@ -246,6 +246,17 @@ class Store:
         found = (entry.name for entry in (self.folder / "checkpoints").iterdir() if (entry / "meta.json").is_file())
         return tuple(sorted(int(name) for name in found if name.isdigit() and int(name) in marked))
 
+    def programs(self) -> dict[int, dict[str, Any]]:
+        """What stands of the program in each checkpoint, by id; {} where it is none, or not readable."""
+        found: dict[int, dict[str, Any]] = {}
+        for id in self.checkpoints():
+            try:
+                meta = json.loads((self.folder / "checkpoints" / str(id) / "meta.json").read_text())
+                found[id] = meta["program"] or {}
+            except (OSError, ValueError, KeyError, TypeError):
+                found[id] = {}  # whoever loads it is told
+        return found
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Durable when this returns. Older checkpoints but one are removed; a half-written one is never seen."""
         folder = self.folder / "checkpoints" / str(checkpoint.id)
@@ -293,7 +304,8 @@ class Store:
             seq = self._ledger.execute("SELECT COALESCE(MAX(seq), 0) FROM steps").fetchone()[0]
             loss = self._ledger.execute("SELECT COALESCE(MAX(global_step), -1) FROM losses").fetchone()[0]
             self._ledger.execute("INSERT OR REPLACE INTO marks (id, seq, loss) VALUES (?,?,?)", (id, seq, loss))
-            self._ledger.execute("DELETE FROM marks WHERE id < ?", (id - KEPT_CHECKPOINTS,))
+            newest = "SELECT id FROM marks ORDER BY id DESC LIMIT ?"
+            self._ledger.execute(f"DELETE FROM marks WHERE id NOT IN ({newest})", (KEPT_CHECKPOINTS + 1,))
             self._commit()
 
     def _cut_back(self, id: int) -> None:

@@ -52,6 +52,7 @@ def dropping_run(folder: Path, **changes: Any) -> Path:
 def test_split_equals_unsplit(schedule: str, tmp_path: Path) -> None:
     path = dropping_run(tmp_path, schedule=schedule, weights_leave=schedule == "relay")
     report = run_and_compare(load_run(path), path, broker="embedded")
+    assert report is not None
     assert report.steps == 2 * 2 * 20
     assert report.metrics["accuracy"] == pytest.approx(report.unsplit_metrics["accuracy"], abs=0.01)
     assert 0 < report.max_loss_difference <= 1e-3, "0 would mean that a run was compared with itself"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.wire import test_straggler
 from tests.wire.test_actor import FAULTS, check
 from tests.wire.toy_align import KEY, ToyAlign, hashed, holders, source
 from tests.wire.toy_run import Faults, Setup, World
@@ -109,6 +110,16 @@ def cases(draw: st.DrawFn) -> Setup:
 @given(cases(), st.integers(0, 2**32), FAULTS, st.integers(0, 2))
 def test_no_fault_changes_what_is_trained_on(setup: Setup, seed: int, faults: Faults, unaligned: int) -> None:
     check(setup, World(setup, seed=seed, faults=dataclasses.replace(faults, unaligned=unaligned)))
+
+
+LATE_FAULTS = st.builds(Faults, restarts=st.integers(0, 2), cuts=st.integers(0, 2), naps=st.integers(0, 4), early=st.integers(0, 4))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(cases(), st.integers(0, 2**32), LATE_FAULTS, st.integers(0, 3))
+def test_neither_halts_nor_late_steps_change_what_is_trained_on(setup: Setup, seed: int, faults: Faults, halts: int) -> None:
+    setup.straggler = test_straggler.VOID
+    test_straggler.check(setup, World(setup, seed=seed, faults=dataclasses.replace(faults, halts=halts)))
 
 
 def started_again(*, without: tuple[str, ...]) -> tuple[Setup, World]:

@@ -71,6 +71,33 @@ def test_what_cannot_run_is_refused_by_its_place(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("segments", "edges", "optional"),
+    [
+        ((BOTTOM, TOP), ("bottom>top",), {"a", "b"}),
+        ((BOTTOM, MIDDLE, TOP), ("bottom>middle", "middle>top"), {"a", "b"}),
+        ((Segment(name="bottom", parties=("a",)), TOP), ("bottom>top",), set()),  # the only lane
+        ((BOTTOM, Segment(name="other", parties=("c", "d")), TOP), ("bottom>top", "other>top"), set()),  # two in each lane
+        (
+            (BOTTOM, Segment(name="middle", parties=("m", "n")), TOP),
+            ("bottom>middle", "middle>top"),
+            {"a", "b"},
+        ),  # m and n have others behind
+        (
+            (BOTTOM, Segment(name="middle", parties=("server",)), Segment(name="top", parties=("a", "b"), loss=True)),
+            ("bottom>middle", "middle>top"),
+            {"a", "b"},
+        ),
+    ],
+)
+def test_a_run_can_do_without_who_alone_is_at_the_edge_of_its_lane(
+    segments: tuple[Segment, ...], edges: tuple[str, ...], optional: set[str]
+) -> None:
+    graph = Graph(segments=segments, edges=_edges(*edges))
+    found = {graph.across(child.line) for party in graph.parties for child in graph.slice_for(party).children if child.optional}
+    assert found == optional
+
+
 def test_who_is_no_party_gets_no_slice() -> None:
     graph = Graph(segments=(BOTTOM, TOP), edges=_edges("bottom>top"))
     with pytest.raises(GraphError, match="no segment is placed on `c`; parties are a, b, server"):

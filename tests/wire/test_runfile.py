@@ -272,6 +272,11 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         ({"evaluate.patience": 0}, "evaluate: `patience` is 0"),
         ({"evaluate.splits": []}, "evaluate: `splits` is empty"),
         ({"evaluate.splits": ["train"]}, "`evaluate.splits[0]` is 'train'; it must be one of 'validation', 'test'"),
+        ({"straggler": {"policy": "drop"}}, "`straggler.policy` is 'drop'; it must be one of 'wait', 'void'"),
+        ({"straggler": {"policy": "void"}}, 'straggler: `policy = "void"` and `deadline_s` go together; give both, or neither'),
+        ({"straggler": {"deadline_s": 5}}, 'straggler: `policy = "void"` and `deadline_s` go together; give both, or neither'),
+        ({"straggler": {"policy": "void", "deadline_s": 0}}, "straggler: `deadline_s` is 0.0; it must be above 0"),
+        ({"straggler.absent_s": float("inf")}, "straggler: `absent_s` is inf"),
         ({"broker.url": "http://x"}, "broker: `url` is 'http://x'; it must begin with mqtt:// or mqtts://"),
         ({"optimizer": {"lr": 0.1}}, "missing key `optimizer.kind`; it must be one of 'sgd', 'adam', 'adamw'"),
         ({"optimizer": {"kind": "lion", "lr": 0.1}}, "`optimizer.kind` is 'lion'; it must be one of 'sgd', 'adam', 'adamw'"),
@@ -471,6 +476,7 @@ SHARED: list[Table] = [
     {"clients": _clients("b")},
     {"server.name": "hq"},
     {"server.labels": "l.csv", "ids_key": "k"},
+    {"straggler": {"policy": "void", "deadline_s": 3.0}},
 ]
 OWN: list[Table] = [
     {"data.path": "elsewhere.npz"},
@@ -480,9 +486,24 @@ OWN: list[Table] = [
     {"state_dir": "/var/lib/x"},
     {"broker.url": "mqtt://x"},
     {"resend_after_s": 3.0},
+    {"straggler": {"join_s": 3.0, "absent_s": 3.0}},
     {"topic_key": "secret"},
     {"ids_key": "secret"},
 ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "absences"),
+    [
+        ({}, True),
+        ({"schedule": "independent"}, True),
+        ({"hand_over": "peer"}, False),
+        ({"align": {}}, False),
+        ({"straggler": {}}, False),
+    ],
+)
+def test_which_runs_can_do_without_clients(changes: Table, absences: bool) -> None:
+    assert _run(**({"straggler": {"policy": "void", "deadline_s": 3.0}} | changes)).absences is absences
 
 
 def test_aligning_is_a_table_that_may_be_empty_and_the_server_needs_no_key_for_it() -> None:

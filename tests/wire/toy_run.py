@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tests.wire.toy_align import ToyAlign, value_of
 from wire.actor import Actor, Timing
+from wire.attendance import MISSED, Attendance, missed_steps
 from wire.averaging import engine_names
 from wire.codecs import Offer, offer_for
 from wire.control import decode_control
@@ -28,6 +29,7 @@ from wire.frames import Frame, Kind, Mode
 from wire.graph import HUB, Edge, Graph, Line, Link, Segment, ring
 from wire.messages import (
     Abandon,
+    Asked,
     BackwardDone,
     CancelTimer,
     Corrupt,
@@ -55,6 +57,7 @@ from wire.messages import (
     StoreEpoch,
     StoreFinished,
     TimerFired,
+    Told,
     Work,
 )
 from wire.program import AVERAGING, Command, Plan, Program, TrainingProgram
@@ -62,10 +65,12 @@ from wire.recall import Recall
 from wire.sealed import Place, open_sealed, seal
 from wire.spool import SpoolKey, digest_of
 from wire.steps import StepRange
+from wire.straggler import LATE, StragglerConfig
 
 PRIME = (1 << 61) - 1
 NUMBER = struct.Struct("<Q")
 COLLECTED = b"collected"
+ANSWER = b"answer"
 
 
 def mix(*values: int) -> int:
@@ -155,15 +160,42 @@ class Setup:
     voids: frozenset[tuple[str, int, int, str]] = frozenset()  # (segment, lane, step, "f" or "b")
     digests: dict[str, str] = field(default_factory=dict)  # of parties whose run file is another one
     offers: dict[str, Offer] = field(default_factory=dict)  # of parties whose codecs are others
+    straggler: StragglerConfig = field(default_factory=StragglerConfig)
+    absences: bool = False
+
+
+class Journal(Program):
+    """Keeps what a program has done, in its state, so that it goes back with it."""
+
+    def __init__(self, inner: Program) -> None:
+        self.inner = inner
+        self.done_so_far: list[Command] = []
+        self.sized, self.attend, self.next, self.request_save = inner.sized, inner.attend, inner.next, inner.request_save
+
+    def load(self, state: Any) -> None:
+        self.inner.load(state)
+        self.done_so_far = list(state["journal"]) if state else []
+
+    def state(self) -> dict[str, Any]:
+        return self.inner.state() | {"journal": list(self.done_so_far)}
+
+    def done(self, result: Any, blobs: Any) -> None:
+        self.done_so_far.append(self.inner.next())
+        self.inner.done(result, blobs)
 
 
 class Party:
     def __init__(self, setup: Setup, name: str, disk: Disk, world: World) -> None:
         self.setup, self.name, self.disk, self.world = setup, name, disk, world
         self.slice = setup.graph.slice_for(name)
-        program: Program | None = TrainingProgram(setup.plan) if self.slice.parent is None else None
-        if program is not None and setup.align is not None:
-            program = setup.align.program(program, setup.graph)
+        program: Program | None = None
+        if self.slice.parent is None:
+            program = TrainingProgram(setup.plan)
+            if setup.absences:
+                program = Attendance(program, lanes=setup.graph.lanes, handed_on=setup.plan.schedule == "relay")
+            if setup.align is not None:
+                program = setup.align.program(program, setup.graph)
+            program = Journal(program)
         self.source = None if setup.align is None else setup.align.feed(name)
         self.aligner = None if setup.align is None else setup.align.aligner(self.slice, self.source, disk)
         self.actor = Actor(
@@ -174,6 +206,8 @@ class Party:
             program=program,
             timing=Timing(linger_s=1e6),
             public_key=disk.key.public_key().public_bytes_raw(),
+            straggler=setup.straggler,
+            absences=setup.absences,
         )
         self.names = {slot.segment: engine_names(slot, setup.plan.schedule) for slot in self.slice.slots}
         self.engines = {name: ToyEngine(segment) for segment, names in self.names.items() for name in names.values()}
@@ -186,6 +220,7 @@ class Party:
         self.tasks: list[Effect] = []  # engine work and commands, in order, not yet done
         self.timers: dict[tuple[Any, ...], float] = {}  # seconds from when it was set
         self.gone = False
+        self.drained = False
         self.error: str | None = None
         self.up = False
         disk.boot += 1
@@ -212,6 +247,7 @@ class Party:
         match effect:
             case Abandon():
                 self.tasks.clear()
+                self.timers.clear()
             case RunForward() | RunBackward() | Execute() | Seal() | Open() | Discard():
                 self.tasks.append(effect)
             case Send():
@@ -231,8 +267,10 @@ class Party:
                 self.ledger.append((*row, effect.applied))
             case Note():
                 self.world.notes.append((self.name, effect))
+            case Told():
+                self.world.told.append(effect.op)
             case Exit():
-                self.error = effect.error
+                self.error, self.drained = effect.error, effect.drained
                 self.gone = True
 
     def work(self) -> None:
@@ -288,7 +326,9 @@ class Party:
     def execute(self, effect: Execute) -> Executed:
         match effect.op:
             case "join":
-                return Executed(op="join", result={"checkpoints": sorted(self.disk.checkpoints), "facts": self.facts()})
+                result: dict[str, Any] = {"checkpoints": sorted(self.disk.checkpoints), "facts": self.facts()}
+                programs = {id: program or {} for id, (_, program, _, _) in self.disk.checkpoints.items()}
+                return Executed(op="join", result=result, program=programs)
             case "ids" if self.aligner is not None:
                 self.world.asked += 1
                 result, blobs = self.aligner.ids()
@@ -300,7 +340,11 @@ class Party:
                 assert not any(engine.kept for engine in self.engines.values()), "saved with steps in flight"
                 self.save(effect.args["id"], effect.program)
             case "restore":
-                return Executed(op="restore", program=self.restore(effect.args["id"]))
+                program = self.restore(effect.args["id"])
+                for line in self.slice.lines if "missed" in effect.args else ():
+                    for step, _ in missed_steps(effect.blobs[MISSED], effect.args["missed"]):
+                        self.carry_out(Record(line=line, step=step, global_step=0, applied=False))
+                return Executed(op="restore", program=program)
             case "give":
                 return Executed(op="give", blobs={name: NUMBER.pack(self.engines[name].weight) for name in self.handed_over()})
             case "offer":
@@ -396,12 +440,17 @@ class Faults:
     swapped: int = 0  # rows of a spool, for those of a run on other data
     spool_limit: int = 1000
     ordered: bool = True
+    naps: int = 0  # a party does nothing for a while
+    early: int = 0  # deadlines that pass while everybody is awake
+    leaves: int = 0  # a party's process ends, and is started again much later
+    halts: int = 0  # somebody asks for a pause, its end, or for the run to be drained
 
 
 class World:
     """Parties and what is on its way between them. ``run`` ends when the coordinator has."""
 
-    def __init__(self, setup: Setup, *, seed: int = 0, faults: Faults | None = None) -> None:
+    def __init__(self, setup: Setup, *, seed: int = 0, faults: Faults | None = None, late: frozenset[str] = frozenset()) -> None:
+        """``late``: parties that are started later."""
         self.setup = setup
         self.random = random.Random(seed)
         self.faults = faults or Faults()
@@ -413,16 +462,24 @@ class World:
         self.given: list[tuple[str, dict[str, bytes]]] = []  # lists that came back, by party
         self.tokens: list[tuple[Party, int]] = []
         self.notes: list[tuple[str, Note]] = []
+        self.dead: set[str] = set()
+        self.told: list[str] = []  # what was done about halts
+        self.asleep: set[str] = set()
+        self.wakes = True  # whether they wake by themselves
         self.disks = {name: Disk(ToySpool(limit=self.faults.spool_limit)) for name in setup.graph.parties}
         self.parties: dict[str, Party] = {}
         for name in setup.graph.parties:
-            self.start(name)
+            if name in late:
+                self.dead.add(name)
+            else:
+                self.start(name)
 
     @property
     def root(self) -> str:
         return self.setup.graph.root()
 
     def start(self, name: str) -> None:
+        self.dead.discard(name)
         self.parties[name] = Party(self.setup, name, self.disks[name], self)
         self.link_up(self.parties[name])
 
@@ -454,52 +511,96 @@ class World:
     def run(self, limit: int = 100_000) -> None:
         for _ in range(limit):
             assert not any(party.error for party in self.parties.values()), [party.error for party in self.parties.values()]
-            if all(party.gone for party in self.parties.values()):
+            if self.setup.absences and self.ended_without_some():
                 return
+            if all(party.gone for party in self.parties.values()):
+                if not self.parties[self.root].drained:
+                    return
+                self.begin_again()
             self.turn()
         raise AssertionError("the run does not end")
 
+    def ended_without_some(self) -> bool:
+        """Who was left out at the end is told by nobody."""
+        over = self.parties[self.root].gone and self.disks[self.root].finished
+        return over and all(party.gone or not party.disk.finished for party in self.parties.values())
+
     def turn(self) -> None:
         self.misbehave()
-        busy = [party for party in self.parties.values() if party.tasks and not party.gone]
-        if busy and (not self.pending or self.random.random() < 0.5):
+        busy = [party for party in self.awake() if party.tasks]
+        arriving = [at for at, (name, _, _) in enumerate(self.pending) if name not in self.asleep]
+        taken = [at for at, (party, _) in enumerate(self.tokens) if party.name not in self.asleep]
+        if busy and (not arriving or self.random.random() < 0.5):
             self.random.choice(busy).work()
-        elif self.pending:
-            self.deliver()
-        elif self.tokens:
-            party, token = self.tokens.pop(0)
-            if self.parties[party.name] is party and party.up:
+        elif arriving:
+            self.deliver(arriving)
+        elif taken:
+            party, token = self.tokens.pop(taken[0])
+            if self.parties.get(party.name) is party and party.up:
                 party.feed(SendDelivered(token=token))
         else:
             self.time_passes()
 
-    def deliver(self) -> None:
-        at = 0 if self.faults.ordered else self.random.randrange(len(self.pending))
+    def stop(self, name: str) -> None:
+        """Its process ends."""
+        self.parties.pop(name)
+        self.dead.add(name)
+
+    def begin_again(self) -> None:
+        """Who was drained is started again."""
+        for name, party in list(self.parties.items()):
+            if party.gone and party.drained:
+                self.start(name)
+
+    def awake(self) -> list[Party]:
+        return [party for party in self.parties.values() if not party.gone and party.name not in self.asleep]
+
+    def deliver(self, arriving: list[int]) -> None:
+        at = arriving[0] if self.faults.ordered else self.random.choice(arriving)
         name, line, frame = self.pending.pop(at)
-        party = self.parties[name]
-        if not party.up or self.strike("lost", 0.05):
+        if name in self.dead or not self.parties[name].up or self.strike("lost", 0.05):
             return
+        party = self.parties[name]
         if self.strike("repeated", 0.05):
             self.pending.append((name, line, frame))
         if self.strike("corrupt", 0.05):
             party.feed(Corrupt(line=line, reason="crc"))
             return
         self.arrived.update(whole_payloads(line, frame))
+        if frame.kind is Kind.RESEND and self.setup.absences and frame.payload != ANSWER:
+            self.post(party, line, Frame(kind=Kind.RESEND, epoch=party.actor.epoch, lane=line.lane, payload=ANSWER))  # as wire.post does
         party.receive(line, frame)
 
     def time_passes(self) -> None:
-        """Nothing moves: a timer somewhere fires."""
+        """Nothing moves: a timer somewhere fires, or somebody wakes."""
         due = self.due()
+        if self.told[-1:] == ["pause"] and (not due or self.random.random() < 0.5):
+            self.ask("resume")
+            return
+        if any(party.drained for party in self.parties.values()) and (not due or self.random.random() < 0.2):
+            self.begin_again()  # somebody restarted while the others left: only a person can help
+            return
+        if self.dead and self.wakes and (not due or self.random.random() < 0.02):
+            self.start(self.random.choice(sorted(self.dead)))
+            return
+        if self.asleep and self.wakes and (not due or self.random.random() < 0.2):
+            self.asleep.remove(self.random.choice(sorted(self.asleep)))
+            return
         assert due, "nothing can move and the run is not over"
-        party, key = self.random.choice(due)
+        self.fire(*self.random.choice(due))
+
+    def ask(self, op: str) -> None:
+        self.parties[self.root].feed(Asked(op=op))
+
+    @staticmethod
+    def fire(party: Party, key: tuple[Any, ...]) -> None:
         del party.timers[key]
         party.feed(TimerFired(key=key))
 
     def due(self) -> list[tuple[Party, tuple[Any, ...]]]:
         # Nobody leaves for having waited long while the coordinator is there; once it has gone, all timers are due.
         over = self.parties[self.root].gone
-        alive = [party for party in self.parties.values() if not party.gone]
-        return [(party, key) for party in alive for key in sorted(party.timers, key=repr) if over or key != ("linger",)]
+        return [(party, key) for party in self.awake() for key in sorted(party.timers, key=repr) if over or key != ("linger",)]
 
     def strike(self, kind: str, chance: float) -> bool:
         if getattr(self.faults, kind) > 0 and self.random.random() < chance:
@@ -510,7 +611,21 @@ class World:
     def misbehave(self) -> None:
         alive = [name for name, party in self.parties.items() if not party.gone]
         if self.parties[self.root].gone or not alive:
+            self.asleep.clear()
             return
+        if self.strike("halts", 0.01):
+            self.ask(self.random.choice(["pause", "resume", "drain"]))
+        leaves = [name for name in alive if self.setup.absences and name != self.root and name not in self.asleep]
+        if leaves and self.strike("leaves", 0.01):
+            self.stop(self.random.choice(leaves))
+            alive = [name for name in alive if name not in self.dead]
+        if self.dead and self.wakes and self.random.random() < 0.003:
+            self.start(self.random.choice(sorted(self.dead)))
+        if self.strike("naps", 0.02):
+            self.asleep.add(self.random.choice(alive))
+        deadlines = [(party, key) for party, key in self.due() if key[0] == LATE]
+        if deadlines and self.strike("early", 0.1):
+            self.fire(*self.random.choice(deadlines))
         if self.strike("restarts", 0.01):
             name = self.random.choice(alive)
             if self.strike("unaligned", 0.5):
@@ -550,9 +665,17 @@ def whole_payloads(line: Line, frame: Frame) -> list[tuple[Any, ...]]:
 
 def reference(setup: Setup) -> dict[tuple[str, str], int]:
     """The same run, one step after the other, without actors or network: what the weights must be."""
-    engines = {(party, segment.name): ToyEngine(segment.name) for segment in setup.graph.segments for party in segment.parties}
     program = TrainingProgram(setup.plan)
     program.sized({"batches": {str(lane): splits for lane, splits in setup.batches.items()}})
+    commands = []
+    while (command := program.next()).op != "end":
+        commands.append(command)
+        program.done({}, {})
+    return replayed(setup, commands)
+
+
+def replayed(setup: Setup, commands: list[Command]) -> dict[tuple[str, str], int]:
+    engines = {(party, segment.name): ToyEngine(segment.name) for segment in setup.graph.segments for party in segment.parties}
     held: dict[str, int] = {}
     if setup.plan.schedule == "splitfed-v1":
         shared = [segment for segment in setup.graph.segments if len(segment.parties) == 1]
@@ -567,7 +690,7 @@ def reference(setup: Setup) -> dict[tuple[str, str], int]:
     }
     common = {name: engines[0].weight for name, engines in replicas.items()}
     samples: dict[int, int] = {}
-    while (command := program.next()).op != "end":
+    for command in commands:
         if command.op == "train":
             _train(setup, engines, command)
         elif command.op == "average":
@@ -577,14 +700,13 @@ def reference(setup: Setup) -> dict[tuple[str, str], int]:
             _average(setup, replicas, common, samples)
         for segment in setup.graph.segments:
             if len(segment.parties) > 1 and command.op == "give":
-                held[segment.name] = engines[segment.parties[command.args["lane"]], segment.name].weight
+                held[segment.name] = engines[segment.parties[command.lanes[0]], segment.name].weight
             if len(segment.parties) > 1 and command.op == "take":
                 for lane in command.lanes:
                     engines[segment.parties[lane], segment.name].weight = held[segment.name]
             if len(segment.parties) > 1 and command.op == "fetch":
                 giver, taker = command.lanes
                 engines[segment.parties[taker], segment.name].weight = engines[segment.parties[giver], segment.name].weight
-        program.done({}, {})
     return {key: engine.weight for key, engine in engines.items()}
 
 
@@ -683,4 +805,4 @@ def hub(clients: int) -> Graph:
     return Graph(segments=(whole,), edges=(), links=(link,), coordinator="server")
 
 
-__all__ = ["Faults", "Setup", "Work", "World", "chain", "hub", "mix", "reference", "with_ring"]
+__all__ = ["Faults", "Setup", "Work", "World", "chain", "hub", "mix", "reference", "replayed", "with_ring"]
