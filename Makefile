@@ -4,7 +4,8 @@
 #   make test PYTEST="-n 0 -k actor -x"         other pytest options
 PYTHON ?= python3
 TORCH_INDEX ?=
-PYTEST ?= -n 2 --dist loadfile
+# Files as they come, for the slow ones are first.
+PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 STAMP := .venv/.installed
 

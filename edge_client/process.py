@@ -98,7 +98,7 @@ def _forbidden() -> list[str]:
 def _metrics(run: Run, mine: PartySlice) -> MetricSet | None:
     """Where the loss is here, and what it says stays here: with a whole network, it counts for all instead."""
     sinks = [slot.segment for slot in mine.slots if slot.is_sink and run.schedule not in FEDERATED]
-    return MetricSet(run.evaluate.metrics, loss=run.loss_of(sinks[0])) if sinks else None
+    return MetricSet(run.metrics_of(sinks[0]), loss=run.loss_of(sinks[0])) if sinks else None
 
 
 # ------------------------------------------------------------ bundles

@@ -43,12 +43,16 @@ def slice_table(run: Run, party: str, segments: Mapping[str, RunSegment], *, bas
     served = [server for server in run.all_servers if server.name == party]
     if served:
         table["servers"] = plain(served)
-        table["ids_key"] = ""  # labels are looked up by hashes that a server is given
         table |= _networks(run, party, [slot.segment for slot in mine.slots])
     else:
         table["clients"] = [plain(run.client(party))]
         table["data"] = run.data if run.reads_data(party) else {}
+    if served or not run.reads_data(party):
+        table["ids_key"] = ""  # who has it could try ids out on the hashes that pass; servers look labels up by hashes that they are given
     names = [slot.segment for slot in mine.slots]
+    for name in names:
+        if name in run.sinks:
+            table["evaluate"]["metrics"] = list(run.metrics_of(name))
     table["slice"] = {key: value for key, value in plain(mine).items() if key not in ("lanes",)} | {
         "digest": run.digest,
         "base": base,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,10 +20,10 @@ def should_stop(history: Sequence[Mapping[str, Any]], *, patience: int | None, w
     """
     if patience is None or not history:
         return False
-    if watch not in history[-1]:
+    if not any(watch in entry for entry in history):
         known = ", ".join(key for key in history[-1] if key != "epoch")
         raise RunFileError(f"evaluate.watch: {watch!r} is not measured; measured are {known}")
     sign = 1 if watch in _LOWER_IS_BETTER else -1
-    values = [sign * float(entry[watch]) for entry in history]
+    values = [sign * float(entry.get(watch, math.inf * sign)) for entry in history]  # not there: it was not finite
     best = min(range(len(values)), key=lambda at: values[at])
     return len(values) - 1 - best >= patience

@@ -42,5 +42,8 @@ def _check_labels(target: Tensor, classes: int) -> None:
 
 
 def like_target(output: Tensor, target: Tensor) -> Tensor:
-    """[N, 1] as [N] where the target is [N]."""
-    return output.reshape(target.shape) if output.numel() == target.numel() else torch.broadcast_to(output, target.shape)
+    """[N, 1] as [N] where the target is [N]. Raises DataError where the two do not go together."""
+    try:
+        return output.reshape(target.shape) if output.numel() == target.numel() else torch.broadcast_to(output, target.shape)
+    except RuntimeError as exc:
+        raise DataError(f"a sample's outputs are {list(output.shape[1:])}, its target {list(target.shape[1:])}; make them alike") from exc

@@ -86,7 +86,7 @@ def _setup(run: Run, server: ServerConfig, segments: Mapping[str, SegmentSource]
         engines=engines,
         averaged=_averaged(run, mine, segments),
         labels=_labels(run, server, sink),
-        metrics=MetricSet(run.evaluate.metrics, loss=run.loss_of(sink.segment), unlabelled=run.reconstruct is not None)
+        metrics=MetricSet(run.metrics_of(sink.segment), loss=run.loss_of(sink.segment), unlabelled=run.reconstruct is not None)
         if sink is not None
         else None,
         program=None if program is None else aligned(run, server.name, program, splits),

@@ -95,8 +95,8 @@ class Report:
             "steps": self.steps,
             "accuracy": _accuracy(self.metrics),
             "unsplit_accuracy": _accuracy(self.unsplit_metrics),
-            "metrics": dict(self.metrics),
-            "unsplit_metrics": dict(self.unsplit_metrics),
+            "metrics": _without_nan(self.metrics),
+            "unsplit_metrics": _without_nan(self.unsplit_metrics),
             "max_loss_difference": self.max_loss_difference if math.isfinite(self.max_loss_difference) else None,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
@@ -115,6 +115,11 @@ def _of_those_who_keep_them(clients: Sequence[Mapping[str, Any]], split: str) ->
     told = [(int(each["evaluated"][split]), each["metrics"][split]) for each in clients if split in each.get("metrics", {})]
     total = sum(samples for samples, _ in told)
     return {name: sum(samples * metrics[name] for samples, metrics in told) / total for name in (told[0][1] if total else ())}
+
+
+def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no numbers that are not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _accuracy(metrics: Mapping[str, float]) -> float | None:

@@ -141,7 +141,7 @@ def train_unsplit(run: Run, feeds: Mapping[str, Feed], *, progress: Callable[[in
     drawn = _masks_drawn(run)
     program = TrainingProgram(run.plan(), stop=lambda seen: should_stop(seen, patience=stopping.patience, watch=stopping.watch))
     program.sized(data.facts(run.lanes))
-    metrics = {sink: MetricSet(run.evaluate.metrics, loss=run.loss_of(sink), unlabelled=run.reconstruct is not None) for sink in data.sinks}
+    metrics = {sink: MetricSet(run.metrics_of(sink), loss=run.loss_of(sink), unlabelled=run.reconstruct is not None) for sink in data.sinks}
     losses: dict[str, list[float]] = {sink: [] for sink in data.sinks}
     weights: dict[int, int] = {}  # samples of each lane in the round
     while (command := program.next()).op != "end":

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wire.errors import FrameError
+from wire.limits import LIMITS
 from wire.parse import whole
 from wire.program import Command, Program, TrainingProgram
 from wire.steps import StepRange
@@ -99,9 +100,11 @@ def _away(program: Mapping[str, Any]) -> dict[int, int]:
 def missed_steps(blob: bytes, lane: int) -> Iterable[tuple[int, int]]:
     """(step, global step) of what ``lane`` has missed. Raises FrameError for what is no such list."""
     try:
+        left = LIMITS.missed_steps
         for first, count, first_global, apart in json.loads(blob).get(str(lane), []):
-            whole(first + count, below=1 << 32)
-            whole(first_global + count * apart, below=1 << 33)
+            whole(whole(first, below=1 << 32) + whole(count, below=left + 1), below=1 << 32)
+            whole(whole(first_global, below=1 << 33) + count * whole(apart, below=1 << 16), below=1 << 33)
+            left -= count
             yield from ((first + at, first_global + at * apart) for at in range(count))
     except (ValueError, TypeError, AttributeError, RecursionError) as exc:
         raise FrameError(f"the list of missed steps is not readable ({exc})") from exc

@@ -26,6 +26,7 @@ class Limits:
     packed_elements: int = 1 << 20  # of one message of which the receiver expects no shapes: packed, ten bytes may stand for all of them
     manifest_bytes: int = 4 << 20
     graph_bytes: int = 1 << 30  # one ONNX file of a bundle
+    missed_steps: int = 1 << 22  # of a lane, that a party which comes back writes down
     run_file_bytes: int = 1 << 20
     request_bytes: int = 4096  # a file by which another command asks a running party for something
     dataset_bytes: int = 8 << 30  # one data file, unpacked

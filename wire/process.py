@@ -22,6 +22,7 @@ from wire.codecs import offer_for
 from wire.cut import Cuts
 from wire.driver import Driver, Observer
 from wire.engine import Array, Engine
+from wire.errors import UsageError
 from wire.feed import Batch, Feed, LabelStore
 from wire.graph import PEER, PartySlice
 from wire.kept import Kept
@@ -62,8 +63,17 @@ class PartySetup:
 
 
 def for_prediction(run: Run, client: str) -> Run:
-    """The same run with one lane only, that of ``client``, on topics of its own: split inference that a training run does not notice."""
+    """The same run with one lane only, that of ``client``, on topics of its own: split inference that a training run does not notice.
+
+    Raises UsageError for a run in which other clients take part in a lane.
+    """
+    if run.slice is not None:
+        raise UsageError("split inference needs the whole run file, and this is a party's slice of it")
     chosen = (run.client(client),) if run.lanes > 1 else run.clients
+    graph = run.graph()
+    beside = sorted({party for segment in graph.segments for party in segment.parties if run.is_client(party)} - {client})
+    if beside and run.lanes == 1:
+        raise UsageError(f"split inference is for one client and servers; in run {run.name} `{client}` works with {', '.join(beside)}")
     return dataclasses.replace(run, clients=chosen, topic_key=f"{run.topic_key or run.name}/predict/{client}")
 
 

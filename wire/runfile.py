@@ -24,7 +24,7 @@ from wire.optim import Optimizer
 from wire.parse import parse, plain, read_key
 from wire.placement import graph_of, hub_of
 from wire.program import AVERAGING, FEDERATED, Plan, Schedule
-from wire.schedules import check_copies, check_network, check_rounds, check_weights_leave
+from wire.schedules import check_copies, check_network, check_relay, check_rounds, check_weights_leave
 from wire.segments import LossName, ReconstructConfig, SegmentConfig
 from wire.slices import Slice
 from wire.spool import SpoolConfig
@@ -313,6 +313,7 @@ class Run:
         check_network(self)
         graph = self.graph()
         check_copies(self, graph)
+        check_relay(self, graph)
         held = graph.parties
         alone = self.schedule not in FEDERATED and all(segment.labels == "local" for segment in graph.segments if segment.loss)
         if self.evaluate.patience is not None and alone:
@@ -402,6 +403,13 @@ class Run:
         if self.slice is not None:
             return self.slice.losses.get(segment, self.loss)
         return next((each.loss for each in self.segments if each.name == segment and each.loss is not None), self.loss)
+
+    def metrics_of(self, sink: str) -> tuple[str, ...]:
+        """What is measured at this end of the graph: of several with different losses, those metrics that mean something with its own."""
+        names = self.evaluate.metrics
+        if self.slice is not None or len(self.sinks) == 1:
+            return names
+        return tuple(name for name in names if (name == "mae") == (self.loss_of(sink) == "mse"))
 
     @property
     def lanes(self) -> int:

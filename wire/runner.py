@@ -6,6 +6,7 @@ payload; backward the same way. Labels and keyed ids ride along with activations
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -113,14 +114,14 @@ class Runner:
         here, and what is to be told, by segment; or, by lane, what it has counted."""
         if self._tally is not None and self._sink is not None:
             lanes = sorted(set(self._sink.lanes) & set(self._command.args["steps"]["lanes"]))
-            return {}, {"counts": {str(lane): self._tally.sums for lane in lanes}}
+            return {}, {"counts": {str(lane): _finite(self._tally.sums) for lane in lanes}}
         if self._metrics is None or self._sink is None or not (self._command.args.get("last") or self._alone):
             return {}, {}
         metrics = self._metrics.compute()
         if self._alone:
             self.kept.keep(self._command.split, metrics)
             return metrics, {}
-        return metrics, {"metrics": {self._sink.segment: metrics}}
+        return metrics, {"metrics": {self._sink.segment: _finite(metrics)}}
 
     # ------------------------------------------------------------ forward
 
@@ -286,6 +287,11 @@ class Runner:
     def answer(self, effect: Answer) -> None:
         """A prediction has come back for the batch of this step."""
         self._on_answer(self._batch(effect.work), decode_plain(effect.payload))
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of a network that has diverged, what can still be told: messages have no other numbers."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _not_finite(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> str | None:

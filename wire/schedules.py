@@ -12,7 +12,7 @@ from wire.tally import check_counted
 if TYPE_CHECKING:
     from wire.runfile import Run
 
-__all__ = ["check_copies", "check_network", "check_rounds", "check_weights_leave"]
+__all__ = ["check_copies", "check_network", "check_relay", "check_rounds", "check_weights_leave"]
 
 
 def check_network(run: Run) -> None:
@@ -58,6 +58,22 @@ def check_copies(run: Run, graph: Graph) -> None:
             raise ValueError(
                 f"`schedule` is 'splitfed-v1', and segment `{segment.name}` is on {segment.parties[0]}: copies are averaged on "
                 f"{graph.root()} alone, which coordinates the run; place it there, or use 'splitfed-v2'"
+            )
+
+
+def check_relay(run: Run, graph: Graph) -> None:
+    """Raises ValueError where a relay could not hand the weights of every replicated segment from lane to lane."""
+    replicated = [segment for segment in graph.segments if len(segment.parties) > 1]
+    if run.schedule != "relay" or not replicated:
+        return
+    first, rest = replicated[0], replicated[1:]
+    for segment in rest:
+        crossed = set(segment.parties) & set(first.parties)
+        if segment.parties != first.parties and (crossed or run.hand_over == "peer"):
+            raise ValueError(
+                f"`schedule` is 'relay', and segment `{segment.name}` is on {', '.join(segment.parties)}, `{first.name}` on "
+                f"{', '.join(first.parties)}; weights go on from party to party: place both on the same ones, in the same order"
+                + (', or use `hand_over = "server"`' if run.hand_over == "peer" and not crossed else "")
             )
 
 

@@ -86,8 +86,11 @@ def _numbers(loss: str, values: NDArray[np.float64], target: Array) -> tuple[NDA
 
 
 def _like(values: NDArray[np.float64], target: Array) -> NDArray[np.float64]:
-    """[N, 1] as [N] where the target is [N]."""
-    return values.reshape(target.shape) if values.size == target.size else np.broadcast_to(values, target.shape)
+    """[N, 1] as [N] where the target is [N]. Raises DataError where the two do not go together."""
+    try:
+        return values.reshape(target.shape) if values.size == target.size else np.broadcast_to(values, target.shape)
+    except ValueError as exc:
+        raise DataError(f"a sample's outputs are {list(values.shape[1:])}, its target {list(target.shape[1:])}; make them alike") from exc
 
 
 def _by_sample(values: NDArray[np.float64]) -> NDArray[np.float64]:
