@@ -30,7 +30,6 @@ from wire.control import Control, encode_control
 from wire.cut import LABELS, Cuts
 from wire.engine import Array
 from wire.frames import Frame, Kind, Mode, encode
-from wire.graph import topics
 from wire.manifest import TensorSpec
 from wire.messages import Work
 from wire.runfile import Run, parse_run
@@ -132,7 +131,7 @@ class _End:
             inputs=segment.inputs,
             outputs=segment.outputs,
             optimizer=run.optimizer,
-            loss=run.loss if segment.has_loss else None,
+            loss=segment.loss,
             segment=name,
         )
         graph = run.graph()
@@ -166,7 +165,7 @@ def _message_bytes(run: Run, blobs: Mapping[str, bytes]) -> int:
 def frame_bytes(run: Run, frame: Frame) -> int:
     """All PUBLISH packets of a message, over MQTT 5 on a line that takes parts of the run file's size."""
     (line,) = run.graph().slice_for(run.clients[0].name).lines
-    topic, _ = topics(run.name, run.topic_key or run.name, line)
+    topic, _ = run.topics(line)
     parts = encode(frame, run_tag=run.tag, part_bytes=run.broker.part_bytes)
     return sum(publish_bytes(len(topic), len(part), properties_bytes=1) for part in parts)
 

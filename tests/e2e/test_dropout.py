@@ -51,7 +51,7 @@ def dropping_run(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize("schedule", ["relay", "independent"])
 def test_split_equals_unsplit(schedule: str, tmp_path: Path) -> None:
     path = dropping_run(tmp_path, schedule=schedule, weights_leave=schedule == "relay")
-    report = run_and_compare(load_run(path), path, broker="embedded")
+    report = run_and_compare(load_run(path), broker="embedded")
     assert report is not None
     assert report.steps == 2 * 2 * 20
     assert report.metrics["accuracy"] == pytest.approx(report.unsplit_metrics["accuracy"], abs=0.01)
