@@ -17,6 +17,7 @@ __all__ = ["Group", "grouped", "write_link_page"]
 ACTIVATIONS = {"fashion": 784, "fashion-void": 784, "fashion-relu5": 128, "digits": 128, "shapes": 1024}
 _TITLES = {
     "fashion": "Fashion-MNIST, cut of 784 activations, 10 epochs, batch 128",
+    "fashion-relu5": "Fashion-MNIST, cut of 128 activations after relu5, 10 epochs, batch 128",
     "digits": "Digits (scikit-learn), cut of 128 activations, 20 epochs, batch 32",
     "shapes": "Coloured shapes of 3 x 32 x 32 (generated, 8 classes), cut of 1,024 activations, 5 epochs, batch 64",
 }
