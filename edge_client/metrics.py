@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wire.engine import Array
-from wire.errors import DataError, RunFileError
+from wire.errors import DataError
+from wire.metric_names import check_metrics
 
-__all__ = ["METRICS", "MetricSet"]
-
-METRICS = ("accuracy", "auroc", "f1", "mae")
+__all__ = ["MetricSet"]
 
 LossKind = Literal["cross_entropy", "bce", "mse"]
 Floats = NDArray[np.floating[Any]]
@@ -32,11 +31,7 @@ class MetricSet:
     """
 
     def __init__(self, names: Sequence[str], *, loss: LossKind) -> None:
-        for name in names:
-            if name not in METRICS:
-                raise RunFileError(f"evaluate.metrics: there is no metric {name!r}; known: {', '.join(METRICS)}")
-            if (name == "mae") != (loss == "mse"):
-                raise RunFileError(f"evaluate.metrics: {name!r} means nothing with loss {loss!r}")
+        check_metrics(names, loss=loss)
         self._names = tuple(names)
         self._loss = loss
         self.reset()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from export.autoencoder import SEGMENT
 from export.built import BuiltGraph
+from export.declared import as_tuple
 from export.graphs import build_inference
 from export.prepare import build_model, build_segments, input_shapes
 from export.trace import trace_inference
@@ -90,7 +91,7 @@ def _onnx(run: Run, model: nn.Module) -> onnx.ModelProto:
     inputs = {name: torch.randn((3, *value.shape[1:]), generator=generator) for name, value in examples.items()}
     session = ort.InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        wanted = _tuple(model(*inputs.values()))
+        wanted = as_tuple(model(*inputs.values()))
     given = session.run(list(outputs), {name: value.numpy() for name, value in inputs.items()})
     for mine, theirs in zip(given, wanted, strict=True):
         if not np.abs(mine - theirs.numpy()).max() <= 1e-5 + 2e-4 * np.abs(theirs.numpy()).max():
@@ -100,12 +101,8 @@ def _onnx(run: Run, model: nn.Module) -> onnx.ModelProto:
 
 def _output_names(model: nn.Module, examples: list[Tensor]) -> tuple[str, ...]:
     with torch.no_grad():
-        count = len(_tuple(model(*examples)))
+        count = len(as_tuple(model(*examples)))
     return ("y",) if count == 1 else tuple(f"y{at}" for at in range(count))
-
-
-def _tuple(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
 def _with_weights(graph: BuiltGraph, model: nn.Module) -> onnx.ModelProto:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 import torch
 from torch import Tensor, nn
 
-from export.load import load_model
+from export.load import load_seeded
 from export.run_segment import RunSegment, spec_of
 from wire.errors import GraphError
 from wire.runfile import Run
@@ -35,10 +34,7 @@ class Autoencoder(nn.Module):
 
 def with_decoder(run: Run, config: ReconstructConfig, segment: RunSegment) -> RunSegment:
     """The same segment with its decoder. Raises RunFileError; GraphError where the decoder does not give what the raw data was."""
-    seed = hashlib.blake2b(f"{run.seed}/{segment.name}/decoder".encode(), digest_size=7, person=b"cutlayer init").digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(seed, "little"))
-        decoder = load_model(config.decoder, config.args, run.base)
+    decoder = load_seeded(config.decoder, config.args, run.base, key="reconstruct.decoder", seed=f"{run.seed}/{segment.name}/decoder")
     module = Autoencoder(segment.module, decoder)
     _check(config, module, segment)
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from export.cut import identifier
 from export.freeze import freeze
-from export.load import load_model
+from export.load import load_seeded
 from export.models import BUNDLED
 from export.run_segment import EXAMPLES, RunSegment, segment_of
 from wire.errors import GraphError, RunFileError
@@ -18,7 +17,7 @@ from wire.manifest import TensorSpec
 from wire.runfile import Run
 from wire.segments import SegmentConfig
 
-__all__ = ["Composite", "build_composite", "declared_segments", "raw_shapes"]
+__all__ = ["Composite", "as_tuple", "build_composite", "declared_segments", "raw_shapes"]
 
 
 class Composite(nn.Module):
@@ -44,7 +43,7 @@ class Composite(nn.Module):
         made: dict[str, tuple[Tensor, ...]] = {}
         for name, sources in self._wiring.items():
             given = tuple(value for source in sources for value in made[source]) if sources else (next(arriving),)
-            made[name] = _tuple(getattr(self, name)(*given))
+            made[name] = as_tuple(getattr(self, name)(*given))
             if name == self._autoencoder:
                 *rest, self.error = made[name]
                 made[name] = tuple(rest)
@@ -106,11 +105,9 @@ def _ordered(run: Run) -> list[SegmentConfig]:
 
 
 def _built(run: Run, config: SegmentConfig) -> nn.Module:
-    """Its weights depend on the run's seed and its name alone, so that a party can build its own without the others."""
-    seed = hashlib.blake2b(f"{run.seed}/{config.name}".encode(), digest_size=7, person=b"cutlayer init").digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(seed, "little"))
-        module = load_model(config.build, config.args, run.base)
+    module = load_seeded(
+        config.build, config.args, run.base, key=f"segments: the `build` of `{config.name}`", seed=f"{run.seed}/{config.name}"
+    )
     freeze(module, config.freeze)
     return module
 
@@ -141,11 +138,12 @@ def _results(config: SegmentConfig, module: nn.Module, names: Sequence[str], exa
         raise GraphError(
             f"segment `{config.name}` does not run on what comes in, a sample of {shapes}: {str(exc).splitlines()[0][:200]}"
         ) from exc
-    results = _tuple(found)
+    results = as_tuple(found)
     if not results or not all(isinstance(value, Tensor) for value in results):
         raise GraphError(f"segment `{config.name}` must return a tensor, or a tuple of tensors")
     return results
 
 
-def _tuple(found: Tensor | tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, ...]:
+def as_tuple(found: Tensor | tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, ...]:
+    """What a module returned."""
     return (found,) if isinstance(found, Tensor) else tuple(found)

@@ -12,11 +12,9 @@ from torchmetrics import classification
 
 from server.losses import LossKind, labelled, like_target, loss_of
 from wire.engine import Array
-from wire.errors import RunFileError
+from wire.metric_names import check_metrics
 
-__all__ = ["METRICS", "MetricSet"]
-
-METRICS = ("accuracy", "auroc", "f1", "mae")
+__all__ = ["MetricSet"]
 
 _CLASSES = {
     "accuracy": (classification.BinaryAccuracy, classification.MulticlassAccuracy, "micro"),
@@ -34,11 +32,7 @@ class MetricSet:
     """
 
     def __init__(self, names: Sequence[str], *, loss: LossKind, unlabelled: bool = False) -> None:
-        for name in names:
-            if name not in METRICS:
-                raise RunFileError(f"evaluate.metrics: there is no metric {name!r}; known: {', '.join(METRICS)}")
-            if (name == "mae") != (loss == "mse"):
-                raise RunFileError(f"evaluate.metrics: {name!r} means nothing with loss {loss!r}")
+        check_metrics(names, loss=loss)
         self._names = tuple(names)
         self._loss = loss
         self._unlabelled = unlabelled and loss == "cross_entropy"

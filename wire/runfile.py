@@ -20,6 +20,7 @@ from wire.graph import Graph, Line, PartySlice, edge_token, topics
 from wire.limits import LIMITS
 from wire.lr import LrSchedule
 from wire.manifest import TensorSpec
+from wire.metric_names import goes_with
 from wire.optim import Optimizer
 from wire.parse import parse, plain, read_key
 from wire.placement import graph_of, hub_of
@@ -409,7 +410,7 @@ class Run:
         names = self.evaluate.metrics
         if self.slice is not None or len(self.sinks) == 1:
             return names
-        return tuple(name for name in names if (name == "mae") == (self.loss_of(sink) == "mse"))
+        return tuple(name for name in names if goes_with(name, self.loss_of(sink)))
 
     @property
     def lanes(self) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wire.engine import Array
 from wire.errors import DataError, RunFileError
+from wire.metric_names import check_metrics
 
 __all__ = ["COUNTED", "Tally", "check_counted", "finished", "summed"]
 
@@ -23,8 +24,7 @@ def check_counted(names: Sequence[str], *, loss: str) -> None:
     for name in names:
         if name not in COUNTED:
             raise RunFileError(f"evaluate.metrics: {name!r} cannot be added up from what clients count; known here: {', '.join(COUNTED)}")
-        if (name == "mae") != (loss == "mse"):
-            raise RunFileError(f"evaluate.metrics: {name!r} means nothing with loss {loss!r}")
+    check_metrics(names, loss=loss)
 
 
 def summed(tallies: Iterable[Mapping[str, float]]) -> dict[str, float]:

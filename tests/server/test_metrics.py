@@ -14,8 +14,9 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, roc_a
 from torch.nn import functional
 
 from server.early_stopping import should_stop
-from server.metrics import METRICS, MetricSet
+from server.metrics import MetricSet
 from wire.errors import RunFileError
+from wire.metric_names import METRICS
 
 Array = NDArray[Any]
 SAMPLES = 60
