@@ -47,7 +47,7 @@ TASKS = {
     "fashion-relu5": Task(model=f"{MODELS}:fashion", cut="relu5", activations=128, epochs=10, batch_size=128, optimizer=_SGD),
     "fashion-void": Task(model=f"{MODELS}:fashion", cut="pool2", activations=784, epochs=10, batch_size=128, optimizer=_SGD),
     "digits": Task(model="digits-cnn", cut="pool1", activations=128, epochs=20, batch_size=32, optimizer=_SGD | {"lr": 0.02}),
-    "shapes": Task(model=f"{MODELS}:shapes", cut="pool2", activations=1024, epochs=5, batch_size=64, optimizer=_SGD | {"lr": 0.05}),
+    "shapes": Task(model=f"{MODELS}:shapes", cut="pool2", activations=1024, epochs=15, batch_size=64, optimizer=_SGD),
 }
 BASELINES = ("fp32", "fp16", "bf16", "int8", "int4", "int2", "mxfp4", "topk:keep=0.1", "randtopk:keep=0.1")
 # Forward and backward options of the low-bit codec, from the dearest to the cheapest.

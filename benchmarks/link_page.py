@@ -19,7 +19,7 @@ _TITLES = {
     "fashion": "Fashion-MNIST, cut of 784 activations, 10 epochs, batch 128",
     "fashion-relu5": "Fashion-MNIST, cut of 128 activations after relu5, 10 epochs, batch 128",
     "digits": "Digits (scikit-learn), cut of 128 activations, 20 epochs, batch 32",
-    "shapes": "Coloured shapes of 3 x 32 x 32 (generated, 8 classes), cut of 1,024 activations, 5 epochs, batch 64",
+    "shapes": "Coloured shapes of 3 x 32 x 32 (generated, 8 classes), cut of 1,024 activations, 15 epochs, batch 64",
 }
 _LOST_POINTS = 0.5
 

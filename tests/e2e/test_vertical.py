@@ -166,7 +166,9 @@ def test_split_and_aligned_equals_the_whole_table(missing: str, exported: Path, 
     train = {"drop": 195, "zero": 225}[missing]
     assert len(losses) == len(twin) == 3 * -(-train // 16)
     assert 0 < max(abs(np.subtract(losses, twin))) <= 1e-4, "0 would mean that a run was compared with itself"
-    assert twin[-1] < twin[0] / 2
+    epoch = len(twin) // 3
+    # Whole epochs: the last batch can be a single record, and which one it is depends on the run's secret.
+    assert np.mean(twin[-epoch:]) < np.mean(twin[:epoch]) / 2
     own = {party: Feed({split: opened(run.run, party, split) for split in SPLITS}) for party in COLUMNS}
     align_feeds(run.run, own)
     for party, feed in own.items():
