@@ -27,7 +27,7 @@ from wire.program import FEDERATED
 from wire.runfile import ClientConfig, Run, load_run
 from wire.tally import Tally
 
-__all__ = ["run_client", "run_predict"]
+__all__ = ["client_setup", "run_client", "run_predict"]
 
 
 def run_client(
@@ -45,12 +45,17 @@ def run_client(
     ``engine`` its client's engine. Raises CutlayerError.
     """
     run = load_run(run_file).with_broker(broker)
-    client = run.client(party)
+    setup = client_setup(run, party, bundle=bundle, engine=engine)
+    run_party(run, party, setup, observer=observer_for(party, log))
+
+
+def client_setup(run: Run, party: str, *, bundle: str | Path | None = None, engine: str | None = None) -> PartySetup:
+    """Engines and data of a client that is to train; see ``run_client``. Raises CutlayerError."""
     mine = run.slice_for(party)
-    engines = _load_engines(run, mine, client, Path(bundle or run.bundles), engine=engine)
+    engines = _load_engines(run, mine, run.client(party), Path(bundle or run.bundles), engine=engine)
     splits: tuple[Split, ...] = ("train", *run.evaluate.splits)
     feed = _open_feed(run, mine, engines, party, splits) if run.reads_data(party) else None
-    setup = PartySetup(
+    return PartySetup(
         engines=engines,
         feed=feed,
         metrics=_metrics(run, mine),
@@ -58,7 +63,6 @@ def run_client(
         result={"samples": feed.samples("train"), "evaluated": {split: feed.samples(split) for split in splits[1:]}} if feed else {},
         on_over=lambda: {"modules_forbidden": _forbidden()},
     )
-    run_party(run, party, setup, observer=observer_for(party, log))
 
 
 def run_predict(

@@ -24,7 +24,7 @@ from wire.process import PartySetup, aligned, for_prediction, run_party
 from wire.program import InferenceProgram, Program, TrainingProgram
 from wire.runfile import Run, ServerConfig
 
-__all__ = ["SegmentSource", "serve_run"]
+__all__ = ["SegmentSource", "serve_run", "server_setup"]
 
 
 class SegmentSource(Protocol):
@@ -58,7 +58,7 @@ def serve_run(
     """
     server = _server(run, party)
     torch.set_num_threads(server.threads or torch.get_num_threads())
-    setup = _setup(run, server, segments, predict)
+    setup = server_setup(run, server, segments, predict=predict)
     served = run if predict is None else for_prediction(run, predict)
     return run_party(served, server.name, setup, observer=observer_for(server.name, log))
 
@@ -72,7 +72,8 @@ def _server(run: Run, party: str | None) -> ServerConfig:
     return run.all_servers[0]
 
 
-def _setup(run: Run, server: ServerConfig, segments: Mapping[str, SegmentSource], predict: str | None) -> PartySetup:
+def server_setup(run: Run, server: ServerConfig, segments: Mapping[str, SegmentSource], *, predict: str | None = None) -> PartySetup:
+    """Engines, labels, metrics and, of the coordinator, the program of a server; see ``serve_run``. Raises CutlayerError."""
     mine = run.slice_for(server.name)
     engines = _engines(run, mine, segments)
     sink = next((slot for slot in mine.slots if slot.is_sink), None)

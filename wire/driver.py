@@ -154,17 +154,25 @@ class Driver:
     def run(self) -> None:
         """Returns at the end of the run, or after ``stop``. Raises CutlayerError where the party cannot go on."""
         try:
-            if not self._store.checkpoints():
-                self._save(0, None)
-            self._feed(Started(boot=self._store.boot, epoch=self._store.epoch, finished=self._store.finished and self._training))
-            self._transport.open(self._post.subscriptions, self._queue_event)
+            self.begin()
             while not self._over and not self._stop.is_set():
-                self._turn()
+                self.turn(wait_s=self._until_next_timer())
         finally:
-            self._transport.close()
-            self.traffic.wire = self._transport.counted()
-            self._store.close()
-            self._spool.close(remove=self._over and not self._drained)
+            self.end()
+
+    def begin(self) -> None:
+        """Start the actor and the transport. ``run`` does it; whoever does not call ``run`` calls ``turn`` until ``over``, and ``end``."""
+        if not self._store.checkpoints():
+            self._save(0, None)
+        self._feed(Started(boot=self._store.boot, epoch=self._store.epoch, finished=self._store.finished and self._training))
+        self._transport.open(self._post.subscriptions, self._queue_event)
+
+    def end(self) -> None:
+        """Close everything that is the driver's."""
+        self._transport.close()
+        self.traffic.wire = self._transport.counted()
+        self._store.close()
+        self._spool.close(remove=self._over and not self._drained)
 
     @property
     def over(self) -> bool:
@@ -181,11 +189,24 @@ class Driver:
         self._stop.set()
         self._inbox.put(None)
 
-    def _turn(self) -> None:
+    @property
+    def busy(self) -> bool:
+        """Whether something has arrived that no turn has handled yet."""
+        return not self._inbox.empty()
+
+    @property
+    def next_timer_s(self) -> float | None:
+        """When the next timer of the actor is due, by the clock; None: none is set."""
+        while self._timers and self._timer_ids.get(self._timers[0][2]) != self._timers[0][1]:
+            heapq.heappop(self._timers)  # cancelled, or set anew
+        return self._timers[0][0] if self._timers else None
+
+    def turn(self, *, wait_s: float = 0.0) -> None:
+        """Handle one event, waiting up to ``wait_s`` of real time for it, and all timers that are due."""
         if self._inbox.empty():
             self._runner.prepare()
         try:
-            event = self._inbox.get(timeout=self._until_next_timer())
+            event = self._inbox.get(block=wait_s > 0, timeout=wait_s or None)
         except queue.Empty:
             event = None
         if event is not None:

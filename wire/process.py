@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +33,13 @@ from wire.runner import Metrics, Runner
 from wire.spool import Spool, SpoolConfig
 from wire.store import Store, weights_of, write_atomically
 from wire.tally import Tally
+from wire.transport.base import Transport
 from wire.transport.mqtt import MqttTransport
 
 if TYPE_CHECKING:
     from wire.keys import PeerKeys
 
-__all__ = ["PartySetup", "aligned", "for_prediction", "peak_rss_bytes", "run_party"]
+__all__ = ["Party", "PartySetup", "aligned", "client_id", "for_prediction", "make_party", "peak_rss_bytes", "run_party"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,18 +79,57 @@ def for_prediction(run: Run, client: str) -> Run:
     return dataclasses.replace(run, clients=chosen, topic_key=f"{run.topic_key or run.name}/predict/{client}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Party:
+    """A party that is put together and not started: ``driver`` runs it, ``result`` says afterwards what it cost and found."""
+
+    name: str
+    driver: Driver
+    store: Store
+    _cuts: Cuts
+    _runner: Runner
+    _setup: PartySetup
+
+    def result(self) -> dict[str, Any]:
+        """JSON-ready."""
+        found = _result(self.name, self.driver, self._setup)
+        return found | {"labels_published": self._cuts.labels_sent, **self._runner.kept.plain()}
+
+
 def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> dict[str, Any]:
     """Run a party to the end of the run and return its result (also left in ``result.json``). Raises CutlayerError."""
+    party = make_party(run, name, setup, observer=observer)
+    driver = party.driver
+    if party.store.finished and setup.training and setup.program is not None:
+        driver.end()
+        observer("finished", already=True)
+        return _saved_result(run.state_of(name))
+    if threading.current_thread() is threading.main_thread():  # a process that holds several parties ends them itself
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: driver.stop())
+    driver.run()
+    result = party.result()
+    write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())
+    observer("drained" if driver.drained else "finished" if driver.over else "stopped", **result)
+    return result
+
+
+def make_party(
+    run: Run,
+    name: str,
+    setup: PartySetup,
+    *,
+    observer: Observer,
+    transport: Transport | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Party:
+    """Put store, actor, runner and driver of a party together. ``transport``: left out, MQTT to the run's broker. Raises CutlayerError."""
     party = run.slice_for(name)
     digest = setup.digest or run.digest
     cuts = Cuts(run, party, setup.engines)
     keys = _keys(run, party, observer)
     aligner = _aligner(run, party, setup)
     store = Store(run.state_of(name), digest=digest)
-    if store.finished and setup.training and setup.program is not None:
-        store.close()
-        observer("finished", already=True)
-        return _saved_result(run.state_of(name))
     runner = Runner(
         run,
         party,
@@ -102,26 +143,11 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         on_loss=lambda work, loss: store.record_loss(work.global_step, work.lane, loss),
         on_answer=setup.on_answer,
     )
-    absences = run.absences and setup.training
-    program = setup.program
-    if absences and isinstance(program, TrainingProgram):
-        program = Attendance(program, lanes=run.lanes, handed_on=run.schedule == "relay")
-    actor = Actor(
-        party,
-        digest=digest,
-        codecs=offer_for(run.codecs),
-        in_flight=run.in_flight,
-        program=program,
-        timing=Timing(resend_after_s=run.resend_after_s),
-        public_key=keys.public if keys is not None else b"",
-        straggler=run.straggler,
-        absences=absences,
-    )
     replicated = frozenset(slot.segment for slot in party.slots if slot.replicated)
     driver = Driver(
         run,
         party,
-        actor=actor,
+        actor=_actor(run, party, setup, digest=digest, public_key=keys.public if keys is not None else b""),
         runner=runner,
         engines=setup.engines,
         cuts=cuts,
@@ -131,19 +157,40 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
         aligner=aligner,
         store=store,
         spool=_spool(run, name, setup, observer),
-        transport=MqttTransport(run.broker, client_id=f"{run.name}-{name}" + ("" if setup.training else "-predict"), base_dir=run.base),
+        transport=transport or _mqtt(run, name, setup),
         observer=observer,
         keys=keys,
         training=setup.training,
+        clock=clock,
     )
-    if threading.current_thread() is threading.main_thread():  # a process that holds several parties ends them itself
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: driver.stop())
-    driver.run()
-    result = _result(name, driver, setup, run) | {"labels_published": cuts.labels_sent, **runner.kept.plain()}
-    write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())
-    observer("drained" if driver.drained else "finished" if driver.over else "stopped", **result)
-    return result
+    return Party(name=name, driver=driver, store=store, _cuts=cuts, _runner=runner, _setup=setup)
+
+
+def _mqtt(run: Run, name: str, setup: PartySetup) -> MqttTransport:
+    return MqttTransport(run.broker, client_id=client_id(run, name, training=setup.training), base_dir=run.base)
+
+
+def client_id(run: Run, name: str, *, training: bool = True) -> str:
+    """What a party is called at the broker."""
+    return f"{run.name}-{name}" + ("" if training else "-predict")
+
+
+def _actor(run: Run, party: PartySlice, setup: PartySetup, *, digest: str, public_key: bytes) -> Actor:
+    absences = run.absences and setup.training
+    program = setup.program
+    if absences and isinstance(program, TrainingProgram):
+        program = Attendance(program, lanes=run.lanes, handed_on=run.schedule == "relay")
+    return Actor(
+        party,
+        digest=digest,
+        codecs=offer_for(run.codecs),
+        in_flight=run.in_flight,
+        program=program,
+        timing=Timing(resend_after_s=run.resend_after_s),
+        public_key=public_key,
+        straggler=run.straggler,
+        absences=absences,
+    )
 
 
 def _spool(run: Run, name: str, setup: PartySetup, observer: Observer) -> Spool:
@@ -218,7 +265,7 @@ def _facts(run: Run, setup: PartySetup, party: PartySlice) -> dict[str, Any]:
     return facts | ({"weights": sizes} if sizes else {})
 
 
-def _result(name: str, driver: Driver, setup: PartySetup, run: Run) -> dict[str, Any]:
+def _result(name: str, driver: Driver, setup: PartySetup) -> dict[str, Any]:
     return {
         "name": name,
         "bytes_up": driver.traffic.bytes_up,
