@@ -24,9 +24,9 @@ from wire.transport.mqtt_connection import Connection, Publish, Version
 from wire.transport.window import Goodput, publish_bytes
 from wire.transport.wire_bytes import NO_BYTES, WireBytes
 
-__all__ = ["MqttTransport"]
+__all__ = ["FIRST_DELAY_S", "LONGEST_DELAY_S", "MqttTransport"]
 
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 _FLUSH_S = 2.0
 _JOIN_S = 5.0
 _IDLE_S = 1.0  # the keepalive is looked after this often
@@ -150,19 +150,19 @@ class MqttTransport:
 
     def _keep_connected(self, waker: Waker) -> None:
         """Returns or raises Cancelled after ``close``. Raises BrokerRefused, UsageError."""
-        delay_s = _FIRST_DELAY_S
+        delay_s = FIRST_DELAY_S
         while not self._closing.is_set():
             try:
                 self._connect_either(waker)
             except _Lost as exc:
                 self._set_down()
                 if exc.was_up:
-                    delay_s = _FIRST_DELAY_S
+                    delay_s = FIRST_DELAY_S
                 wait_s = delay_s * random.uniform(0.5, 1.0)  # or all parties would come back at the same moment
                 if not self._closing.is_set():
                     self._sink(LinkDown(reason=str(exc), retry_in_s=wait_s))
                 self._pause(waker, wait_s)
-                delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+                delay_s = min(2 * delay_s, LONGEST_DELAY_S)
 
     def _pause(self, waker: Waker, wait_s: float) -> None:
         end_s = time.monotonic() + wait_s

@@ -30,13 +30,13 @@ from wire.transport.stream import PACKET_BYTES, Stream
 from wire.transport.window import IN_FLIGHT, Flying, Goodput, Window, publish_bytes
 from wire.transport.wire_bytes import WireBytes
 
-__all__ = ["Connection", "Publish", "Version"]
+__all__ = ["SILENCE", "Connection", "Publish", "Version"]
 
 Version = MQTTProtocolVersion
 
 _TOPICS_A_SUBSCRIBE = 8  # AWS IoT takes no more
 _READS_A_TURN = 64
-_SILENCE = 1.5  # keepalives without a sign of life, after which a connection is no more: MQTT gives our end as much
+SILENCE = 1.5  # keepalives without a sign of life, after which a connection is no more: MQTT gives our end as much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ class Connection:
         if self._version is Version.MQTTv5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.MaximumPacketSize = PACKET_BYTES
-        self._stream.tune(silence_s=_SILENCE * self._keepalive_s)
+        self._stream.tune(silence_s=SILENCE * self._keepalive_s)
         self._client.connect(self._broker.host, self._broker.port, keepalive=self._keepalive_s, properties=properties)
 
     def turn(self, outgoing: deque[Publish], timeout_s: float) -> int:
@@ -141,7 +141,7 @@ class Connection:
     def _keep_alive(self) -> None:
         """Ask for a sign of life in time, and raise BrokerUnreachable where none comes."""
         now_s, stream = time.monotonic(), self._stream
-        if now_s - stream.heard_s >= _SILENCE * self._keepalive_s:
+        if now_s - stream.heard_s >= SILENCE * self._keepalive_s:
             raise BrokerUnreachable(f"nothing was heard from the broker for {now_s - stream.heard_s:.0f} s")
         quiet_s = now_s - min(stream.heard_s, stream.said_s)
         if self.answered and quiet_s >= self._keepalive_s and now_s - self._pinged_s >= self._keepalive_s / 2:
@@ -240,7 +240,7 @@ class Connection:
         keepalive_s = getattr(properties, "ServerKeepAlive", None)
         if keepalive_s:
             self._keepalive_s = self._window.keepalive_s = keepalive_s
-            self._stream.tune(silence_s=_SILENCE * keepalive_s)
+            self._stream.tune(silence_s=SILENCE * keepalive_s)
 
     def _on_subscribe(self, client: Client, _: object, mid: int, reasons: list[ReasonCode], properties: Properties | None) -> None:
         topics = self._ungranted.pop(mid, ())
