@@ -41,12 +41,18 @@ CLEAR: Weather = _Clear()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RadioEnergy:
-    """What a radio takes: ``session_j`` a connection, ``byte_j`` a byte either way, and ``tail_w`` for ``tail_s`` after each burst."""
+    """What a radio takes: ``session_j`` a connection, ``byte_j`` a byte either way, ``tail_w`` for ``tail_s`` after each burst, and
+    ``idle_w`` all the time, as a call that is open or a terminal that listens."""
 
     session_j: float = 0.0
     byte_j: float = 0.0
     tail_w: float = 0.0
     tail_s: float = 0.0
+    idle_w: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.session_j, self.byte_j, self.tail_w, self.tail_s, self.idle_w) < 0:
+            raise ValueError("what a radio takes must be 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
