@@ -63,7 +63,8 @@ class FieldResult:
 
     ``mode``: "train", "cost" or "real" (processes over a shaped line). ``finished``: False where the run could not end, with ``why``.
     ``time_s``: virtual time to the end. ``history`` is empty in cost mode, and in a run whose loss is at the clients. ``constants``: the
-    link's and the device's, with the source of each. ``parties``: at most 200 of the clients; sums are over all.
+    link's and the device's, with the source of each. ``parties``: at most 200 of the clients; sums are over all. ``varied``: what a sweep
+    has set for this cell.
     """
 
     run: str
@@ -92,6 +93,7 @@ class FieldResult:
     constants: dict[str, Any]
     wall_s: float
     version: str
+    varied: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready; keys as the fields are called."""

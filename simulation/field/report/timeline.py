@@ -1,0 +1,65 @@
+"""The timelines as the page's script and the PNGs need them: of some twenty clients, and no more spans than a browser draws at ease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulation.field.result import KINDS, FieldResult
+
+__all__ = ["CLIENTS", "Timeline", "shares_by_column", "timelines_of"]
+
+CLIENTS = 20
+_SPANS = 200_000  # on one page; about 3 MB
+_LEAST_SPANS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """``rows``: for each client, (index of KINDS, begin, end) in seconds. Nothing of ``end_s`` or later is known of all of them."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[tuple[int, float, float], ...], ...]
+    begin_s: float
+    end_s: float
+    whole: bool
+
+
+def timelines_of(results: Sequence[FieldResult]) -> list[Timeline | None]:
+    """One for each result, None where nothing was recorded; of many results, shorter beginnings."""
+    each = max(_LEAST_SPANS, _SPANS // (max(1, len(results)) * CLIENTS))
+    return [_timeline(result, each) for result in results]
+
+
+def _timeline(result: FieldResult, most: int) -> Timeline | None:
+    parties = [party for party in result.parties if party.timeline][:CLIENTS]
+    if not parties:
+        return None
+    rows = tuple(tuple((KINDS.index(span.kind), span.begin_s, span.end_s) for span in party.timeline[:most]) for party in parties)
+    end_s = max(row[-1][2] for row in rows)
+    return Timeline(
+        names=tuple(party.name for party in parties),
+        rows=rows,
+        begin_s=min(row[0][1] for row in rows),
+        end_s=end_s,
+        whole=end_s >= result.time_s * 0.999 and all(len(party.timeline) <= most for party in parties),
+    )
+
+
+def shares_by_column(timeline: Timeline, row: int, columns: int) -> NDArray[np.float64]:
+    """How each column's stretch of time divides among the kinds, (columns, kinds), in 0 to 1; less than 1 together where nothing is known."""
+    width = (timeline.end_s - timeline.begin_s) / columns or 1.0
+    edges = timeline.begin_s + width * np.arange(columns + 1)
+    shares = np.zeros((columns, len(KINDS)))
+    for kind in range(len(KINDS)):
+        spans = np.array([(begin, end) for which, begin, end in timeline.rows[row] if which == kind and end > begin])
+        if len(spans):
+            # Time of this kind before each edge: all of the spans that have ended, and a part of the one under way.
+            lengths = np.concatenate([[0.0], np.cumsum(spans[:, 1] - spans[:, 0])])
+            began = np.searchsorted(spans[:, 0], edges, side="right")
+            past = np.where(began > 0, np.maximum(0.0, spans[np.maximum(began - 1, 0), 1] - edges), 0.0)
+            shares[:, kind] = np.diff(lengths[began] - past) / width
+    return np.clip(shares, 0.0, 1.0)

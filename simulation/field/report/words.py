@@ -1,0 +1,96 @@
+"""Quantities as people read them: three significant digits, and the unit that fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["ENERGIES", "SIZES", "Units", "alike", "duration", "energy", "exact", "percent", "score", "size"]
+
+# The smaller unit, its seconds, the larger one, how many of the smaller it holds, and from how many on the next pair is taken.
+_TIMES = (("s", 1, "min", 60, 3_600), ("min", 60, "h", 60, 1_440), ("h", 3_600, "d", 24, math.inf))
+_NONE = "–"
+
+Units = tuple[tuple[str, float], ...]  # from the largest
+SIZES: Units = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
+ENERGIES: Units = (("GJ", 1e9), ("MJ", 1e6), ("kJ", 1e3), ("J", 1.0), ("mJ", 1e-3))
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 3 h 12 min; below ten seconds with digits behind the point."""
+    if not math.isfinite(seconds):
+        return _NONE
+    if seconds < 0:
+        return f"-{duration(-seconds)}"
+    if seconds < 9.95:
+        return _scaled(seconds, (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)))
+    if round(seconds) < 60:
+        return f"{round(seconds)} s"
+    # Rounded first, in the smaller of the two units that are shown: 59 min 60 s is one hour.
+    for small, per_small, large, per_large, most in _TIMES:
+        count = round(seconds / per_small)
+        if count < most:
+            break
+    many, rest = divmod(count, per_large)
+    return f"{many:,} {large} {rest} {small}" if rest else f"{many:,} {large}"
+
+
+def size(count: float) -> str:
+    """Bytes, in powers of 1,000."""
+    return _scaled(count, SIZES)
+
+
+def energy(joules: float) -> str:
+    return _scaled(joules, ENERGIES)
+
+
+def percent(share: float) -> str:
+    return f"{share * 100:.1f} %" if math.isfinite(share) else _NONE
+
+
+def score(value: float, *, is_share: bool) -> str:
+    """A metric's value; one that is a share as a percentage."""
+    if not math.isfinite(value):
+        return "not a number"
+    return percent(value) if is_share else f"{value:.4g}"
+
+
+def exact(value: object) -> str:
+    """A constant as it stands in its file, its thousands apart."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() and 1e3 <= abs(value) < 1e15 else f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(exact(item) for item in value)
+    return str(value)
+
+
+def alike(values: Sequence[float], units: Units) -> list[str]:
+    """All in one unit, as an axis has them: the one that fits the largest."""
+    most = max(map(abs, values), default=0.0)
+    unit, factor = next((each for each in units if most >= each[1]), units[-1])
+    return [f"{value / factor:.4g} {unit}" for value in values]
+
+
+def _scaled(value: float, units: Units) -> str:
+    if not math.isfinite(value):
+        return _NONE
+    for unit, factor in units:
+        text = _digits(value / factor)
+        if abs(float(text)) >= 1:
+            break
+    else:
+        unit, factor = units[-1] if value else min(units, key=lambda each: abs(math.log(each[1])))
+        text = _digits(value / factor)
+    return f"{text} {unit}"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, never an exponent; whole numbers stay whole."""
+    if value == round(value) and abs(value) < 1_000:
+        return f"{value:.0f}"
+    after = max(0, 2 - math.floor(math.log10(abs(value)))) if abs(value) >= 1e-3 else 3
+    return f"{value:.{min(after, 3)}f}"
