@@ -130,8 +130,7 @@ class VirtualParty:
         self._wake_s = None
         self.driver.turn()
         if self.driver.over:
-            self.ended_s = self.time.now()
-            self.driver.end()
+            self._clock.at(self.time.now(), self.driver.end)
         else:
             self._plan()
 
@@ -142,6 +141,10 @@ class VirtualParty:
             self._wake_at(self.time.now())
         elif timer_s is not None:
             self._wake_at(max(timer_s, self.time.now()))
+
+    def closed(self) -> None:
+        """Its transport has said all, and closed."""
+        self.ended_s = self.time.now()
 
     def stop(self) -> None:
         """Close what it holds, before its end."""

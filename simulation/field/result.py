@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["KINDS", "FieldResult", "Moment", "PartyResult", "Span"]
+__all__ = ["KINDS", "FieldResult", "Kind", "Moment", "PartyResult", "Span"]
 
 # What a client does or waits for, as the timeline shows it. "up" and "down": its line is busy that way and nothing else happens;
 # "server": the line is idle, and the other end computes or waits for others.
-KINDS = ("compute", "up", "down", "outage", "server")
 Kind = Literal["compute", "up", "down", "outage", "server"]
+KINDS: tuple[Kind, ...] = ("compute", "up", "down", "outage", "server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from wire.limits import LIMITS
 from wire.rng import generator
 from wire.transport.base import Delivered, LinkDown, LinkUp, Received, TransportEvent
 from wire.transport.broker_config import BrokerConfig
-from wire.transport.mqtt import FIRST_DELAY_S, LONGEST_DELAY_S
+from wire.transport.mqtt import FIRST_DELAY_S, FLUSH_S, LONGEST_DELAY_S
 from wire.transport.mqtt_connection import SILENCE
 from wire.transport.paho_client import Aliases
 from wire.transport.window import Flying, Goodput, Window, publish_bytes
@@ -71,6 +71,7 @@ class VirtualTransport:
         self._seed = seed
         self.connections = 0
         self.closed = False
+        self.on_closed: Callable[[], None] = lambda: None
 
     # ------------------------------------------------------------ the seam
 
@@ -125,9 +126,16 @@ class VirtualTransport:
         return WireBytes(ip_sent_bytes=up, ip_received_bytes=down, connections=self.connections, estimated=True)
 
     def close(self) -> None:
-        """See ``Transport.close``: what was handed over still goes, while the clock runs."""
+        """See ``Transport.close``: what was handed over still goes, and then ``on_closed`` is called."""
         self.closed = True
         self._sink = lambda event: None
+        self._clock.after(FLUSH_S, self._hang_up)
+        self._pump()
+
+    def _hang_up(self) -> None:
+        on_closed, self.on_closed = self.on_closed, lambda: None
+        self._connection = None
+        on_closed()
 
     # ------------------------------------------------------------ connections
 
@@ -203,6 +211,9 @@ class VirtualTransport:
 
     def _pump(self) -> None:
         connection = self._connection
+        if self.closed and not self._outgoing and (connection is None or not connection.flying):
+            self._hang_up()
+            return
         while self._outgoing and connection is not None and connection.up:
             topic, payload, token = self._outgoing[0]
             size_bytes = self.packet_bytes(topic, len(payload))

@@ -24,10 +24,10 @@ from wire.transport.mqtt_connection import Connection, Publish, Version
 from wire.transport.window import Goodput, publish_bytes
 from wire.transport.wire_bytes import NO_BYTES, WireBytes
 
-__all__ = ["FIRST_DELAY_S", "LONGEST_DELAY_S", "MqttTransport"]
+__all__ = ["FIRST_DELAY_S", "FLUSH_S", "LONGEST_DELAY_S", "MqttTransport"]
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
-_FLUSH_S = 2.0
+FLUSH_S = 2.0
 _JOIN_S = 5.0
 _IDLE_S = 1.0  # the keepalive is looked after this often
 
@@ -119,7 +119,7 @@ class MqttTransport:
             return self._counted if connection is None else self._counted + connection.counted()
 
     def close(self) -> None:
-        """See ``Transport.close``; takes ``_FLUSH_S`` at most, and ``_JOIN_S`` where the system looks a name up, which nothing can end."""
+        """See ``Transport.close``; takes ``FLUSH_S`` at most, and ``_JOIN_S`` where the system looks a name up, which nothing can end."""
         self._closing.set()
         with self._lock:
             thread, waker = self._thread, self._waker
@@ -227,7 +227,7 @@ class MqttTransport:
             if not up and now_s > answer_until_s:
                 raise BrokerUnreachable("no answer in time")
             if self._closing.is_set():
-                flush_until_s = min(flush_until_s, now_s + _FLUSH_S)
+                flush_until_s = min(flush_until_s, now_s + FLUSH_S)
                 if not up or now_s > flush_until_s or (connection.idle and not self._outgoing):
                     return
             until_s = min(now_s + _IDLE_S, flush_until_s, math.inf if up else answer_until_s)

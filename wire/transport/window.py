@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from wire.transport.stream import PACKET_BYTES
 
-__all__ = ["IN_FLIGHT", "SMALLEST_PART_BYTES", "Flying", "Goodput", "Window", "publish_bytes"]
+__all__ = ["IN_FLIGHT", "SLOW_KEEPALIVE_S", "SMALLEST_PART_BYTES", "Flying", "Goodput", "Window", "publish_bytes"]
 
 IN_FLIGHT = 20  # publishes without PUBACK: what most brokers allow, and a 3.1.1 broker does not tell
 SMALLEST_PART_BYTES = 4096  # at which frames, MQTT and TCP cost little
@@ -14,7 +14,7 @@ SMALLEST_PART_BYTES = 4096  # at which frames, MQTT and TCP cost little
 _PART_S = 2.0  # what a cut may cost of the line's time
 _WINDOW_S = 15.0  # what waits behind others may wait so long
 _SLOW = 8000.0  # bytes a second
-_KEEPALIVE_S, _SLOW_KEEPALIVE_S = 60, 180
+_KEEPALIVE_S, SLOW_KEEPALIVE_S = 60, 180
 
 
 def publish_bytes(topic_bytes: int, payload_bytes: int, *, properties_bytes: int) -> int:
@@ -44,7 +44,7 @@ class Goodput:
     @property
     def keepalive_s(self) -> int:
         """For the next connection, where the run file gives none."""
-        return _SLOW_KEEPALIVE_S if self.rate is not None and self.rate < _SLOW else _KEEPALIVE_S
+        return SLOW_KEEPALIVE_S if self.rate is not None and self.rate < _SLOW else _KEEPALIVE_S
 
 
 @dataclass(slots=True, kw_only=True)

@@ -109,9 +109,25 @@ class _Cost:
 
 _COSTS = (
     _Cost(name="time", title="time", axis="time", of=lambda each: each.time_s, text=duration),
-    _Cost(name="bytes", title="bytes", axis="MQTT bytes of all clients, both ways", of=lambda m: m.bytes_up + m.bytes_down, text=size, units=SIZES),
-    _Cost(name="joules", title="energy", axis="energy of all clients, idle power included", of=lambda m: m.joules, text=energy, units=ENERGIES),
-    _Cost(name="busy-joules", title="energy without idle power", axis="energy above idle, all clients", of=lambda m: m.busy_joules, text=energy, units=ENERGIES),
+    _Cost(
+        name="bytes",
+        title="bytes",
+        axis="MQTT bytes of all clients, both ways",
+        of=lambda m: m.bytes_up + m.bytes_down,
+        text=size,
+        units=SIZES,
+    ),
+    _Cost(
+        name="joules", title="energy", axis="energy of all clients, idle power included", of=lambda m: m.joules, text=energy, units=ENERGIES
+    ),
+    _Cost(
+        name="busy-joules",
+        title="energy without idle power",
+        axis="energy above idle, all clients",
+        of=lambda m: m.busy_joules,
+        text=energy,
+        units=ENERGIES,
+    ),
 )
 
 

@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from simulation.field.report.words import duration, percent, score
 from simulation.field.result import KINDS, FieldResult, PartyResult
 
-__all__ = ["MARGIN", "Answer", "Measure", "answer_of", "answer_of_all", "best_of", "idle_text", "labels_of", "measure_of", "shares_of", "varied"]
+__all__ = [
+    "MARGIN",
+    "Answer",
+    "Measure",
+    "answer_of",
+    "answer_of_all",
+    "best_of",
+    "idle_text",
+    "labels_of",
+    "measure_of",
+    "shares_of",
+    "varied",
+]
 
 MARGIN = 0.01  # cells whose shares differ by no more count as equally good
 _FIELDS = ("run", "mode", "link", "device", "codec", "schedule", "clients", "seed")

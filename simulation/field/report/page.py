@@ -73,25 +73,29 @@ def page_of(
         for at, result in enumerate(results)
     ]
     script = _file("page.js")
-    return _environment().from_string(_file("page.html")).render(
-        title=_title(results),
-        answer=answer_of_all(results, measure),
-        cells=cells,
-        columns=[name.replace("_", " ") for name, _ in columns],
-        measure=measure,
-        charts=charts,
-        legend=[curve for curve in reversed(charts[0].curves) if curve.style is not None] if charts else [],
-        others=sum(curve.style is None for curve in charts[0].curves) if charts else 0,
-        reach=_reach(results, labels, measure),
-        modes=[text for mode, text in _MODES.items() if any(result.mode == mode for result in results)],
-        margin=MARGIN,
-        fills=FILLS,
-        clients=CLIENTS,
-        names=[FILLS[kind].name for kind in KINDS],
-        data=[None if each is None else _drawn(each) for each in timelines],
-        style=Markup(_file("page.css") + _colours()),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        policy=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    return (
+        _environment()
+        .from_string(_file("page.html"))
+        .render(
+            title=_title(results),
+            answer=answer_of_all(results, measure),
+            cells=cells,
+            columns=[name.replace("_", " ") for name, _ in columns],
+            measure=measure,
+            charts=charts,
+            legend=[curve for curve in reversed(charts[0].curves) if curve.style is not None] if charts else [],
+            others=sum(curve.style is None for curve in charts[0].curves) if charts else 0,
+            reach=_reach(results, labels, measure),
+            modes=[text for mode, text in _MODES.items() if any(result.mode == mode for result in results)],
+            margin=MARGIN,
+            fills=FILLS,
+            clients=CLIENTS,
+            names=[FILLS[kind].name for kind in KINDS],
+            data=[None if each is None else _drawn(each) for each in timelines],
+            style=Markup(_file("page.css") + _colours()),
+            script=Markup(script),
+            policy=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
     )
 
 
@@ -103,7 +107,9 @@ def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(duration=duration, size=size, energy=energy, percent=percent, exact=exact, idle=idle_text)
     environment.filters.update(bar=svg.bar, chart=svg.chart, swatch=svg.swatch, answer=lambda result, measure: answer_of(result, measure))
-    environment.globals.update(shares_of=shares_of, kinds=KINDS, line_bytes=_line_bytes, has_steps=lambda result: result.applied or result.voided)
+    environment.globals.update(
+        shares_of=shares_of, kinds=KINDS, line_bytes=_line_bytes, has_steps=lambda result: result.applied or result.voided
+    )
     return environment
 
 

@@ -21,6 +21,8 @@ from simulation.field.link import Link
 from simulation.field.party import ChargedEngine, OwnTime, VirtualParty
 from simulation.field.path import Medium, Path
 from simulation.field.transport import Line, VirtualTransport
+from simulation.field.weather import weather_of
+from wire.driver import Driver
 from wire.process import Party, PartySetup, client_id, make_party
 from wire.runfile import Run
 
@@ -29,12 +31,30 @@ __all__ = ["Client", "World"]
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """A client of the simulated field: its party, its line, and when its connection was down."""
+    """A client of the simulated field: its party, what drives it, and its line. ``battery_empty_s``: when it fell silent for that."""
 
     party: VirtualParty
     made: Party
     transport: VirtualTransport
     line: Line
+    samples: int  # of its own, for training
+    battery_empty_s: float | None = None
+
+    @property
+    def driver(self) -> Driver:
+        return self.party.driver
+
+    def outages(self) -> list[float]:
+        """Begin and end of each time in which its line was down, one after the other, until now."""
+        found: list[float] = []
+        now_s, at_s, weather = self.party.time.now(), 0.0, self.line.up.link.weather
+        while at_s < now_s:
+            conditions = weather.at(at_s)
+            until_s = min(conditions.until_s, now_s)
+            if min(conditions.up, conditions.down) <= 0:
+                found += (at_s, until_s)
+            at_s = until_s
+        return found
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +69,7 @@ class World:
     clock: Clock = field(default_factory=Clock)
     clients: dict[str, Client] = field(default_factory=dict)
     servers: dict[str, VirtualParty] = field(default_factory=dict)
+    made: list[Party] = field(default_factory=list)
     _broker: VirtualBroker = field(default_factory=VirtualBroker)
     _cells: list[tuple[Medium, Medium]] = field(default_factory=list)
 
@@ -70,8 +91,9 @@ class World:
     def _add_client(self, name: str, flops: Mapping[str, Flops]) -> None:
         time_ = OwnTime(self.clock, self.device)
         line = self._line(name, len(self.clients))
-        party, made, transport = self._party(name, charged(client_setup(self.run, name), flops, time_), time_, line=line)
-        self.clients[name] = Client(party, made, transport, line)
+        setup = client_setup(self.run, name)
+        party, made, transport = self._party(name, charged(setup, flops, time_), time_, line=line)
+        self.clients[name] = Client(party, made, transport, line, samples=setup.result.get("samples", 0))
 
     def _party(self, name: str, setup: PartySetup, time_: OwnTime, *, line: Line | None) -> tuple[VirtualParty, Party, VirtualTransport]:
         party = VirtualParty(name, self.clock, time_)
@@ -85,8 +107,10 @@ class World:
             wake=party.wake,
             seed=self.run.seed,
         )
+        transport.on_closed = party.closed
         made = make_party(self.run, name, setup, observer=self._observer(name, time_), transport=transport, clock=time_.now)
         party.take(made.driver)
+        self.made.append(made)
         return party, made, transport
 
     def _observer(self, name: str, time_: OwnTime) -> Callable[..., None]:
@@ -97,13 +121,11 @@ class World:
 
     def _line(self, name: str, at: int) -> Line:
         if at % self.link.cell == 0:
-            up = Medium()
-            self._cells.append((up, up if self.link.half_duplex else Medium()))
-        media = self._cells[-1]
-        up, down = (
-            Path(clock=self.clock, link=self.link, upward=upward, medium=medium, seed=self.run.seed, name=name)
-            for upward, medium in zip((True, False), media, strict=True)
-        )
+            first = Medium()
+            self._cells.append((first, first if self.link.half_duplex else Medium()))
+        link = weather_of(self.link, seed=self.run.seed, client=at // self.link.cell)
+        ways = zip((True, False), self._cells[-1], strict=True)
+        up, down = (Path(clock=self.clock, link=link, upward=way, medium=medium, seed=self.run.seed, name=name) for way, medium in ways)
         up.back, down.back = down, up
         return Line(up=up, down=down)
 
