@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from simulation.field.report.words import duration, percent, score
 from simulation.field.result import KINDS, FieldResult, PartyResult
 
-__all__ = ["MARGIN", "Answer", "Measure", "answer_of", "answer_of_all", "best_of", "idle_text", "labels_of", "measure_of", "shares_of", "varied"]
+__all__ = [
+    "MARGIN",
+    "Answer",
+    "Measure",
+    "answer_of",
+    "answer_of_all",
+    "best_of",
+    "idle_text",
+    "labels_of",
+    "measure_of",
+    "shares_of",
+    "varied",
+]
 
 MARGIN = 0.01  # cells whose shares differ by no more count as equally good
 _FIELDS = ("run", "mode", "link", "device", "codec", "schedule", "clients", "seed")
@@ -158,10 +170,13 @@ def shares_of(parties: Sequence[PartyResult]) -> dict[str, float]:
     return {kind: value / total for kind, value in sums.items()} if total > 0 else {}
 
 
-def idle_text(shares: Mapping[str, float]) -> str:
-    """When nothing was on the line, in words."""
-    idle = shares["compute"] + shares["server"]
+def idle_text(result: FieldResult) -> str:
+    """When nothing was on the lines, in words."""
+    shares = shares_of(result.parties)
+    whole = len(result.parties) == result.clients
+    over = "all clients" if whole else f"the {len(result.parties):,} clients that were recorded"
     return (
-        f"The lines carried nothing for {percent(idle)} of the time: {percent(shares['compute'])} while boards computed and "
-        f"{percent(shares['server'])} while clients waited for the server or for others. They were cut for {percent(shares['outage'])}."
+        f"Over {over}, the lines carried nothing for {percent(shares['compute'] + shares['server'])} of the time: "
+        f"{percent(shares['compute'])} while boards computed and {percent(shares['server'])} while clients waited for the server or for "
+        f"others. They were cut for {percent(shares['outage'])}."
     )
