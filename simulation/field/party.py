@@ -10,9 +10,9 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from export.flops import Flops
 from simulation.field.clock import Clock
 from simulation.field.device import Device
-from simulation.field.flops import Flops
 from wire.driver import Driver
 from wire.engine import Array, Engine
 from wire.manifest import TensorSpec
@@ -66,7 +66,7 @@ class ChargedEngine:
         return outputs
 
     def backward(self, step: int, *grads: Array | None, lr: float | None = None) -> tuple[Array | None, ...]:
-        self._time.charge(self._flops.backward * self._samples.pop(step, 0))
+        self._time.charge((self._flops.step - self._flops.forward) * self._samples.pop(step, 0))
         return self._engine.backward(step, *grads, lr=lr)
 
     def discard(self, step: int) -> None:
