@@ -48,6 +48,7 @@ _NEEDS = {
     "slice": ("export", ("torch", "tomli_w")),
     "assemble": ("export", ("torch", "onnx")),
     "graph": ("simulation", ("torch", "rich")),
+    "simulate": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn", "matplotlib", "jinja2")),
     "plan": ("simulation", ("torch", "onnx", "rich", "sklearn")),
 }
 # What a verb may find missing on its way.
@@ -172,6 +173,12 @@ def _graph(args: argparse.Namespace) -> None:
     from simulation.picture import show_run
 
     show_run(args.run_file, svg=args.svg, json=args.json)
+
+
+def _simulate(args: argparse.Namespace) -> None:
+    from simulation.field.verb import run_simulate
+
+    run_simulate(**{key: value for key, value in vars(args).items() if key not in ("verb", "call")})
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -407,8 +414,11 @@ def _add_doctor(verbs: Any) -> None:
 def _add_field(verbs: Any) -> None:
     if importlib.util.find_spec("simulation") is None:  # a board's image has the device's rooms alone
         return
+    from simulation.field.options import add_simulate_options
     from simulation.plan.options import ABOUT, add_plan
 
+    simulate = _verb(verbs, "simulate", _simulate, "train a run over a modelled line in virtual time, and report", run_file=True)
+    add_simulate_options(simulate, count=_count, codec=_codec)
     add_plan(_verb(verbs, "plan", _plan, ABOUT), count=_count, shape=_shape, codec=_codec)
 
 
