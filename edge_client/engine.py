@@ -36,6 +36,7 @@ def load_engine(
     memory: MemoryMode = "fast",
     accumulate: int = 1,
     seed: int = 0,
+    beside: StockEngine | None = None,
 ) -> StockEngine:
     """Open a device bundle for training and inference.
 
@@ -43,8 +44,10 @@ def load_engine(
     core. ``clip_norm``: the norm that this segment's gradient is clipped to, as ``torch.nn.utils.clip_grad_norm_`` does. ``memory``: "low"
     keeps nothing between forward and backward, which computes the forward again. ``accumulate``: parameters are updated by every so many
     backwards, with the mean of their gradients. ``seed``: the run's; dropout masks are a function of it, of the segment's name and of the
-    step. Raises BundleError for a bundle that is damaged, newer, lacks the engine's artifacts, or
-    holds a graph that this onnxruntime cannot run; UsageError for an engine that does not exist or is not installed.
+    step. ``beside``: an engine of the same bundle and options in this process, whose sessions are to serve this one as well.
+
+    Raises BundleError for a bundle that is damaged, newer, lacks the engine's artifacts, or holds a graph that this onnxruntime cannot run;
+    UsageError for an engine that does not exist or is not installed.
     """
     if engine not in _ENGINES:
         raise UsageError(f"`engine` is {engine!r}; it must be one of {', '.join(_ENGINES)}")
@@ -57,7 +60,8 @@ def load_engine(
         from edge_client.ort_training_engine import OrtTrainingEngine
 
         made = OrtTrainingEngine
-    return made(read_bundle(bundle), threads=threads, clip_norm=clip_norm, memory=memory, accumulate=accumulate, seed=seed)
+    options = {"threads": threads, "clip_norm": clip_norm, "memory": memory, "accumulate": accumulate, "seed": seed}
+    return made(read_bundle(bundle), **options, beside=beside)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +95,13 @@ class StockEngine:
         memory: MemoryMode = "fast",
         accumulate: int = 1,
         seed: int = 0,
+        beside: StockEngine | None = None,
     ) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
         self._options = _session_options(threads, one_arena=memory == "low")
         self._low = "_low" if memory == "low" else ""
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[str, Graph] = {} if beside is None else beside._graphs  # a session keeps nothing from one run to the next
         self._clip_norm = clip_norm
         self._seed = seed
         self._halves = not self._one_graph_a_step or clip_norm is not None or accumulate > 1

@@ -17,7 +17,7 @@ from edge_client.memory import choose_memory
 from edge_client.metrics import MetricSet
 from wire.alignment import STREAM
 from wire.data_config import Split
-from wire.engine import Array
+from wire.engine import Array, Engine
 from wire.errors import DataError, StorageError
 from wire.feed import Batch, Feed
 from wire.graph import PartySlice
@@ -49,10 +49,13 @@ def run_client(
     run_party(run, party, setup, observer=observer_for(party, log))
 
 
-def client_setup(run: Run, party: str, *, bundle: str | Path | None = None, engine: str | None = None) -> PartySetup:
-    """Engines and data of a client that is to train; see ``run_client``. Raises CutlayerError."""
+def client_setup(
+    run: Run, party: str, *, bundle: str | Path | None = None, engine: str | None = None, beside: Mapping[str, Engine] | None = None
+) -> PartySetup:
+    """Engines and data of a client that is to train; see ``run_client``. ``beside``: another client's engines in this process, with the
+    same options. Raises CutlayerError."""
     mine = run.slice_for(party)
-    engines = _load_engines(run, mine, run.client(party), Path(bundle or run.bundles), engine=engine)
+    engines = _load_engines(run, mine, run.client(party), Path(bundle or run.bundles), engine=engine, beside=beside or {})
     splits: tuple[Split, ...] = ("train", *run.evaluate.splits)
     feed = _open_feed(run, mine, engines, party, splits) if run.reads_data(party) else None
     return PartySetup(
@@ -108,7 +111,9 @@ def _metrics(run: Run, mine: PartySlice) -> MetricSet | None:
 # ------------------------------------------------------------ bundles
 
 
-def _load_engines(run: Run, mine: PartySlice, client: ClientConfig, folder: Path, *, engine: str | None = None) -> dict[str, StockEngine]:
+def _load_engines(
+    run: Run, mine: PartySlice, client: ClientConfig, folder: Path, *, engine: str | None = None, beside: Mapping[str, Engine] = {}
+) -> dict[str, StockEngine]:
     paths = {slot.segment: bundle_path(folder, slot.segment) for slot in mine.slots}
     memory = client.memory
     if memory == "auto":
@@ -116,6 +121,7 @@ def _load_engines(run: Run, mine: PartySlice, client: ClientConfig, folder: Path
     engines: dict[str, StockEngine] = {}
     for slot in mine.slots:
         path = paths[slot.segment]
+        twin = beside.get(slot.segment)
         found = load_engine(
             path,
             engine=engine or client.engine,
@@ -124,6 +130,7 @@ def _load_engines(run: Run, mine: PartySlice, client: ClientConfig, folder: Path
             memory=memory,
             accumulate=run.accumulate,
             seed=run.seed,
+            beside=twin if isinstance(twin, StockEngine) else None,
         )
         check_bundle(run, slot.segment, found.manifest, path, has_loss=slot.is_sink)
         engines[slot.segment] = found

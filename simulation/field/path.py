@@ -91,6 +91,16 @@ class Path:
         if self.back is not None:
             self.clock.at(through_s, lambda: self._acknowledge(segments, through_s - begin_s))
 
+    def abandon(self) -> None:
+        """The connection is given up: what was on its way no longer holds the line."""
+        now_s = self.clock.now_s
+        self.medium.free_s = min(self.medium.free_s, now_s)
+        self._arrived_s = min(self._arrived_s, now_s)
+        while self.busy and self.busy[-2] >= now_s:
+            del self.busy[-2:]
+        if self.busy:
+            self.busy[-1] = min(self.busy[-1], now_s)
+
     def _occupy(self, begin_s: float, through_s: float, bits: float) -> None:
         """``bits`` were on the line; a duty cycle makes the sender be silent afterwards."""
         air_s = through_s - begin_s

@@ -18,6 +18,7 @@ from simulation.field.path import HEADER_BYTES, Stuck
 from simulation.field.presets import constants_of
 from simulation.field.result import FieldResult, Moment, PartyResult
 from simulation.field.resume import Kept, Standing
+from simulation.field.train import TrainMaker
 from simulation.field.world import Client, World
 from wire.errors import UsageError
 from wire.runfile import Run
@@ -79,13 +80,16 @@ def simulate(
     check_line(run, setting.link)
     if not all((run.bundles / name / "manifest.json").is_file() for name in run.client_segments):
         export_run(run, run.bundles)
-    return _Simulation(run, setting, say, progress).result()
+    return _Simulation(run, setting, TrainMaker(run), say, progress).result()
 
 
 class _Simulation:
-    def __init__(self, run: Run, setting: Setting, say: Callable[[str], None], progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, run: Run, setting: Setting, maker: TrainMaker, say: Callable[[str], None], progress: Callable[[int, int], None]
+    ) -> None:
         self._run, self._setting, self._say, self._progress = run, setting, say, progress
-        self._world = World(run, setting.link, setting.device, setting.server_device, self._hear)
+        self._maker = maker
+        self._world = World(run, setting.link, setting.device, setting.server_device, maker, self._hear)
         words = repr((run.digest, setting.link, setting.device, setting.server_device))
         self._kept = Kept(run.path(run.state_dir) / run.name / "field.json", words)
         self._begun = Standing()
@@ -115,8 +119,7 @@ class _Simulation:
 
     def _take_up(self) -> None:
         """Go on where an interrupted simulation stood at the newest checkpoint that all parties have."""
-        common = set.intersection(*(set(made.store.checkpoints()) for made in self._world.made))
-        self._begun = self._kept.load(common)
+        self._begun = self._kept.load(self._maker.checkpoints)
         self._world.clock.now_s = self._begun.time_s
         self._history, self._metrics = list(self._begun.history), dict(self._begun.metrics)
 

@@ -44,7 +44,7 @@ class VirtualTransport:
     """Implements ``wire.transport.base.Transport``. ``line`` None: the party is beside the broker, and nothing takes time.
 
     ``now``: the time of the party that publishes, which may be later than the clock's while it computes. ``wake`` is called when the sink
-    was told something.
+    was told something. ``tap`` is shown every publish.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class VirtualTransport:
         now: Callable[[], float],
         wake: Callable[[], None],
         seed: int = 0,
+        tap: Callable[[str, bytes], None] | None = None,
     ) -> None:
         self._clock, self._broker, self._config = clock, broker, config
         self._client_id, self._line, self._now, self._wake = client_id, line, now, wake
@@ -69,7 +70,9 @@ class VirtualTransport:
         self._connection: _Connection | None = None
         self._delay_s = FIRST_DELAY_S
         self._seed = seed
-        self.connections = 0
+        self._tap = tap
+        self._attempts = 0
+        self.connections = 0  # that were up
         self.closed = False
         self.on_closed: Callable[[], None] = lambda: None
 
@@ -89,6 +92,8 @@ class VirtualTransport:
             self._tell(Delivered(token=token))
             return
         self._outgoing_bytes += len(payload)
+        if self._tap is not None:
+            self._tap(topic, payload)
         if self._now() <= self._clock.now_s:
             self._outgoing.append((topic, payload, token))
             self._pump()
@@ -145,7 +150,7 @@ class VirtualTransport:
             return
         connection = _Connection(self, self._clock, self._line, self._config, self._goodput)
         self._connection = connection
-        self.connections += 1
+        self._attempts += 1
         tls = 1 if self._config.tls else 0
         rounds = [
             (HEADER_BYTES - 40, HEADER_BYTES - 40),  # SYN: 60 bytes of packet, the rest is the path's own header
@@ -174,6 +179,7 @@ class VirtualTransport:
 
     def _set_up(self, connection: _Connection) -> None:
         connection.up = True
+        self.connections += 1
         self._delay_s = FIRST_DELAY_S
         self._broker.subscribe(connection.subscriber, self._subscriptions)
         self._tell(LinkUp())
@@ -202,7 +208,7 @@ class VirtualTransport:
         self._outgoing_bytes = 0
         self._broker.leave(connection.subscriber, self._subscriptions)
         connection.lost()
-        wait_s = self._delay_s * float(generator(self._seed, "retry", self._client_id, self.connections).uniform(0.5, 1.0))
+        wait_s = self._delay_s * float(generator(self._seed, "retry", self._client_id, self._attempts).uniform(0.5, 1.0))
         self._delay_s = min(2 * self._delay_s, LONGEST_DELAY_S)
         self._tell(LinkDown(reason="nothing was heard from the broker", retry_in_s=wait_s))
         self._clock.after(wait_s, self._connect)
@@ -233,9 +239,11 @@ class VirtualTransport:
 
     def _taken(self, connection: _Connection, topic: str, payload: bytes, token: int, flying: Flying) -> None:
         """The broker has a publish of ours."""
+        if connection.dead:
+            return
         if connection is self._connection:
             connection.answer(ACK_BYTES, lambda: self._acknowledged(connection, token, flying))
-        self._broker.publish(topic, payload)
+        self._broker.publish(topic, payload)  # also what the kernel still had when the party closed its end
 
     def _acknowledged(self, connection: _Connection, token: int, flying: Flying) -> None:
         if connection is self._connection:
@@ -260,6 +268,7 @@ class _Connection:
 
     def __init__(self, owner: VirtualTransport, clock: Clock, line: Line | None, config: BrokerConfig, goodput: Goodput) -> None:
         self.up = False
+        self.dead = False  # given up, with all that was on its way
         self.aliases = Aliases()
         self.aliases.maximum = _ALIASES
         keepalive_s = config.keepalive_s or goodput.keepalive_s
@@ -284,6 +293,10 @@ class _Connection:
             self._line.down.send(size_bytes + self._record_bytes, then)
 
     def lost(self) -> None:
+        self.dead = True
+        if self._line is not None:
+            self._line.up.abandon()
+            self._line.down.abandon()
         if self.flying:
             self.window.lost(next(iter(self.flying.values())), self._clock.now_s)
 

@@ -1,32 +1,24 @@
-"""A run in virtual time, with engines that really train: every party of it in this process, over a modelled line."""
+"""A field in virtual time: servers beside the broker, clients at the ends of modelled lines."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-
-from edge_client.process import client_setup
-from export.flops import Flops, flops_of
-from export.prepare import build_segments
-from export.run_segment import RunSegment
-from server.process import server_setup
 from simulation.field.broker import VirtualBroker
 from simulation.field.clock import Clock
 from simulation.field.device import Device
 from simulation.field.link import Link
-from simulation.field.party import ChargedEngine, OwnTime, VirtualParty
+from simulation.field.party import OwnTime, VirtualParty
 from simulation.field.path import Medium, Path
 from simulation.field.transport import Line, VirtualTransport
 from simulation.field.weather import weather_of
 from wire.driver import Driver
-from wire.process import Party, PartySetup, client_id, make_party
+from wire.process import client_id
 from wire.runfile import Run
 
-__all__ = ["Client", "World"]
+__all__ = ["Client", "Maker", "Seat", "World"]
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +26,6 @@ class Client:
     """A client of the simulated field: its party, what drives it, and its line. ``battery_empty_s``: when it fell silent for that."""
 
     party: VirtualParty
-    made: Party
     transport: VirtualTransport
     line: Line
     samples: int  # of its own, for training
@@ -57,65 +48,78 @@ class Client:
         return found
 
 
+class Maker(Protocol):
+    """Puts the driver of a party together, on a transport and a clock of virtual time. Raises CutlayerError, as its process would."""
+
+    def server(self, name: str, seat: Seat) -> Driver: ...
+
+    def client(self, name: str, seat: Seat) -> tuple[Driver, int]:
+        """And how many samples it trains on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """What the world gives to a party: its own time, its end of a line, and whom it tells what happens."""
+
+    time: OwnTime
+    transport: VirtualTransport
+    observer: Callable[..., None]
+
+
 @dataclass(slots=True, eq=False)
 class World:
-    """All parties of ``run``, ready to start. ``hear(time_s, party, event, fields)`` is told what parties say."""
+    """All parties of ``run``, ready to start. ``hear(time_s, party, event, fields)`` is told what parties say.
+
+    ``tap(topic, payload)`` is shown every publish.
+    """
 
     run: Run
     link: Link
     device: Device
     server_device: Device
+    maker: Maker
     hear: Callable[[float, str, str, Mapping[str, Any]], None]
+    tap: Callable[[str, bytes], None] | None = None
     clock: Clock = field(default_factory=Clock)
     clients: dict[str, Client] = field(default_factory=dict)
     servers: dict[str, VirtualParty] = field(default_factory=dict)
-    made: list[Party] = field(default_factory=list)
     _broker: VirtualBroker = field(default_factory=VirtualBroker)
     _cells: list[tuple[Medium, Medium]] = field(default_factory=list)
 
     def build(self) -> None:
         """Raises CutlayerError, as the parties' own processes would."""
-        segments = build_segments(self.run)
-        flops = {name: flops_of(segment.module, segment.examples) for name, segment in segments.items()}
         for server in self.run.all_servers:
-            torch.set_num_threads(server.threads or torch.get_num_threads())
-            self._add_server(server.name, segments, flops)
+            party, seat = self._seat(server.name, self.server_device, line=None)
+            party.take(self.maker.server(server.name, seat))
+            self.servers[server.name] = party
         for client in self.run.clients:
-            self._add_client(client.name, flops)
+            line = self._line(client.name, len(self.clients))
+            party, seat = self._seat(client.name, self.device, line=line)
+            driver, samples = self.maker.client(client.name, seat)
+            party.take(driver)
+            self.clients[client.name] = Client(party, seat.transport, line, samples)
 
-    def _add_server(self, name: str, segments: Mapping[str, RunSegment], flops: Mapping[str, Flops]) -> None:
-        time_ = OwnTime(self.clock, self.server_device)
-        setup = server_setup(self.run, self.run.server_called(name), segments)
-        self.servers[name] = self._party(name, charged(setup, flops, time_), time_, line=None)[0]
-
-    def _add_client(self, name: str, flops: Mapping[str, Flops]) -> None:
-        time_ = OwnTime(self.clock, self.device)
-        line = self._line(name, len(self.clients))
-        setup = client_setup(self.run, name)
-        party, made, transport = self._party(name, charged(setup, flops, time_), time_, line=line)
-        self.clients[name] = Client(party, made, transport, line, samples=setup.result.get("samples", 0))
-
-    def _party(self, name: str, setup: PartySetup, time_: OwnTime, *, line: Line | None) -> tuple[VirtualParty, Party, VirtualTransport]:
-        party = VirtualParty(name, self.clock, time_)
+    def _seat(self, name: str, device: Device, *, line: Line | None) -> tuple[VirtualParty, Seat]:
+        time = OwnTime(self.clock, device)
+        party = VirtualParty(name, self.clock, time)
         transport = VirtualTransport(
             self.clock,
             self._broker,
             self.run.broker,
             client_id=client_id(self.run, name),
             line=line,
-            now=time_.now,
+            now=time.now,
             wake=party.wake,
             seed=self.run.seed,
+            tap=self.tap,
         )
         transport.on_closed = party.closed
-        made = make_party(self.run, name, setup, observer=self._observer(name, time_), transport=transport, clock=time_.now)
-        party.take(made.driver)
-        self.made.append(made)
-        return party, made, transport
+        return party, Seat(time=time, transport=transport, observer=self._observer(name, time))
 
-    def _observer(self, name: str, time_: OwnTime) -> Callable[..., None]:
+    def _observer(self, name: str, time: OwnTime) -> Callable[..., None]:
         def observe(event: str, **fields: Any) -> None:
-            self.hear(time_.now(), name, event, fields)
+            self.hear(time.now(), name, event, fields)
 
         return observe
 
@@ -146,9 +150,3 @@ class World:
     def close(self) -> None:
         for party in (*self.servers.values(), *(client.party for client in self.clients.values())):
             party.stop()
-
-
-def charged(setup: PartySetup, flops: Mapping[str, Flops], time_: OwnTime) -> PartySetup:
-    """The same, each engine charged by the segment that it holds (see ``wire.averaging.engine_names``)."""
-    engines = {name: ChargedEngine(engine, flops[name.partition("@")[0]], time_) for name, engine in setup.engines.items()}
-    return dataclasses.replace(setup, engines=engines)

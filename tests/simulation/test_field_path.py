@@ -1,0 +1,117 @@
+"""One way of a modelled line: bits take their time, nothing overtakes, nothing is lost for good."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulation.field.clock import Clock
+from simulation.field.link import Conditions, Link
+from simulation.field.path import HEADER_BYTES, Medium, Path, Stuck
+from simulation.field.weather import outages
+
+MSS = 1500 - HEADER_BYTES
+
+
+def ways(link: Link, *, seed: int = 0) -> tuple[Clock, Path, Path]:
+    clock, first = Clock(), Medium()
+    up = Path(clock=clock, link=link, upward=True, medium=first, seed=seed, name="c")
+    down = Path(clock=clock, link=link, upward=False, medium=first if link.half_duplex else Medium(), seed=seed, name="c")
+    up.back, down.back = down, up
+    return clock, up, down
+
+
+def arrivals(clock: Clock, path: Path, sizes: list[int]) -> list[float]:
+    """When bursts that are all sent at once have arrived, in the order in which they did."""
+    found: list[tuple[int, float]] = []
+    for at, size in enumerate(sizes):
+        path.send(size, lambda at=at: found.append((at, clock.now_s)))
+    while clock.step():
+        pass
+    assert [at for at, _ in found] == sorted(at for at, _ in found), "one has overtaken another"
+    assert len(found) == len(sizes)
+    return [time_s for _, time_s in found]
+
+
+def link(**changes: object) -> Link:
+    return Link(**{"name": "x", "up_bps": 8000.0, "down_bps": 4000.0, **changes})  # type: ignore[arg-type]
+
+
+def test_a_burst_takes_the_time_of_its_bits_and_half_a_round_trip() -> None:
+    clock, up, down = ways(link(round_trip_s=0.5))
+    (took_s,) = arrivals(clock, up, [1000])
+    assert took_s == pytest.approx((1000 + HEADER_BYTES) * 8 / 8000 + 0.25)
+    clock, up, down = ways(link(frame_bytes=14))
+    (took_s,) = arrivals(clock, down, [MSS + 1])
+    assert took_s == pytest.approx((MSS + 1 + 2 * (HEADER_BYTES + 14)) * 8 / 4000)
+
+
+def test_acknowledgements_take_their_share_of_the_way_back() -> None:
+    clock, up, down = ways(link())
+    arrivals(clock, up, [4 * MSS])
+    assert down.line_bytes == 4 * HEADER_BYTES, "1.5 s a segment: each is acknowledged by itself"
+    clock, up, down = ways(link(up_bps=8e6))
+    arrivals(clock, up, [4 * MSS])
+    assert down.line_bytes == 2 * HEADER_BYTES
+
+
+def test_both_ways_of_a_half_duplex_line_take_turns() -> None:
+    clock, up, down = ways(link(half_duplex=True, down_bps=8000.0))
+    found: list[float] = []
+    up.send(948, lambda: found.append(clock.now_s))
+    down.send(948, lambda: found.append(clock.now_s))
+    while clock.step():
+        pass
+    assert found[0] == pytest.approx(1.0)
+    assert found[1] == pytest.approx(2.0)
+
+
+def test_a_sender_with_a_duty_cycle_is_silent_after_each_burst() -> None:
+    clock, up, _ = ways(link(duty_cycle=0.1))
+    first_s, second_s = arrivals(clock, up, [948, 948])
+    assert first_s == pytest.approx(1.0)
+    assert second_s == pytest.approx(10.0 + 1.0)
+
+
+def test_an_outage_holds_a_burst_until_tcp_tries_again() -> None:
+    clock, up, _ = ways(link(weather=outages([(0.5, 10.0)])))
+    (took_s,) = arrivals(clock, up, [948])
+    assert 10.5 + 0.5 <= took_s <= 0.5 + 2 * 10.0 + 0.5, "TCP's waits double, so it may be late by as long as the outage was"
+
+
+@dataclass(frozen=True)
+class NeverUp:
+    def at(self, time_s: float) -> Conditions:
+        return Conditions(up=0.0, down=0.0)
+
+
+def test_a_line_that_is_down_for_good_says_so() -> None:
+    clock, up, _ = ways(link(weather=NeverUp()))
+    with pytest.raises(Stuck, match="down for good"):
+        up.send(10, lambda: None)
+
+
+def test_a_long_round_trip_makes_an_idle_flow_wait_for_answers() -> None:
+    clock, up, _ = ways(link(up_bps=10e6, round_trip_s=0.6))
+    (took_s,) = arrivals(clock, up, [40 * MSS])
+    bits_s = 40 * 1500 * 8 / 10e6
+    assert took_s == pytest.approx(0.3 + bits_s + 2 * 0.6 - (10 + 20) * 1500 * 8 / 10e6), "10 segments, then 20, then the rest"
+
+
+@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=6), st.floats(0, 0.2), st.floats(0, 2), st.integers(0, 99))
+def test_losses_cost_time_and_bytes_and_are_the_same_for_the_same_seed(sizes: list[int], loss: float, rtt_s: float, seed: int) -> None:
+    one = link(loss=loss, round_trip_s=rtt_s, jitter_s=0.01)
+    clock, up, _ = ways(one, seed=seed)
+    times = arrivals(clock, up, sizes)
+    again_clock, again, _ = ways(one, seed=seed)
+    assert arrivals(again_clock, again, sizes) == times
+    segments = sum(math.ceil(size / MSS) for size in sizes)
+    least_bytes = sum(sizes) + segments * HEADER_BYTES
+    assert up.line_bytes >= least_bytes - len(sizes)
+    assert times[-1] >= least_bytes * 8 / 8000 * 0.999
+    if loss == 0:
+        assert up.line_bytes <= least_bytes + len(sizes)
