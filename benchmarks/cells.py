@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,10 +18,15 @@ import tomli_w
 
 from export.prepare import export_run
 from server.broker import start_broker
+from simulation.field.device import Device
+from simulation.field.link import Link
+from simulation.field.train import TrainMaker
+from simulation.field.world import World
 from simulation.parties import Parties, client_command, server_command
 from wire.runfile import Run, load_run
+from wire.spool import SpoolConfig
 
-__all__ = ["Keyed", "cell_arguments", "missing", "run_cells", "stored", "train"]
+__all__ = ["Keyed", "cell_arguments", "missing", "run_cells", "stored", "train", "train_on_line"]
 
 _EXPORTING = threading.Lock()  # tracing patches torch for the whole process
 
@@ -35,24 +41,17 @@ class Keyed(Protocol):
 CellT = TypeVar("CellT", bound=Keyed)
 
 
-def train(
-    table: Mapping[str, Any], *, hosts: int = 0, on_event: Callable[[Mapping[str, Any]], None] = lambda event: None
-) -> dict[str, dict[str, Any]]:
+def train(table: Mapping[str, Any], *, on_event: Callable[[Mapping[str, Any]], None] = lambda event: None) -> dict[str, dict[str, Any]]:
     """Run a run file's table to its end over a broker of its own; what each party left as its result, and ``seconds`` in the server's.
 
-    Every client is a process; with ``hosts``, so many processes hold the clients as threads (``benchmarks.hosted``). Raises CutlayerError.
+    Every party is a process. Raises CutlayerError.
     """
     begun = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="cutlayer-cell-") as folder, start_broker(engine="mosquitto") as broker:
-        path = Path(folder, "run.toml")
-        path.write_text(tomli_w.dumps(table))
-        run = load_run(path)
-        with _EXPORTING:
-            export_run(run, run.bundles)
+    with _exported(table) as (path, run), start_broker(engine="mosquitto") as broker:
         with Parties(run) as parties:
             parties.start(run.server.name, server_command(path, broker.url))
-            for name, command in _clients(run, path, broker.url, hosts):
-                parties.start(name, command)
+            for client in run.clients:
+                parties.start(client.name, client_command(path, client.name, broker.url))
             for event in parties.events():
                 on_event(event)
         names = [run.server.name, *(client.name for client in run.clients)]
@@ -61,12 +60,48 @@ def train(
     return results
 
 
-def _clients(run: Run, path: Path, url: str, hosts: int) -> list[tuple[str, list[str]]]:
-    names = [client.name for client in run.clients]
-    if not hosts:
-        return [(name, client_command(path, name, url)) for name in names]
-    command = [sys.executable, "-m", "benchmarks.hosted", str(path), "--broker", url]
-    return [(f"host{at}", [*command, *names[at::hosts]]) for at in range(hosts)]
+def train_on_line(
+    table: Mapping[str, Any],
+    link: Link,
+    device: Device,
+    server_device: Device,
+    *,
+    on_event: Callable[[float, str, Mapping[str, Any]], None],
+) -> dict[str, dict[str, Any]]:
+    """The same in virtual time, in this process; of ``peak_rss_mb`` each says this process's. ``on_event`` hears the coordinator: seconds of
+    line time, the event's name, its fields. Raises CutlayerError."""
+    begun = time.perf_counter()
+    with _exported(table) as (_, run):
+        run = dataclasses.replace(run, spool=SpoolConfig(limit_bytes=0))
+        maker = TrainMaker(run)
+
+        def hear(time_s: float, party: str, event: str, fields: Mapping[str, Any]) -> None:
+            if party == run.coordinator:
+                on_event(time_s, event, fields)
+
+        world = World(run, link, device, server_device, maker, hear)
+        try:
+            world.build()
+            world.start()
+            while not world.over and world.clock.step():
+                pass
+        finally:
+            world.close()
+        results = {made.name: made.result() for made in maker.made}
+    results[run.server.name]["seconds"] = round(time.perf_counter() - begun, 1)
+    return results
+
+
+@contextlib.contextmanager
+def _exported(table: Mapping[str, Any]) -> Iterator[tuple[Path, Run]]:
+    """A run file and its run, in a folder of their own, with bundles."""
+    with tempfile.TemporaryDirectory(prefix="cutlayer-cell-") as folder:
+        path = Path(folder, "run.toml")
+        path.write_text(tomli_w.dumps(table))
+        run = load_run(path)
+        with _EXPORTING:
+            export_run(run, run.bundles)
+        yield path, run
 
 
 def cell_arguments(about: str | None, *, jobs: int) -> argparse.ArgumentParser:

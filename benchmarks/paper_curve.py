@@ -10,18 +10,17 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import PAGES, prose
-from benchmarks.paper_runs import METHODS, SETTINGS, TEST_SAMPLES, TRAIN_SAMPLES, Curve, Device, Method, Setting
+from benchmarks.paper_runs import BOARD, LINE, METHODS, SERVER, SETTINGS, TEST_SAMPLES, TRAIN_SAMPLES, Curve, Method, Setting, Work
 
-__all__ = ["RATE_BPS", "Point", "curve_lines", "points"]
+__all__ = ["Point", "curve_lines", "points"]
 
-RATE_BPS = 250_000
 BUDGETS_S = (600, 3600)
 _TARGET = 0.80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """After an epoch: what a client has computed, sent and received on the average, and how long all of it takes on the line."""
+    """After an epoch: what a client has computed, sent and received on the average, and how long all of it took on the line."""
 
     accuracy: float
     gflop: float
@@ -29,25 +28,17 @@ class Point:
     seconds: float
 
 
-def points(run: Mapping[str, Any], setting: Setting, method: Method, device: Device) -> list[Point]:
-    """One an epoch. Bytes are spread evenly over the epochs.
-
-    Seconds: a client's own steps, on one core as measured, and its bytes both ways, one after the other, at ``RATE_BPS``. Relay's clients
-    take turns, so theirs add up; those of all other methods work side by side, and the slowest decides. Server and round trips take none.
-    """
+def points(run: Mapping[str, Any], setting: Setting, method: Method, work: Work) -> list[Point]:
+    """One an epoch. Bytes are spread evenly over the epochs."""
     bytes_ = [up + down for up, down in zip(run["up"], run["down"], strict=True)]
-    alone = [
-        count * device.seconds(method) + size / setting.epochs * 8 / RATE_BPS for count, size in zip(run["samples"], bytes_, strict=True)
-    ]
-    an_epoch_s = sum(alone) if method.schedule == "relay" else max(alone)
     return [
         Point(
             accuracy=entry["accuracy"],
-            gflop=done * statistics.mean(run["samples"]) * device.flops(method) / 1e9,
+            gflop=done * statistics.mean(run["samples"]) * work.of(method) / 1e9,
             megabytes=done * statistics.mean(bytes_) / setting.epochs / 1e6,
-            seconds=done * an_epoch_s,
+            seconds=trained_s,
         )
-        for entry in run["history"]
+        for entry, trained_s in zip(run["history"], run["trained_s"], strict=True)
         for done in [entry["epoch"] + 1]
     ]
 
@@ -65,22 +56,22 @@ def _mean(runs: Sequence[Sequence[Point]]) -> list[Point]:
 Runs = Mapping[Method, Sequence[Sequence[Point]]]
 
 
-def _runs(results: Mapping[str, Any], setting: Setting, device: Device) -> dict[Method, list[list[Point]]]:
+def _runs(results: Mapping[str, Any], setting: Setting, work: Work) -> dict[Method, list[list[Point]]]:
     found: dict[Method, list[list[Point]]] = {}
     for method in METHODS:
         runs = [results.get(Curve(setting=setting, method=method, seed=seed).key) for seed in setting.seeds]
-        there = [points(run, setting, method, device) for run in runs if run is not None]
+        there = [points(run, setting, method, work) for run in runs if run is not None]
         if there:
             found[method] = there
     return found
 
 
-def curve_lines(results: Mapping[str, Any], device: Device) -> list[str]:
+def curve_lines(results: Mapping[str, Any], work: Work) -> list[str]:
     """The part of the page, and its plots."""
-    there = [(setting, runs) for setting in SETTINGS if (runs := _runs(results, setting, device))]
+    there = [(setting, runs) for setting in SETTINGS if (runs := _runs(results, setting, work))]
     if not there:
         return []
-    lines = ["", "## Figure 3: accuracy against what a client spends, Fashion-MNIST", "", *_what(device)]
+    lines = ["", "## Figure 3: accuracy against what a client spends, Fashion-MNIST", "", *_what(work)]
     for setting, runs in there:
         name = f"paper-{setting.name.replace(' ', '-')}"
         _plot(name, setting, runs)
@@ -94,25 +85,26 @@ def _title(setting: Setting) -> str:
     return f"{setting.clients} clients, {shares}, {setting.epochs} epochs"
 
 
-def _what(device: Device) -> list[str]:
+def _what(work: Work) -> list[str]:
     return [
         *prose(
             f"{TRAIN_SAMPLES:,} of the training samples, shared out to the clients; tested after each epoch, the codec on, on",
             f"{TEST_SAMPLES:,} of the test samples. The network is that of [link.md](link.md), cut at 784 activations: of the FLOPs of a",
-            f"training step, {device.split_flops / 1e6:.2f} million a sample are the client's when it is split,",
-            f"{device.whole_flops / 1e6:.2f} million when it is not. Clients are real ones, with ONNX segments, over mosquitto: a",
-            "process each where there are 10, threads of two processes where there are 100 (a thread does what a client process does,",
-            "with a connection, store and engine of its own; 100 interpreters would take three times the memory, and minutes to start).",
-            "Batches are of 50 samples, and with 100 clients of 10 (20 each of a large batch). *Relay*: clients take turns and hand",
-            "their segment on. *Parallel*: SplitFed v2, the clients' segments averaged once an epoch. *Federated*: averaged once an",
-            "epoch; int8: differences of weights. *Large-batch*: one step of all clients' batches together, gradients averaged.",
+            f"training step, {work.split / 1e6:.2f} million a sample are the client's when it is split,",
+            f"{work.whole / 1e6:.2f} million when it is not. All clients really train, with the ONNX segments, codecs and frames of a run",
+            "in the field, but in virtual time (docs/guide-simulate.md): weights and bytes are those of real processes to the last bit,",
+            "which tests hold. Batches are of 50 samples, and with 100 clients of 10 (20 each of a large batch). Learning rates were set",
+            "once and not searched.",
+            "*Relay*: clients take turns and hand their segment on. *Parallel*: SplitFed v2, the clients' segments averaged once an epoch.",
+            "*Federated*: averaged once an epoch; int8: differences of weights. *Large-batch*: one step of all clients' batches together,",
+            "gradients averaged.",
         ),
         "",
         *prose(
             "Bytes: a client's PUBLISH packets both ways, weights included, evaluation not; one client's weights go to the server once",
-            "more at the end. **Seconds** on a line of 250 kbit/s: a client's steps on one core of this computer as measured",
-            f"({device.split_s * 1e3:.2f} ms a sample split, {device.whole_s * 1e3:.2f} ms whole), then its bytes, one after the other;",
-            "relay's clients add up, for they take turns, and of the others the slowest decides. Server and round trips take no time.",
+            f"more at the end. **Seconds**: of a line of {LINE.up_bps / 1000:g} kbit/s both ways with a round trip of",
+            f"{LINE.round_trip_s:g} s, a {BOARD} at each client and the preset `{SERVER}` at the other end: uploads, downloads and",
+            "computation as the step protocol orders them, evaluation taken out.",
         ),
     ]
 

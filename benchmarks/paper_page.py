@@ -9,7 +9,7 @@ from benchmarks.cells import stored
 from benchmarks.common import PAGES, hardware, prose, write_page
 from benchmarks.link_page import Group, grouped
 from benchmarks.paper_curve import curve_lines
-from benchmarks.paper_runs import LOWBIT, STEM_ACTIVATIONS, STEM_CODECS, STEM_EPOCHS, STEM_SAMPLES, Device, Stem
+from benchmarks.paper_runs import LOWBIT, STEM_ACTIVATIONS, STEM_CODECS, STEM_EPOCHS, STEM_SAMPLES, Stem, Work
 from benchmarks.paper_tables import BATCH, CLIENTS, PAPER_GB, PAPER_TFLOPS, TABLE_2, split_gb
 
 __all__ = ["write_paper_page"]
@@ -20,7 +20,7 @@ _SHRINK = 32  # what the bandwidth row must shrink by
 
 
 def write_paper_page(results: Mapping[str, Any]) -> None:
-    """``results``: cells by their keys, and what ``paper_tables.tables`` and ``paper_runs.measured_device`` found."""
+    """``results``: cells by their keys, and what ``paper_tables.tables`` and ``paper_runs.counted_work`` found."""
     lines = [
         "# The paper's comparison ",
         *prose(
@@ -35,8 +35,8 @@ def write_paper_page(results: Mapping[str, Any]) -> None:
     if "tables" in results:
         lines += _table_1(results["tables"]["table_1"], results["tables"]["table_1_counted"])
         lines += _table_2(results["tables"]["table_2"], results)
-    if "device" in results:
-        lines += curve_lines(results, Device(**results["device"]))
+    if "work" in results:
+        lines += curve_lines(results, Work(**results["work"]))
     write_page("paper", lines)
 
 

@@ -1,33 +1,42 @@
-"""The runs behind the paper's page: each is a run file whose parties are real processes over a real broker.
+"""The runs behind the paper's page.
 
-``stem`` cells train the client segment of Table 2's replay on images of 3 x 32 x 32, to see what a codec makes of its activations.
-``curve`` cells train Fashion-MNIST for Figure 3: a sixth of its training samples, shared out to 10 or 100 clients, evenly or by a Dirichlet
-distribution of 0.3 over labels, tested after each epoch on half of its test samples.
+``stem`` cells are real processes over a real broker: they train the client segment of Table 2's replay on images of 3 x 32 x 32, to see
+what a codec makes of its activations. ``curve`` cells are simulated: the same actors, codecs and engines in virtual time, over ``LINE``,
+between boards and a server of the presets. They train Fashion-MNIST for Figure 3: a sixth of its training samples, shared out to 10 or 100
+clients, evenly or by a Dirichlet distribution of 0.3 over labels, tested after each epoch on half of its test samples.
 """
 
 from __future__ import annotations
 
-import statistics
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from benchmarks.cells import train
+from benchmarks.cells import train, train_on_line
 from benchmarks.paper_costs import MODELS, client_flops
 from benchmarks.paper_data import coloured, part_of_fashion
 from benchmarks.paper_models import fashion
-from edge_client.engine import load_engine
-from export.cut import cut
-from export.segment import export_segment
-from wire.optim import SGD
+from simulation.field.link import Link
+from simulation.field.presets import load_device
 
-__all__ = ["METHODS", "SETTINGS", "Curve", "Device", "Method", "Setting", "Stem", "cells", "measured_device", "prepare_data", "run_cell"]
+__all__ = [
+    "BOARD",
+    "LINE",
+    "METHODS",
+    "SERVER",
+    "SETTINGS",
+    "Curve",
+    "Method",
+    "Pace",
+    "Setting",
+    "Stem",
+    "Work",
+    "cells",
+    "counted_work",
+    "prepare_data",
+    "run_cell",
+]
 
 LOWBIT = ("lowbit:step=0.8,rate_weight=5e-6", "lowbit:step=6")  # of link.md, the pair that loses less than half a point there
 STEM_ACTIVATIONS = 65_536
@@ -36,6 +45,8 @@ STEM_CODECS = (("fp32", "fp32"), ("lowbit:rate_weight=1.2e-7", "lowbit"))
 STEM_SAMPLES, STEM_EPOCHS, STEM_BATCH = 3000, 4, 32
 
 AT, SHAPE = "pool2", (1, 28, 28)
+LINE = Link(name="250 kbit/s", up_bps=250_000, down_bps=250_000, round_trip_s=0.1)
+BOARD, SERVER = "pi-4", "server"
 TRAIN_SAMPLES, TEST_SAMPLES = 10_000, 5_000
 _SGD = {"kind": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
@@ -68,7 +79,7 @@ METHODS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Who has what. ``hosts``: processes that hold the clients; 0: each client is a process."""
+    """Who has what."""
 
     clients: int
     even: bool
@@ -76,7 +87,6 @@ class Setting:
     epochs: int
     batch_size: int
     large_batch: int  # a client's part of a large batch
-    hosts: int = 0
 
     @property
     def name(self) -> str:
@@ -86,8 +96,8 @@ class Setting:
 SETTINGS = (
     Setting(clients=10, even=True, seeds=(0, 1, 2), epochs=10, batch_size=50, large_batch=50),
     Setting(clients=10, even=False, seeds=(0, 1, 2), epochs=10, batch_size=50, large_batch=50),
-    Setting(clients=100, even=True, seeds=(0,), epochs=10, batch_size=10, large_batch=20, hosts=2),
-    Setting(clients=100, even=False, seeds=(0,), epochs=10, batch_size=10, large_batch=20, hosts=2),
+    Setting(clients=100, even=True, seeds=(0,), epochs=10, batch_size=10, large_batch=20),
+    Setting(clients=100, even=False, seeds=(0,), epochs=10, batch_size=10, large_batch=20),
 )
 
 
@@ -172,7 +182,11 @@ def cells() -> list[Stem | Curve]:
 
 def run_cell(cell: Stem | Curve, data: Path) -> dict[str, Any]:
     """One run, by its parties' own words. Bytes are PUBLISH packets of each client, both ways, without evaluation."""
-    results = train(cell.table(data), hosts=cell.setting.hosts if isinstance(cell, Curve) else 0)
+    pace = Pace()
+    if isinstance(cell, Curve):
+        results = train_on_line(cell.table(data), LINE, load_device(BOARD), load_device(SERVER), on_event=pace.hear)
+    else:
+        results = train(cell.table(data))
     server = results.pop("server")
     clients = list(results.values())
     return {
@@ -184,9 +198,29 @@ def run_cell(cell: Stem | Curve, data: Path) -> dict[str, Any]:
         "down": [_bytes(client, "down") for client in clients],
         "voided": sum(client["counts"].get("voided", 0) for client in clients),
         "applied": sum(client["counts"].get("applied", 0) for client in clients),
-        "peak_rss_mb": max(client["peak_rss_mb"] for client in clients),
         "seconds": server["seconds"],
+        "trained_s": pace.trained_s,
     }
+
+
+class Pace:
+    """When each epoch's training was through, in seconds of line time in which nothing was evaluated."""
+
+    def __init__(self) -> None:
+        self.trained_s: list[float] = []
+        self._evaluating_s = 0.0  # until now
+        self._since_s: float | None = None
+
+    def hear(self, time_s: float, event: str, fields: Mapping[str, Any]) -> None:
+        if event != "command":
+            return
+        evaluates = fields["op"] == "evaluate"
+        if evaluates and self._since_s is None:
+            self._since_s = time_s
+            self.trained_s.append(time_s - self._evaluating_s)
+        elif self._since_s is not None and not evaluates and fields["op"] != "tell":
+            self._evaluating_s += time_s - self._since_s
+            self._since_s = None
 
 
 def _bytes(client: Mapping[str, Any], way: str) -> int:
@@ -208,44 +242,16 @@ def prepare_data(todo: list[Stem | Curve], folder: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """A client's training step a sample: FLOPs as counted, and seconds of one core as measured, of the segment and of the whole network."""
+class Work:
+    """FLOPs of a client's training step a sample, of the segment and of the whole network."""
 
-    split_flops: float
-    whole_flops: float
-    split_s: float
-    whole_s: float
+    split: float
+    whole: float
 
-    def flops(self, method: Method) -> float:
-        return self.split_flops if method.cut else self.whole_flops
-
-    def seconds(self, method: Method) -> float:
-        return self.split_s if method.cut else self.whole_s
+    def of(self, method: Method) -> float:
+        return self.split if method.cut else self.whole
 
 
-def measured_device(batch: int = 50, steps: int = 40) -> Device:
-    """Of the curve's network, on this computer, with the engine that devices run."""
-    inputs = torch.randn(batch, *SHAPE)
-    bottom = cut(fashion(), AT, (inputs,))[0]
-    target = torch.zeros(batch, dtype=torch.int64)
-    with tempfile.TemporaryDirectory(prefix="cutlayer-paper-") as folder:
-        optimizer = SGD(lr=0.05, momentum=0.9)
-        export_segment(bottom.module, bottom.examples, Path(folder, "bottom"), optimizer=optimizer, name="bottom")
-        export_segment(fashion(), (inputs, target), Path(folder, "whole"), optimizer=optimizer, loss="cross_entropy", name="whole")
-        split_s, whole_s = (_step_s(Path(folder, name), inputs.numpy(), target.numpy(), steps) / batch for name in ("bottom", "whole"))
-    split, whole = client_flops(fashion(), AT, SHAPE), client_flops(fashion(), None, SHAPE)
-    return Device(split_flops=split.step, whole_flops=whole.step, split_s=split_s, whole_s=whole_s)
-
-
-def _step_s(bundle: Path, images: Any, labels: Any, steps: int) -> float:
-    """The median of a step's forward and backward."""
-    engine = load_engine(bundle, threads=1)
-    values = [labels if spec.name == "target" else images for spec in engine.inputs]
-    taken = []
-    for step in range(steps):
-        begun = time.perf_counter()
-        outputs = engine.forward(step, *values)
-        grads = () if engine.outputs[0].name == "loss" else tuple(np.full_like(output, 1e-3) for output in outputs)
-        engine.backward(step, *grads)
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
+def counted_work() -> Work:
+    """Of the curve's network."""
+    return Work(split=client_flops(fashion(), AT, SHAPE).step, whole=client_flops(fashion(), None, SHAPE).step)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.cells import missing, run_cells, stored, train
+from benchmarks.cells import missing, run_cells, stored, train, train_on_line
 from benchmarks.paper_costs import IMAGE, MODELS, client_flops, crossing, traffic
-from benchmarks.paper_curve import RATE_BPS, points
+from benchmarks.paper_curve import points
 from benchmarks.paper_models import CifarResNet, resnet18, vgg16
-from benchmarks.paper_runs import METHODS, SETTINGS, Curve, Device, cells
+from benchmarks.paper_runs import LINE, METHODS, SETTINGS, Curve, Pace, Work, cells
 from benchmarks.paper_tables import fitted, misses, split_gb
 from export.models import BUNDLED
+from simulation.field.presets import load_device
 
 # ------------------------------------------------------------ FLOPs
 
@@ -76,10 +77,13 @@ def table(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_real_runs_are_what_is_counted_and_threads_are_what_processes_are(tmp_path: Path) -> None:
-    """Over a broker. What the clients' transports count is ``traffic``, but for parts that are small while a line is new; and clients that
-    share a process send the same bytes and end with the same loss as those that are processes."""
-    apart, together = train(table(tmp_path)), train(table(tmp_path), hosts=1)
+def test_real_runs_are_what_is_counted_and_virtual_ones_are_what_real_ones_are(tmp_path: Path) -> None:
+    """Over a broker. What the clients' transports count is ``traffic``, but for parts that are small while a line is new; and in virtual
+    time clients send the same bytes and end with the same loss."""
+    pace = Pace()
+    board = load_device("pi-4")
+    apart, together = train(table(tmp_path)), train_on_line(table(tmp_path), LINE, board, board, on_event=pace.hear)
+    assert len(pace.trained_s) == 1
     counted = traffic("resnet20", "layer3", classes=100, batch=4)
     for way, expected in (("up", counted.up), ("down", counted.down)):
         assert sum(apart[name]["bytes_by_use"][way]["train"] for name in ("c1", "c2")) == pytest.approx(8 * expected, rel=0.02)
@@ -127,26 +131,40 @@ def test_vgg_with_its_own_head_comes_nearest_to_table_1() -> None:
 # ------------------------------------------------------------ the curve
 
 
-DEVICE = Device(split_flops=3e6, whole_flops=17e6, split_s=0.001, whole_s=0.004)
+WORK = Work(split=3e6, whole=17e6)
 
 
 def result() -> dict[str, Any]:
     history = [{"epoch": epoch, "accuracy": 0.5 + epoch / 100} for epoch in range(10)]
-    return {"history": history, "samples": [100, 300], "up": [250_000, 750_000], "down": [250_000, 250_000]}
+    traffic = {"up": [250_000, 750_000], "down": [250_000, 250_000]}
+    return {"history": history, "samples": [100, 300], "trained_s": [60.0 * (epoch + 1) for epoch in range(10)], **traffic}
 
 
-def test_clients_that_take_turns_add_up_and_of_others_the_slowest_decides() -> None:
+def test_a_point_is_what_a_client_spent_on_the_average() -> None:
     by_name = {method.name: method for method in METHODS}
-    last = points(result(), SETTINGS[0], by_name["split, relay"], DEVICE)[-1]
+    last = points(result(), SETTINGS[0], by_name["split, relay"], WORK)[-1]
     assert last.gflop == pytest.approx(10 * 200 * 3e6 / 1e9)
     assert last.megabytes == pytest.approx(0.75)
-    assert last.seconds == pytest.approx(10 * 400 * 0.001 + 1_500_000 * 8 / RATE_BPS)
-    beside = points(result(), SETTINGS[0], by_name["split, parallel"], DEVICE)[-1]
-    assert beside.seconds == pytest.approx(10 * 300 * 0.001 + 1_000_000 * 8 / RATE_BPS)
-    whole = points(result(), SETTINGS[0], by_name["federated"], DEVICE)
+    assert last.seconds == pytest.approx(600)
+    whole = points(result(), SETTINGS[0], by_name["federated"], WORK)
     assert whole[-1].gflop == pytest.approx(10 * 200 * 17e6 / 1e9)
-    assert whole[0].seconds == pytest.approx(whole[-1].seconds / 10)
     assert [point.accuracy for point in whole] == [entry["accuracy"] for entry in result()["history"]]
+
+
+def test_the_time_of_evaluation_is_taken_out() -> None:
+    pace = Pace()
+    for time_s, op in [
+        (0, "train"),
+        (10, "evaluate"),
+        (13, "evaluate"),
+        (15, "tell"),
+        (16, "save"),
+        (17, "train"),
+        (27, "evaluate"),
+        (33, "end"),
+    ]:
+        pace.hear(time_s, "command", {"op": op})
+    assert pace.trained_s == [10, 27 - 6]
 
 
 def test_each_method_is_plotted_by_itself() -> None:

@@ -90,7 +90,7 @@ class NeverUp:
 
 
 def test_a_line_that_is_down_for_good_says_so() -> None:
-    clock, up, _ = ways(link(weather=NeverUp()))
+    _, up, _ = ways(link(weather=NeverUp()))
     with pytest.raises(Stuck, match="down for good"):
         up.send(10, lambda: None)
 
