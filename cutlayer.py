@@ -48,6 +48,8 @@ _NEEDS = {
     "slice": ("export", ("torch", "tomli_w")),
     "assemble": ("export", ("torch", "onnx")),
     "graph": ("simulation", ("torch", "rich")),
+    "simulate": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn", "matplotlib", "jinja2")),
+    "plan": ("simulation", ("torch", "onnx", "rich", "sklearn")),
 }
 # What a verb may find missing on its way.
 _EXTRA_OF = {"PIL": "images", "iotcore": "server"}
@@ -173,6 +175,18 @@ def _graph(args: argparse.Namespace) -> None:
     show_run(args.run_file, svg=args.svg, json=args.json)
 
 
+def _simulate(args: argparse.Namespace) -> None:
+    from simulation.field.verb import run_simulate
+
+    run_simulate(**{key: value for key, value in vars(args).items() if key not in ("verb", "call")})
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from simulation.plan.plan import run_plan
+
+    run_plan(**{key: value for key, value in vars(args).items() if key not in ("verb", "call")})
+
+
 def _halt(args: argparse.Namespace) -> None:
     from wire.requests import ask
     from wire.runfile import load_run
@@ -296,6 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_parties(verbs)
     _add_files(verbs)
     _add_doctor(verbs)
+    _add_field(verbs)
     broker = _verb(verbs, "broker", _broker, "start an MQTT broker and say how to connect")
     broker.add_argument("--host", default="127.0.0.1", help="address to listen on; other computers reach 0.0.0.0 (default %(default)s)")
     broker.add_argument("--port", type=_port, default=1883, help="default %(default)s")
@@ -394,6 +409,17 @@ def _add_doctor(verbs: Any) -> None:
     doctor.add_argument("--batch", type=_count, metavar="N", help="samples a step (default: the run file's, or 32)")
     doctor.add_argument("--timeout-s", type=_seconds, default=60.0, metavar="S", help="longest wait of a check (default 60)")
     doctor.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+
+def _add_field(verbs: Any) -> None:
+    if importlib.util.find_spec("simulation") is None:  # a board's image has the device's rooms alone
+        return
+    from simulation.field.options import add_simulate_options
+    from simulation.plan.options import ABOUT, add_plan
+
+    simulate = _verb(verbs, "simulate", _simulate, "train a run over a modelled line in virtual time, and report", run_file=True)
+    add_simulate_options(simulate, count=_count, codec=_codec)
+    add_plan(_verb(verbs, "plan", _plan, ABOUT), count=_count, shape=_shape, codec=_codec)
 
 
 def _verb(

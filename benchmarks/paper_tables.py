@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
-from benchmarks.paper_costs import Flops, Traffic, built, client_flops, crossing, int8_weights, parameters, traffic
+from benchmarks.paper_costs import Traffic, built, client_flops, crossing, int8_weights, parameters, traffic
 from benchmarks.paper_models import vgg16
+from export.flops import Flops
 
 __all__ = ["CLIENTS", "PAPER_GB", "PAPER_TFLOPS", "SAMPLES", "TABLE_2", "fitted", "misses", "split_gb", "tables"]
 

@@ -23,7 +23,7 @@ from wire.manifest import EngineName, TensorSpec
 from wire.optim import SGD, Optimizer
 from wire.runfile import Run, load_run
 
-__all__ = ["build_model", "build_segments", "export_run", "input_shapes", "prepare", "prepare_model"]
+__all__ = ["build_model", "build_segments", "cut_segments", "export_run", "input_shapes", "prepare", "prepare_model"]
 
 
 def build_model(run: Run) -> nn.Module:
@@ -48,8 +48,16 @@ def build_segments(run: Run) -> dict[str, RunSegment]:
 def _plain_segments(run: Run) -> dict[str, RunSegment]:
     if run.model is None:
         return declared_segments(run)
-    pieces = cut_model(build_model(run), run.model.cut, tuple(torch.zeros(EXAMPLES, *shape) for shape in input_shapes(run)))
-    names = run.model.names
+    return cut_segments(run, build_model(run), tuple(torch.zeros(EXAMPLES, *shape) for shape in input_shapes(run)))
+
+
+def cut_segments(run: Run, model: nn.Module, examples: Sequence[Tensor]) -> dict[str, RunSegment]:
+    """The segments that the cuts of ``run.model`` make of ``model``, whose modules they share; ``examples``: its inputs.
+
+    Raises GraphError.
+    """
+    assert run.model is not None
+    pieces, names = cut_model(model, run.model.cut, examples), run.model.names
     return {name: _segment(run, name, piece, last=at == len(names) - 1) for at, (name, piece) in enumerate(zip(names, pieces, strict=True))}
 
 

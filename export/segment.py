@@ -29,7 +29,7 @@ from wire.errors import ExportError
 from wire.manifest import FORMAT, ORT_TRAINING, BundleManifest, EngineName, GraphEntry, MaskSpec, TensorSpec, dump_manifest
 from wire.optim import Optimizer
 
-__all__ = ["build_candidate", "export_segment"]
+__all__ = ["build_candidate", "export_segment", "manifest_of"]
 
 TARGET = "target"
 
@@ -69,6 +69,27 @@ def export_segment(
     manifest, files = _pack(candidate, name, artifacts)
     write_folder(Path(out), {**files, MANIFEST: dump_manifest(manifest).encode()})
     return manifest
+
+
+def manifest_of(
+    module: nn.Module,
+    example_inputs: Sequence[Tensor],
+    *,
+    optimizer: Optimizer,
+    name: str = "segment",
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> BundleManifest:
+    """What ``export_segment`` would say of a segment that takes raw data and has no loss; nothing is written, nor compared with PyTorch.
+
+    The module is left as it was. Raises ExportError.
+    """
+    examples = _named(example_inputs, input_names, None)
+    check_modules(module)
+    _check_dtypes(module, examples, None)
+    with _restored(module):
+        candidate = build_candidate(module, examples, output_names, optimizer=optimizer, loss=None, input_gradients=())
+    return _pack(candidate, name, None)[0]
 
 
 def build_candidate(

@@ -32,9 +32,23 @@ from wire.engine import Array
 from wire.errors import DataError, StorageError
 from wire.rng import permutation
 
-__all__ = ["CIFAR10", "FASHION_MNIST", "NAMES", "DatasetFacts", "Progress", "RemoteFile", "RemoteSet", "download", "materialize", "unpack"]
+__all__ = [
+    "CIFAR10",
+    "FASHION_MNIST",
+    "NAMES",
+    "DatasetFacts",
+    "Progress",
+    "RemoteFile",
+    "RemoteSet",
+    "dataset_at",
+    "download",
+    "materialize",
+    "unpack",
+]
 
 NAMES = ("digits", "breast-cancer", "fashion-mnist", "cifar10")
+
+_BROUGHT = ("digits", "breast-cancer")  # by scikit-learn
 
 Progress = Callable[[str, int, int], None]
 """Called with (file name, bytes so far, bytes in all) while something is fetched."""
@@ -137,7 +151,7 @@ def materialize(
     directory = Path(directory).resolve()
     if name not in NAMES:
         raise DataError(f"there is no data set {name!r}; known: {', '.join(NAMES)}")
-    if source is not None and name in ("digits", "breast-cancer"):
+    if source is not None and name in _BROUGHT:
         raise DataError(f"{name} comes with scikit-learn; it takes no folder ({source})")
     with _storing(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -148,6 +162,14 @@ def materialize(
     if name == "fashion-mnist":
         return _fashion_mnist(directory, source, remote or FASHION_MNIST, system_folder, timeout_s, progress)
     return _cifar10(directory, source, remote or CIFAR10, timeout_s, progress)
+
+
+def dataset_at(name: str, given: Path | None, folder: Path) -> DatasetFacts:
+    """The data set in the folder that a user names, where its files lie or are to be put; without one, in ``folder``. Raises as
+    ``materialize``."""
+    if given is not None and given.is_dir() and any(given.iterdir()) and name not in _BROUGHT:
+        return materialize(name, folder, source=given)
+    return materialize(name, given or folder)
 
 
 # ---------------------------------------------------------------- data sets that scikit-learn brings

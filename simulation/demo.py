@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from simulation.datasets import DatasetFacts, materialize
+from simulation.datasets import DatasetFacts, dataset_at
 from simulation.report import print_drained, print_report
 from simulation.run import run_and_compare
 from wire.errors import StorageError
@@ -50,7 +50,7 @@ def run_demo(
     """Train, compare, print. ``data_dir``: where the data set's files lie, or are to be put; ``keep``: a folder for all that is made,
     which is otherwise removed at the end. Raises CutlayerError."""
     with _folder(keep) as folder:
-        facts = _facts(dataset, data_dir, folder)
+        facts = dataset_at(dataset, None if data_dir is None else Path(data_dir), folder / "data")
         table = _run_table(dataset, facts, epochs=epochs, clients=clients, codec=codec or "int8", seed=seed)
         path = folder / "run.toml"
         try:
@@ -76,13 +76,6 @@ def _folder(keep: str | Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="cutlayer-demo-") as name:
         yield Path(name)
-
-
-def _facts(dataset: str, data_dir: str | Path | None, folder: Path) -> DatasetFacts:
-    given = Path(data_dir) if data_dir is not None else None
-    if given is not None and given.is_dir() and any(given.iterdir()) and dataset != "digits":
-        return materialize(dataset, folder / "data", source=given)
-    return materialize(dataset, given or folder / "data")
 
 
 def _run_table(dataset: str, facts: DatasetFacts, *, epochs: int | None, clients: int, codec: str, seed: int) -> dict[str, Any]:

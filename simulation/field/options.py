@@ -13,7 +13,9 @@ MODES = ("train", "cost")
 
 def add_simulate_options(parser: argparse.ArgumentParser, *, count: Callable[[str], int], codec: Callable[[str], str]) -> None:
     """``count`` and ``codec``: how the command line reads a number of 1 or more, and codecs."""
-    parser.add_argument("--link", default="lan", metavar="NAME", help="the clients' line, like gprs or gprs,loss=0.05; or a TOML file of one")
+    parser.add_argument(
+        "--link", default="lan", metavar="NAME", help="the clients' line, like gprs or gprs,loss=0.05, or a TOML file"
+    )
     parser.add_argument("--device", default="pi-4", metavar="NAME", help="the clients' board, like pi-zero-2w, or `this` (default pi-4)")
     parser.add_argument("--server-device", default="server", metavar="NAME", help="what the servers run on (default server)")
     parser.add_argument("--clients", type=count, metavar="N", help="so many, each with its part of the first client's data")
@@ -24,7 +26,7 @@ def add_simulate_options(parser: argparse.ArgumentParser, *, count: Callable[[st
         "--mode",
         choices=MODES,
         default="train",
-        help="train: engines really run (default); cost: they are charged for, and sizes are those of a short training: thousands of clients",
+        help="train: engines really run (default); cost: they are charged for, with sizes of a short training: for thousands of clients",
     )
     how.add_argument("--real", action="store_true", help="not virtual: processes of this computer, each client behind a shaped line")
     parser.add_argument(

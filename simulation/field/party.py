@@ -10,9 +10,9 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from export.flops import Flops
 from simulation.field.clock import Clock
 from simulation.field.device import Device
-from simulation.field.flops import Flops
 from wire.driver import Driver
 from wire.engine import Array, Engine
 from wire.manifest import TensorSpec
@@ -66,7 +66,7 @@ class ChargedEngine:
         return outputs
 
     def backward(self, step: int, *grads: Array | None, lr: float | None = None) -> tuple[Array | None, ...]:
-        self._time.charge(self._flops.backward * self._samples.pop(step, 0))
+        self._time.charge((self._flops.step - self._flops.forward) * self._samples.pop(step, 0))
         return self._engine.backward(step, *grads, lr=lr)
 
     def discard(self, step: int) -> None:
@@ -98,6 +98,7 @@ class VirtualParty:
         self._clock = clock
         self._wake_s: float | None = None
         self._driver: Driver | None = None
+        self._left = False  # it is over, and its transport may still have something to say
 
     def take(self, driver: Driver) -> None:
         """What it is to turn; given apart, for the driver's transport wakes this."""
@@ -120,16 +121,17 @@ class VirtualParty:
         self._plan()
 
     def _wake_at(self, at_s: float) -> None:
-        if self.ended_s is None and (self._wake_s is None or at_s < self._wake_s):
+        if not self._left and (self._wake_s is None or at_s < self._wake_s):
             self._wake_s = at_s
             self._clock.at(at_s, lambda: self._turn(at_s))
 
     def _turn(self, at_s: float) -> None:
-        if self._wake_s != at_s or self.ended_s is not None:
+        if self._wake_s != at_s or self._left:
             return  # another wake-up came before this one
         self._wake_s = None
         self.driver.turn()
         if self.driver.over:
+            self._left = True
             self._clock.at(self.time.now(), self.driver.end)
         else:
             self._plan()
@@ -148,6 +150,7 @@ class VirtualParty:
 
     def stop(self) -> None:
         """Close what it holds, before its end."""
-        if self.ended_s is None:
-            self.ended_s = self.time.now()
+        if not self._left:
+            self._left = True
             self.driver.end()
+        self.ended_s = self.ended_s or self.time.now()

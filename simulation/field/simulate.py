@@ -24,12 +24,20 @@ from wire.runfile import Run
 from wire.transport.mqtt_connection import SILENCE
 from wire.transport.window import SLOW_KEEPALIVE_S, SMALLEST_PART_BYTES
 
-__all__ = ["LIMIT_S", "Setting", "check_line", "codec_of", "simulate"]
+__all__ = ["LIMIT_S", "Interrupted", "Setting", "check_line", "codec_of", "simulate"]
 
 LIMIT_S = 366 * 86400.0
 _PARTIES = 200  # that a result tells of one by one
 _TIMELINES = 24
 _LEAST_LOOK_S = 60.0  # between two looks at a battery
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. ``result``: of what was done by then."""
+
+    def __init__(self, result: FieldResult) -> None:
+        super().__init__()
+        self.result = result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +105,10 @@ class _Simulation:
             self._go()
         except Stuck as exc:
             self._why = str(exc)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as exc:
             self._why = "interrupted; the same command goes on from the last checkpoint"
+            self._world.close()
+            raise Interrupted(self._summed(time.perf_counter() - begun_s)) from exc
         finally:
             self._world.close()
         return self._summed(time.perf_counter() - begun_s)

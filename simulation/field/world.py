@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from edge_client.process import client_setup
+from export.flops import Flops, flops_of
 from export.prepare import build_segments
 from export.run_segment import RunSegment
 from server.process import server_setup
 from simulation.field.broker import VirtualBroker
 from simulation.field.clock import Clock
 from simulation.field.device import Device
-from simulation.field.flops import Flops, flops_of
 from simulation.field.link import Link
 from simulation.field.party import ChargedEngine, OwnTime, VirtualParty
 from simulation.field.path import Medium, Path
@@ -76,7 +76,7 @@ class World:
     def build(self) -> None:
         """Raises CutlayerError, as the parties' own processes would."""
         segments = build_segments(self.run)
-        flops = {name: flops_of(segment) for name, segment in segments.items()}
+        flops = {name: flops_of(segment.module, segment.examples) for name, segment in segments.items()}
         for server in self.run.all_servers:
             torch.set_num_threads(server.threads or torch.get_num_threads())
             self._add_server(server.name, segments, flops)

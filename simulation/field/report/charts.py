@@ -11,7 +11,7 @@ from simulation.field.report.facts import Measure
 from simulation.field.report.words import ENERGIES, SIZES, Units, alike, duration, energy, size
 from simulation.field.result import FieldResult, Moment
 
-__all__ = ["FILLS", "STYLES", "Axis", "Chart", "Curve", "Fill", "Style", "curves_of", "draw_order"]
+__all__ = ["FILLS", "STYLES", "Axis", "Chart", "Curve", "Fill", "Style", "curves_of", "time_ticks"]
 
 _SPREAD_FOR_LOG = 20.0  # where the longest curve is so many times the shortest one, a linear axis hides the latter
 _MOST_TICKS = 6
@@ -134,7 +134,7 @@ _COSTS = (
 def curves_of(results: Sequence[FieldResult], labels: Sequence[str], measure: Measure, best: int | None) -> list[Chart]:
     """A chart for each thing that accuracy costs; none where nothing was evaluated. The first cells have colours, and the best one."""
     shown = [at for at, result in enumerate(results) if any(measure.of(moment.metrics) is not None for moment in result.history)]
-    styles = dict(zip(draw_order(shown, best), STYLES, strict=False))
+    styles = dict(zip(_draw_order(shown, best), STYLES, strict=False))
     charts = []
     for cost in _COSTS:
         curves = tuple(
@@ -145,7 +145,7 @@ def curves_of(results: Sequence[FieldResult], labels: Sequence[str], measure: Me
     return charts
 
 
-def draw_order(shown: Sequence[int], best: int | None) -> list[int]:
+def _draw_order(shown: Sequence[int], best: int | None) -> list[int]:
     """The best first, then as they come."""
     return sorted(shown, key=lambda at: at != best)
 
@@ -188,10 +188,16 @@ def _x_axis(cost: _Cost, xs: Sequence[Sequence[float]]) -> Axis:
         return Axis(
             title=f"{cost.axis} (logarithmic)", low=low, high=high, ticks=tuple((value, cost.text(value)) for value in values), log=True
         )
-    high = max(ends, default=0.0) or 1.0
-    values = _multiples(0.0, high * 1.04, _step(high) if cost.units else _time_step(high))
-    texts = alike(values, cost.units) if cost.units else [duration(value) for value in values]
-    return Axis(title=cost.axis, low=0.0, high=high * 1.04, ticks=tuple(zip(values, texts, strict=True)))
+    high = (max(ends, default=0.0) or 1.0) * 1.04
+    if cost.units is None:
+        return Axis(title=cost.axis, low=0.0, high=high, ticks=time_ticks(high))
+    values = _multiples(0.0, high, _step(high))
+    return Axis(title=cost.axis, low=0.0, high=high, ticks=tuple(zip(values, alike(values, cost.units), strict=True)))
+
+
+def time_ticks(end_s: float) -> tuple[tuple[float, str], ...]:
+    """From 0 on, at times that people count in."""
+    return tuple((value, duration(value)) for value in _multiples(0.0, end_s, _time_step(end_s)))
 
 
 def _decades(low: float, high: float, decades: Iterable[float]) -> list[float]:

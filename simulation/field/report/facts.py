@@ -170,10 +170,13 @@ def shares_of(parties: Sequence[PartyResult]) -> dict[str, float]:
     return {kind: value / total for kind, value in sums.items()} if total > 0 else {}
 
 
-def idle_text(shares: Mapping[str, float]) -> str:
-    """When nothing was on the line, in words."""
-    idle = shares["compute"] + shares["server"]
+def idle_text(result: FieldResult) -> str:
+    """When nothing was on the lines, in words."""
+    shares = shares_of(result.parties)
+    whole = len(result.parties) == result.clients
+    over = "all clients" if whole else f"the {len(result.parties):,} clients that were recorded"
     return (
-        f"The lines carried nothing for {percent(idle)} of the time: {percent(shares['compute'])} while boards computed and "
-        f"{percent(shares['server'])} while clients waited for the server or for others. They were cut for {percent(shares['outage'])}."
+        f"Over {over}, the lines carried nothing for {percent(shares['compute'] + shares['server'])} of the time: "
+        f"{percent(shares['compute'])} while boards computed and {percent(shares['server'])} while clients waited for the server or for "
+        f"others. They were cut for {percent(shares['outage'])}."
     )

@@ -2,7 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const SVG = "http://www.w3.org/2000/svg";
-  const ROW = 24, BAR = 18, AXIS = 26, MARGIN = 12;
+  const AXIS = 26, MARGIN = 12, GAP = 6;
 
   const make = (parent, tag, attributes, text) => {
     const found = document.createElementNS(SVG, tag);
@@ -38,14 +38,15 @@
   class Timeline {
     constructor(place, shown) {
       this.shown = shown;
-      this.from = shown.begin;
-      this.to = Math.max(shown.end, shown.begin + 1e-6);
+      this.from = 0;
+      this.to = Math.max(shown.end, 1e-6);
+      this.pitch = Math.max(24, Math.min(44, 160 / shown.names.length));
       this.place = place;
       place.textContent = "";
       const tools = place.appendChild(document.createElement("div"));
       tools.className = "tools";
       for (const [name, spoken, act] of [
-        ["whole", "show the whole timeline", () => this.show(shown.begin, shown.end)],
+        ["whole", "show the whole timeline", () => this.show(0, shown.end)],
         ["+", "zoom in", () => this.zoom(0.5)],
         ["−", "zoom out", () => this.zoom(2)],
         ["←", "earlier", () => this.move(-0.4)],
@@ -72,15 +73,15 @@
       this.width = width;
       this.left = Math.min(200, 12 + 7.4 * Math.max(...this.shown.names.map((name) => Math.min(24, name.length))));
       this.columns = Math.round(width - this.left - MARGIN);
-      this.height = this.shown.names.length * ROW + AXIS;
+      this.height = this.shown.names.length * this.pitch + AXIS;
       this.svg.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
       this.draw();
     }
 
     show(from, to) {
-      const all = this.shown.end - this.shown.begin;
+      const all = this.shown.end;
       const span = Math.min(all, Math.max(to - from, all * 1e-6, 1e-3));
-      this.from = Math.min(Math.max(from, this.shown.begin), this.shown.end - span);
+      this.from = Math.min(Math.max(from, 0), all - span);
       this.to = this.from + span;
       this.draw();
     }
@@ -109,7 +110,7 @@
       }, { passive: false });
       svg.addEventListener("keydown", (event) => {
         const act = { "+": () => this.zoom(0.5), "-": () => this.zoom(2), ArrowLeft: () => this.move(-0.2), ArrowRight: () => this.move(0.2),
-          Home: () => this.show(this.shown.begin, this.shown.end) }[event.key];
+          Home: () => this.show(0, this.shown.end) }[event.key];
         if (act) { event.preventDefault(); act(); }
       });
       let held = null;
@@ -127,7 +128,7 @@
     /* What is under the pointer. */
     say(event) {
       const box = this.svg.getBoundingClientRect();
-      const row = Math.floor((((event.clientY - box.top) / box.height) * this.height) / ROW);
+      const row = Math.floor((((event.clientY - box.top) / box.height) * this.height) / this.pitch);
       const spans = this.shown.rows[row], at = this.time(event);
       this.says.textContent = "";
       if (!spans) return;
@@ -168,16 +169,16 @@
       make(svg, "title", {}, `What ${shown.names.length} clients did or waited for, from ${clock(this.from, 0.1)} to ${clock(this.to, 0.1)}`);
       this.axis();
       shown.names.forEach((name, row) => {
-        const y = row * ROW;
-        const label = make(svg, "text", { x: this.left - 8, y: y + ROW / 2 + 2, class: "end" }, name.length > 24 ? `${name.slice(0, 23)}…` : name);
+        const y = row * this.pitch;
+        const label = make(svg, "text", { x: this.left - 8, y: y + (this.pitch - GAP) / 2 + 4, class: "end" }, name.length > 24 ? `${name.slice(0, 23)}…` : name);
         make(label, "title", {}, name);
-        make(svg, "rect", { x: this.left, y, width: this.columns, height: BAR, class: "row" });
+        make(svg, "rect", { x: this.left, y, width: this.columns, height: this.pitch - GAP, class: "row" });
         this.row(shown.rows[row], y);
       });
     }
 
     axis() {
-      const bottom = this.shown.names.length * ROW, step = tickStep(this.to - this.from, Math.max(3, this.columns / 130));
+      const bottom = this.shown.names.length * this.pitch, step = tickStep(this.to - this.from, Math.max(3, this.columns / 130));
       for (let at = Math.ceil(this.from / step - 1e-9); at * step <= this.to + step * 1e-9; at += 1) {
         const x = this.left + ((at * step - this.from) / (this.to - this.from)) * this.columns;
         make(this.svg, "line", { x1: x, x2: x, y1: 0, y2: bottom + 4, class: "grid" });
@@ -187,16 +188,16 @@
 
     /* Neighbouring columns that look the same become one rectangle; one path a kind. */
     row(spans, y) {
-      const shares = this.shares(spans), kinds = data.kinds.length, paths = data.kinds.map(() => []);
+      const shares = this.shares(spans), kinds = data.kinds.length, paths = data.kinds.map(() => []), tall = this.pitch - GAP;
       let begin = 0;
       for (let column = 1; column <= this.columns; column += 1) {
         const same = column < this.columns && data.kinds.every((_, kind) => Math.abs(shares[column * kinds + kind] - shares[begin * kinds + kind]) < 1e-6);
         if (same) continue;
-        let low = y + BAR;
+        let low = y + tall;
         for (let kind = 0; kind < kinds; kind += 1) {
-          const tall = shares[begin * kinds + kind] * BAR;
-          if (tall > 0.05) paths[kind].push(`M${this.left + begin} ${low.toFixed(2)}h${column - begin}v${(-tall).toFixed(2)}h${begin - column}z`);
-          low -= tall;
+          const high = shares[begin * kinds + kind] * tall;
+          if (high > 0.05) paths[kind].push(`M${this.left + begin} ${low.toFixed(2)}h${column - begin}v${(-high).toFixed(2)}h${begin - column}z`);
+          low -= high;
         }
         begin = column;
       }

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from simulation.field.report import svg
-from simulation.field.report.charts import FILLS, STYLES, Chart
+from simulation.field.report.charts import FILLS, STYLES, Chart, Fill, Style
 from simulation.field.report.facts import MARGIN, Measure, answer_of, answer_of_all, idle_text, shares_of, varied
 from simulation.field.report.timeline import CLIENTS, Timeline
 from simulation.field.report.words import duration, energy, exact, percent, size
@@ -37,7 +37,7 @@ class _Cell:
     label: str
     result: FieldResult
     values: tuple[str, ...]
-    score: str
+    score: str | None
     bests: frozenset[str]
     best: bool
     shares: dict[str, float]
@@ -53,10 +53,11 @@ def page_of(
     best: int | None,
     charts: Sequence[Chart],
     timelines: Sequence[Timeline | None],
+    missing: int,
 ) -> str:
-    """The whole HTML document."""
+    """The whole HTML document. ``missing``: cells that have not been run."""
     columns = varied(results)
-    bests = _bests(results, measure)
+    bests = list(_bests(results, measure))
     cells = [
         _Cell(
             at=at,
@@ -80,10 +81,11 @@ def page_of(
             title=_title(results),
             answer=answer_of_all(results, measure),
             cells=cells,
+            missing=missing,
             columns=[name.replace("_", " ") for name, _ in columns],
             measure=measure,
             charts=charts,
-            legend=[curve for curve in reversed(charts[0].curves) if curve.style is not None] if charts else [],
+            legend=[curve for style in STYLES for curve in charts[0].curves if curve.style is style] if charts else [],
             others=sum(curve.style is None for curve in charts[0].curves) if charts else 0,
             reach=_reach(results, labels, measure),
             modes=[text for mode, text in _MODES.items() if any(result.mode == mode for result in results)],
@@ -122,9 +124,9 @@ def _line_bytes(party: PartyResult | FieldResult) -> int:
     return party.line_bytes_up + party.line_bytes_down
 
 
-def _score(result: FieldResult, measure: Measure | None) -> str:
+def _score(result: FieldResult, measure: Measure | None) -> str | None:
     found = None if measure is None else measure.last(result)
-    return "–" if found is None or measure is None else measure.text(found[0])
+    return None if found is None or measure is None else measure.text(found[0])
 
 
 def _bests(results: Sequence[FieldResult], measure: Measure | None) -> Iterator[tuple[str, int]]:
@@ -147,26 +149,22 @@ def _bests(results: Sequence[FieldResult], measure: Measure | None) -> Iterator[
 
 
 def _constants(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str, str]]:
-    """(name, value, source) of each: a constant is a table of ``value`` and ``source``, or its source stands in ``sources`` beside it."""
-    sources = table.get("sources")
-    sources = sources if isinstance(sources, Mapping) else {}
+    """(name, value, source) of each; a constant is a table of ``value`` and ``source``, or a bare value."""
     for name, value in table.items():
         where = f"{path}.{name}" if path else str(name)
-        if value is sources:
-            continue
         if isinstance(value, Mapping) and "value" in value:
             yield where, exact(value["value"]), str(value.get("source", ""))
         elif isinstance(value, Mapping):
             yield from _constants(value, where)
         else:
-            yield where, exact(value), str(sources.get(name, ""))
+            yield where, exact(value), ""
 
 
 def _reach(results: Sequence[FieldResult], labels: Sequence[str], measure: Measure | None) -> dict[str, Any] | None:
     """For the question how long it takes to a given accuracy: each evaluation of each cell; None where there is no such metric."""
     if measure is None or not measure.is_share:
         return None
-    rows = []
+    rows: list[dict[str, Any]] = []
     for result, label in zip(results, labels, strict=True):
         found = [(measure.of(moment.metrics), moment) for moment in result.history]
         points = [
@@ -185,12 +183,15 @@ def _reach(results: Sequence[FieldResult], labels: Sequence[str], measure: Measu
 def _drawn(timeline: Timeline) -> dict[str, Any]:
     """For the script: spans one after the other as kind, begin, end; milliseconds are fine enough, and short."""
     rows = [[number for kind, begin, end in row for number in (kind, round(begin, 3), round(end, 3))] for row in timeline.rows]
-    return {"names": timeline.names, "rows": rows, "begin": timeline.begin_s, "end": timeline.end_s}
+    return {"names": timeline.names, "rows": rows, "end": timeline.end_s}
 
 
 def _colours() -> str:
     """The charts' colours as the style's variables, light and dark; print is light."""
-    pairs = [*((f"--s{at}", style) for at, style in enumerate(STYLES)), *((f"--{kind}", fill) for kind, fill in FILLS.items())]
+    pairs: list[tuple[str, Style | Fill]] = [
+        *((f"--s{at}", style) for at, style in enumerate(STYLES)),
+        *((f"--{kind}", fill) for kind, fill in FILLS.items()),
+    ]
     light = ";".join(f"{name}:{look.light}" for name, look in pairs)
     dark = ";".join(f"{name}:{look.dark}" for name, look in pairs)
     series = "".join(f".s{at}{{--c:var(--s{at})}}" for at in range(len(STYLES)))

@@ -6,6 +6,8 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,10 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from simulation.field.report.charts import FILLS, Chart, Curve
+from simulation.field.report.charts import FILLS, Chart, Curve, time_ticks
 from simulation.field.report.facts import shares_of
 from simulation.field.report.timeline import CLIENTS, Timeline, shares_by_column
-from simulation.field.report.words import duration
 from simulation.field.result import FieldResult
 
 __all__ = ["plots"]
@@ -26,7 +27,7 @@ _COLUMNS = 900
 _GREY = "#b8bec6"
 _MOST_BARS = 60
 # Names come from run files: a dollar sign in one is no formula.
-_SETTINGS = {"text.parse_math": False, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "field"}
+_SETTINGS: Any = {"text.parse_math": False, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def plots(
@@ -34,13 +35,13 @@ def plots(
 ) -> Iterator[tuple[str, bytes]]:
     """(file name, PNG) of each plot."""
     for chart in charts:
-        yield f"{chart.name}.png", _drawn(lambda figure, chart=chart: _chart(figure, chart), 7.5, 4.6)
+        yield f"{chart.name}.png", _drawn(partial(_chart, chart=chart), 7.5, 4.6)
     rows = _bars(results, labels)
     if rows:
-        yield "time-by-kind.png", _drawn(lambda figure: _stacked(figure, rows), 9, 1.6 + 0.28 * len(rows))
+        yield "time-by-kind.png", _drawn(partial(_stacked, rows=rows), 9, 1.6 + 0.28 * len(rows))
     for at, timeline in enumerate(timelines):
         if timeline is not None:
-            draw = lambda figure, at=at, each=timeline: _timeline(figure, each, labels[at])  # noqa: E731
+            draw = partial(_timeline, timeline=timeline, label=labels[at])
             yield f"timeline-{at + 1:03}-{_slug(labels[at])}.png", _drawn(draw, 12, 1.7 + 0.28 * len(timeline.names))
 
 
@@ -82,7 +83,7 @@ def _curve(axes: Axes, curve: Curve) -> None:
     if curve.style is None:
         axes.plot(xs, ys, color=_GREY, linewidth=0.8)
         return
-    dashes = {"dashes": curve.style.dash} if curve.style.dash else {}
+    dashes: dict[str, Any] = {"dashes": curve.style.dash} if curve.style.dash else {}
     axes.plot(xs, ys, color=curve.style.light, marker=curve.style.marker, markersize=4, label=curve.label, clip_on=False, **dashes)
 
 
@@ -121,10 +122,10 @@ def _timeline(figure: Figure, timeline: Timeline, label: str) -> None:
             kind = (tops < height - 1e-9).sum(axis=1)
             known = kind < len(colours)
             image[tall * (row + 1) - 1 - (line - 3), known] = colours[kind[known]]
-    axes.imshow(image, aspect="auto", extent=(timeline.begin_s, timeline.end_s, len(timeline.names) - 0.5, -0.5), interpolation="nearest")
+    axes.imshow(image, aspect="auto", extent=(0, timeline.end_s, len(timeline.names) - 0.5, -0.5), interpolation="nearest")
     _rows(axes, timeline.names)
-    places = np.linspace(timeline.begin_s, timeline.end_s, 7)
-    axes.set_xticks(places, [duration(float(place)) for place in places])
+    ticks = time_ticks(timeline.end_s)
+    axes.set_xticks([at for at, _ in ticks], [text for _, text in ticks])
     axes.set_title(f"Who waited for what: {label}", loc="left", fontweight="bold")
     _legend(figure)
 

@@ -19,11 +19,10 @@ _LEAST_SPANS = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """``rows``: for each client, (index of KINDS, begin, end) in seconds. Nothing of ``end_s`` or later is known of all of them."""
+    """``rows``: for each client, (index of KINDS, begin, end) in seconds. ``whole``: nothing of the run is left out."""
 
     names: tuple[str, ...]
     rows: tuple[tuple[tuple[int, float, float], ...], ...]
-    begin_s: float
     end_s: float
     whole: bool
 
@@ -43,16 +42,15 @@ def _timeline(result: FieldResult, most: int) -> Timeline | None:
     return Timeline(
         names=tuple(party.name for party in parties),
         rows=rows,
-        begin_s=min(row[0][1] for row in rows),
         end_s=end_s,
         whole=end_s >= result.time_s * 0.999 and all(len(party.timeline) <= most for party in parties),
     )
 
 
 def shares_by_column(timeline: Timeline, row: int, columns: int) -> NDArray[np.float64]:
-    """How each column's stretch of time divides among the kinds, (columns, kinds), in 0 to 1; less than 1 together where nothing is known."""
-    width = (timeline.end_s - timeline.begin_s) / columns or 1.0
-    edges = timeline.begin_s + width * np.arange(columns + 1)
+    """How each column's stretch of time divides among the kinds: (columns, kinds); a row adds up to less than 1 where nothing is known."""
+    width = timeline.end_s / columns or 1.0
+    edges = width * np.arange(columns + 1)
     shares = np.zeros((columns, len(KINDS)))
     for kind in range(len(KINDS)):
         spans = np.array([(begin, end) for which, begin, end in timeline.rows[row] if which == kind and end > begin])

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["ENERGIES", "SIZES", "Units", "alike", "duration", "energy", "exact", "percent", "score", "size"]
+__all__ = ["ENERGIES", "NONE", "SIZES", "Units", "alike", "duration", "energy", "exact", "percent", "score", "size"]
 
-# The smaller unit, its seconds, the larger one, how many of the smaller it holds, and from how many on the next pair is taken.
-_TIMES = (("s", 1, "min", 60, 3_600), ("min", 60, "h", 60, 1_440), ("h", 3_600, "d", 24, math.inf))
-_NONE = "–"
+NONE = "\N{EN DASH}"
 
 Units = tuple[tuple[str, float], ...]  # from the largest
 SIZES: Units = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
@@ -19,19 +17,23 @@ ENERGIES: Units = (("GJ", 1e9), ("MJ", 1e6), ("kJ", 1e3), ("J", 1.0), ("mJ", 1e-
 def duration(seconds: float) -> str:
     """Two units at most: 3 h 12 min; below ten seconds with digits behind the point."""
     if not math.isfinite(seconds):
-        return _NONE
+        return NONE
     if seconds < 0:
         return f"-{duration(-seconds)}"
     if seconds < 9.95:
         return _scaled(seconds, (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)))
+    # Rounded first, in the smaller of the two units that are shown: 59 min 60 s is one hour.
     if round(seconds) < 60:
         return f"{round(seconds)} s"
-    # Rounded first, in the smaller of the two units that are shown: 59 min 60 s is one hour.
-    for small, per_small, large, per_large, most in _TIMES:
-        count = round(seconds / per_small)
-        if count < most:
-            break
-    many, rest = divmod(count, per_large)
+    if round(seconds) < 3_600:
+        return _pair(round(seconds), 60, "min", "s")
+    if round(seconds / 60) < 1_440:
+        return _pair(round(seconds / 60), 60, "h", "min")
+    return _pair(round(seconds / 3_600), 24, "d", "h")
+
+
+def _pair(count: int, per: int, large: str, small: str) -> str:
+    many, rest = divmod(count, per)
     return f"{many:,} {large} {rest} {small}" if rest else f"{many:,} {large}"
 
 
@@ -45,7 +47,7 @@ def energy(joules: float) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{share * 100:.1f} %" if math.isfinite(share) else _NONE
+    return f"{share * 100:.1f} %" if math.isfinite(share) else NONE
 
 
 def score(value: float, *, is_share: bool) -> str:
@@ -77,15 +79,11 @@ def alike(values: Sequence[float], units: Units) -> list[str]:
 
 def _scaled(value: float, units: Units) -> str:
     if not math.isfinite(value):
-        return _NONE
-    for unit, factor in units:
-        text = _digits(value / factor)
-        if abs(float(text)) >= 1:
-            break
-    else:
-        unit, factor = units[-1] if value else min(units, key=lambda each: abs(math.log(each[1])))
-        text = _digits(value / factor)
-    return f"{text} {unit}"
+        return NONE
+    # The first in which it is 1 or more as it will be written: 999.7 kB is 1.00 MB.
+    fits = (unit for unit in units if abs(float(_digits(value / unit[1]))) >= 1)
+    unit, factor = next(fits, units[-1] if value else next(unit for unit in units if unit[1] == 1))
+    return f"{_digits(value / factor)} {unit}"
 
 
 def _digits(value: float) -> str:

@@ -20,8 +20,11 @@ from wire.store import storage_errors, write_atomically
 __all__ = ["strict_json", "write_report"]
 
 
-def write_report(results: Sequence[FieldResult], folder: Path) -> None:
-    """``report.html``, ``results.json`` and ``plots/*.png`` in ``folder``; plots of an earlier report go. Raises UsageError, StorageError."""
+def write_report(results: Sequence[FieldResult], folder: Path, *, missing: int = 0) -> None:
+    """``report.html``, ``results.json`` and ``plots/*.png`` in ``folder``; plots of an earlier report go.
+
+    ``missing``: how many cells of the sweep have not been run. Raises UsageError, StorageError.
+    """
     if not results:
         raise UsageError("there is no result to report; let at least one cell end")
     labels, measure = labels_of(results), measure_of(results)
@@ -29,7 +32,7 @@ def write_report(results: Sequence[FieldResult], folder: Path) -> None:
     charts = [] if measure is None else curves_of(results, labels, measure, best)
     timelines = timelines_of(results)
     write_atomically(folder / "results.json", strict_json([result.plain() for result in results]))
-    page = page_of(results, labels=labels, measure=measure, best=best, charts=charts, timelines=timelines)
+    page = page_of(results, labels=labels, measure=measure, best=best, charts=charts, timelines=timelines, missing=missing)
     write_atomically(folder / "report.html", page.encode("utf-8", "replace"))
     drawn = dict(plots(charts, results, labels, timelines))
     for name, data in drawn.items():

@@ -14,13 +14,15 @@ __all__ = ["SHORT", "broken", "cost", "result", "sweep"]
 
 CONSTANTS = {
     "link": {"up_bps": {"value": 25_000.0, "source": "tylertreat/comcast"}, "loss": {"value": 0.02, "source": "the same <table>"}},
-    "device": {"flops": 1.5e9, "step_s": 0.004, "sources": {"flops": "measured by benchmarks/engine.py"}},
+    "device": {"flops": {"value": 1.5e9, "source": "measured by benchmarks/engine.py"}, "step_s": 0.004},
 }
 # Mean seconds of a step by kind: a slow uplink, a fast downlink.
 SHORT = {"compute": 0.9, "up": 2.6, "down": 0.8, "outage": 9.0, "server": 0.5}
 
 
-def result(*, seed: int = 1, clients: int = 4, steps: int = 120, lengths: dict[str, float] | None = None, top: float = 0.87, **changes: Any) -> FieldResult:
+def result(
+    *, seed: int = 1, clients: int = 4, steps: int = 120, lengths: dict[str, float] | None = None, top: float = 0.87, **changes: Any
+) -> FieldResult:
     """A run that ends, each client with ``steps``; ``changes`` are put in place of what was added up."""
     draw = random.Random(seed)
     parties = [_party(f"clinic-{at + 1}", draw, steps, {**SHORT, **(lengths or {})}) for at in range(clients)]

@@ -1,0 +1,153 @@
+"""``cutlayer simulate``: one cell or a grid of them, in virtual time or over a shaped line, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from simulation.field.configure import KEYS, configured
+from simulation.field.device import Device
+from simulation.field.presets import load_device, load_link, refusal
+from simulation.field.report import write_report
+from simulation.field.report.words import duration, energy, size
+from simulation.field.result import FieldResult
+from simulation.field.simulate import Interrupted, Setting, codec_of, simulate
+from simulation.field.sweep import Cell, parse_sweep, run_sweep
+from simulation.screen import Screen
+from wire.errors import CutlayerError
+from wire.runfile import Run, load_run
+
+__all__ = ["run_simulate"]
+
+
+def run_simulate(
+    run_file: str | Path,
+    *,
+    link: str,
+    device: str,
+    server_device: str,
+    clients: int | None = None,
+    codec: str | None = None,
+    epochs: int | None = None,
+    mode: Literal["train", "cost"] = "train",
+    real: bool = False,
+    sweep: Sequence[str] | None = None,
+    out: Path | None = None,
+    again: bool = False,
+    json: bool = False,
+) -> None:
+    """Simulate the run of ``run_file`` and print what came of it; ``out`` gets report.html, results.json and the plots.
+
+    Raises CutlayerError. A cell of a sweep that cannot be simulated is a result with its reason; a single one raises.
+    """
+    run = load_run(run_file)
+    if epochs is not None:
+        run = dataclasses.replace(run, epochs=epochs)
+    base = _base(run, "real" if real else mode, link=link, device=device, clients=clients, codec=codec)
+    cells = parse_sweep(sweep or (), base, known={"link": _known_link, "device": load_device})
+    out = out or Path(run.base) / f"field-{run.name}"
+    one = _Simulator(run, load_device(server_device), out, alone=not sweep)
+    basis = f"{Path(run_file).read_text()}\n{epochs}\n{server_device}"
+    with Screen() as screen:
+        try:
+            results = run_sweep(cells, partial(one.simulate, screen=screen), folder=out, screen=screen, basis=basis, again=again)
+        except _Failed as failed:
+            raise failed.error from None
+        except Interrupted as interrupted:
+            if not sweep:
+                write_report([interrupted.result], out)
+            screen.say(f"what is done is in {out}")
+            raise
+    if json:
+        print(json_module.dumps({"report": str(out / "report.html"), "cells": [_summary(result) for result in results]}))
+    else:
+        _print(results, out)
+
+
+class _Failed(Exception):
+    """The only cell cannot be simulated: no result, but an error of the command."""
+
+    def __init__(self, error: CutlayerError) -> None:
+        super().__init__()
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class _Simulator:
+    run: Run
+    server: Device
+    out: Path
+    alone: bool
+
+    def simulate(self, cell: Cell, *, screen: Screen) -> FieldResult:
+        try:
+            return self._simulate(cell, screen)
+        except CutlayerError as exc:
+            if self.alone:
+                raise _Failed(exc) from exc
+            raise
+
+    def _simulate(self, cell: Cell, screen: Screen) -> FieldResult:
+        link, device = load_link(cell.link), load_device(cell.device)
+        state = self.out / "cells" / Path(cell.file).stem
+        run = configured(self.run, {key: getattr(cell, key) for key in KEYS if getattr(cell, key) != _own(self.run, key)}, state=state)
+        with screen.bar(cell.link) as advance:
+            result = simulate(run, Setting(link=link, device=device, server_device=self.server), say=screen.say, progress=advance)
+        shutil.rmtree(state)  # checkpoints of all clients, which nobody needs once the result is there
+        return result
+
+
+def _base(run: Run, mode: Literal["train", "cost", "real"], *, link: str, device: str, clients: int | None, codec: str | None) -> Cell:
+    own = {key: _own(run, key) for key in KEYS}
+    given = {key: value for key, value in (("clients", clients), ("codec", codec)) if value is not None}
+    return Cell(run=run.name, mode=mode, link=link, device=device, **own | given)
+
+
+def _own(run: Run, key: str) -> Any:
+    """What the run file says."""
+    if key == "codec":
+        return codec_of(run)
+    return len(run.clients) if key == "clients" else getattr(run, key)
+
+
+def _known_link(text: str) -> object:
+    """A link that is refused for its nature is a cell that cannot finish, not a mistake."""
+    return None if refusal(text.partition(",")[0]) is not None else load_link(text)
+
+
+# ------------------------------------------------------------ what is printed
+
+_TOLD = ("link", "device", "codec", "schedule", "clients", "seed", "mode", "finished", "why", "time_s", "metrics", "applied", "voided")
+_TOLD_SUMS = ("bytes_up", "bytes_down", "line_bytes_up", "line_bytes_down", "joules", "busy_joules", "wall_s")
+
+
+def _summary(result: FieldResult) -> dict[str, Any]:
+    return {key: getattr(result, key) for key in (*_TOLD, *_TOLD_SUMS)}
+
+
+def _print(results: Sequence[FieldResult], out: Path) -> None:
+    table = Table(title=f"{results[0].run}, {results[0].mode}", title_justify="left")
+    for name in ("link", "device", "codec", "clients", "line time", "MQTT up", "MQTT down", "energy", "at the end"):
+        table.add_column(name, justify="right" if name in ("clients", "line time", "MQTT up", "MQTT down", "energy") else "left")
+    for result in results:
+        row = [result.link, result.device, result.codec, f"{result.clients:,}", duration(result.time_s)]
+        table.add_row(*row, size(result.bytes_up), size(result.bytes_down), energy(result.joules), _ending(result))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _ending(result: FieldResult) -> str:
+    if not result.finished:
+        return result.why
+    metrics = next(iter(result.metrics.values()), {})
+    return ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if key != "loss") or "done"
