@@ -20,7 +20,7 @@ DEVICES = [name for name in names("device") if name != THIS]
 def test_what_there_is() -> None:
     assert {"gsm-csd", "gprs", "edge", "3g", "nb-iot", "lte-m", "vsat-geo", "iridium-certus", "lan"} <= set(LINKS)
     assert set(names("link")) - set(LINKS) == {"iridium-sbd", "lorawan-sf7"}
-    assert set(names("device")) == {"pi-zero-2w", "pi-3", "pi-4", "pi-5", "this"}
+    assert set(names("device")) == {"pi-zero-2w", "pi-3", "pi-4", "pi-5", "server", "this"}
 
 
 @pytest.mark.parametrize(
