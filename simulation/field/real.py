@@ -25,7 +25,7 @@ from simulation.field.link import CLEAR, Link
 from simulation.field.presets import constants_of
 from simulation.field.real_lines import LineKind, Lines, Outages, lines_for, shape_of
 from simulation.field.result import FieldResult, Moment, PartyResult
-from simulation.field.simulate import codec_of
+from simulation.field.simulate import check_line, codec_of
 from simulation.namespaces import why_not
 from simulation.parties import Parties
 from simulation.screen import Screen
@@ -39,11 +39,12 @@ __all__ = ["run_over_line"]
 def run_over_line(run: Run, link: Link, *, screen: Screen, lines: LineKind | None = None) -> FieldResult:
     """Run all parties to the end over ``link``. ``lines``: how lines are made; None: in the kernel where that is possible here.
 
-    Raises UsageError, before anything is started: a link that these lines cannot be, with the reason; a run that was begun before.
-    CutlayerError with the words of a party that failed. Whatever happens, no process and no network is left.
+    Raises UsageError, before anything is started: a link that these lines cannot be, or that carries nothing, with the reason; a run
+    that was begun before. CutlayerError with the words of a party that failed. Whatever happens, no process and no network is left.
     """
     chosen = lines or ("proxy" if why_not() else "namespaces")
     shape_of(link, chosen)
+    check_line(run, link)
     _check_new(run)
     run.with_broker("mqtt://127.0.0.1:1883")  # keys and certificates of a broker of one's own have no place here
     if not all((run.bundles / name / "manifest.json").is_file() for name in run.client_segments):

@@ -49,12 +49,18 @@ def _unlike_outages(link: Link, lines: LineKind) -> bool:
     return weather is not CLEAR and not isinstance(weather, Markov)
 
 
+def _never_back(link: Link, lines: LineKind) -> bool:
+    weather = link.weather
+    return isinstance(weather, Steps) and (not any(weather.up) or (weather.every_s is None and not weather.up[-1]))
+
+
 _REASONS: tuple[tuple[Callable[[Link, LineKind], bool], str], ...] = (
     (lambda link, lines: link.half_duplex, "it is half duplex, and each way of a shaped line has its own time"),
     (lambda link, lines: link.duty_cycle < 1, "it has a duty cycle, which no shaper keeps"),
     (lambda link, lines: link.cell > 1, "clients share a cell, and here each has a line of its own"),
     (lambda link, lines: link.jitter_s > 0, "it has jitter, and a shaped line's delay is always the same"),
     (_unlike_outages, "its rates change, and a shaped line is either whole or down both ways"),
+    (_never_back, "it is down for good"),
     (
         lambda link, lines: link.setup_s > 0 and link.weather is not CLEAR,
         "a modem's `setup_s` after each outage cannot be shaped; set setup_s=0",

@@ -17,7 +17,7 @@ from simulation.field.link import Link
 from simulation.field.real import run_over_line
 from simulation.field.real_lines import LineKind, shape_of
 from simulation.field.simulate import Setting, simulate
-from simulation.field.weather import Markov, outages
+from simulation.field.weather import Markov, Steps, outages
 from simulation.namespaces import why_not
 from simulation.screen import Screen
 from tests.e2e.field import REPOSITORY, small_run
@@ -110,6 +110,7 @@ WEATHERS = {"half the rate": {"up": 0.5, "down": 0.5}, "one way": {"up": 0.0, "d
         ({"jitter_s": 0.1}, "jitter"),
         ({"up_bps": 500.0}, "below 1,000 bit/s"),
         ({"mtu_bytes": 200}, "`mtu_bytes` 576 to 1500"),
+        ({"weather": Steps(begins_s=(0.0, 9.0), up=(1.0, 0.0), down=(1.0, 0.0))}, "down for good"),
         ({"setup_s": 5.0, "weather": Markov(up_s=60, down_s=5)}, "after each outage cannot be shaped; set setup_s=0"),
         *(
             (
