@@ -28,10 +28,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks.common import PAGES, hardware, write_page
 from export.prepare import export_run
-from server.broker import start_broker
 from simulation.datasets import materialize
 from simulation.parties import Parties, client_command, server_command
-from simulation.shaped import LineShape, ShapedLines
+from simulation.shaped import LineShape, ShapedLines, broker_at_hub
 from wire.errors import CutlayerError
 from wire.runfile import load_run
 
@@ -130,9 +129,7 @@ def written(folder: Path, table: dict[str, Any]) -> Path:
 def parties_on(lines: ShapedLines, path: Path) -> Iterator[Parties]:
     """Server and broker at the hub, the client at the end of the line."""
     run = load_run(path)
-    with lines.at_hub():
-        broker = start_broker(host=lines.address, port=1883)
-    with broker, Parties(run) as parties:
+    with broker_at_hub(lines) as broker, Parties(run) as parties:
         with lines.at_hub():
             parties.start("server", server_command(path, broker.url))
         with lines.at_end(0):
@@ -215,8 +212,8 @@ def paho_alone() -> tuple[int, int]:
     arrived, lost = [0], [0]
     line = LineShape(up_bps=BIG_LINE_BPS, down_bps=BIG_LINE_BPS, round_trip_s=BASE_ROUND_TRIP_S)
     with ShapedLines(line) as lines:
+        broker = broker_at_hub(lines)
         with lines.at_hub():
-            broker = start_broker(host=lines.address, port=1883)
             receiver = paho.Client(CallbackAPIVersion.VERSION2, client_id="receiver")
             receiver.on_message = lambda *_: arrived.__setitem__(0, arrived[0] + 1)
             receiver.connect(lines.address, keepalive=60)

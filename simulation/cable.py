@@ -35,25 +35,35 @@ class _Way:
 
     rate_bps: int
     delay_s: float
+    extra_bytes: int
     free_s: float = 0.0
     held: deque[tuple[float, bytes]] = field(default_factory=deque)
 
     def enter(self, frame: bytes) -> None:
         if len(self.held) < _HELD_FRAMES:
-            self.free_s = max(time.monotonic(), self.free_s) + len(frame) * 8 / self.rate_bps
+            self.free_s = max(time.monotonic(), self.free_s) + (len(frame) + self.extra_bytes) * 8 / self.rate_bps
             self.held.append((self.free_s + self.delay_s, frame))
 
 
 class Cable:
     """``near`` and ``far`` each get a device, by these names; what enters one leaves the other, in order, ``delay_s`` later.
 
-    ``near_bps`` and ``far_bps``: bits a second of Ethernet frames that enter there.
+    ``near_bps`` and ``far_bps``: bits a second of Ethernet frames that enter there, each counted with ``extra_bytes`` more (or less).
     """
 
     def __init__(
-        self, near: Namespace, far: Namespace, *, near_name: str, far_name: str, near_bps: int, far_bps: int, delay_s: float
+        self,
+        near: Namespace,
+        far: Namespace,
+        *,
+        near_name: str,
+        far_name: str,
+        near_bps: int,
+        far_bps: int,
+        delay_s: float,
+        extra_bytes: int = 0,
     ) -> None:
-        self._ways = (_Way(near_bps, delay_s), _Way(far_bps, delay_s))
+        self._ways = (_Way(near_bps, delay_s, extra_bytes), _Way(far_bps, delay_s, extra_bytes))
         self._filenos: list[int] = []
         self._stop_read, self._stop_write = os.pipe()
         try:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,15 @@ class PartyExited:
 
 
 class Parties:
-    """Processes by party. ``events`` yields what they say until all have ended well; leaving the context ends those still there."""
+    """Processes by party. ``events`` yields what they say until all have ended well; leaving the context ends those still there.
+
+    Each event has ``heard_s``, when it was heard by time.monotonic.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._heard: queue.SimpleQueue[dict[str, Any] | PartyExited] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[dict[str, Any] | PartyExited | CutlayerError] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Parties:
@@ -86,11 +90,17 @@ class Parties:
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 
+    def fail(self, error: CutlayerError) -> None:
+        """Let ``events`` raise it, from any thread."""
+        self._heard.put(error)
+
     def events(self) -> Iterator[dict[str, Any]]:
         """What the parties say, as it comes. Raises UsageError or CutlayerError with the words of a party that failed."""
         running = set(self._processes)
         while running:
             heard = self._heard.get()
+            if isinstance(heard, CutlayerError):
+                raise heard
             if not isinstance(heard, PartyExited):
                 yield heard
                 continue
@@ -107,7 +117,7 @@ class Parties:
                 except ValueError:
                     continue  # a library's chatter
                 if isinstance(event, dict):
-                    self._heard.put(event)
+                    self._heard.put(event | {"heard_s": time.monotonic()})
         self._heard.put(PartyExited(name=name, code=process.wait()))
 
     def _failure(self, exited: PartyExited) -> CutlayerError:

@@ -28,14 +28,24 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST
 class TcpProxy:
     """Listens on ``port`` of 127.0.0.1 and passes each connection on to ``target``. A context manager.
 
-    ``delay_s``: of each direction, in order and without bounding the rate. ``rate_bps``: bits of payload a second in each direction, shared
-    by all connections; None: unlimited. All methods may be called from any thread, and hold for everything that moves after they return.
+    ``delay_s``: of each direction, in order and without bounding the rate. ``rate_bps``: bits of payload a second in each direction, or
+    (from the client, from the target), shared by all connections; None: unlimited. ``header_bytes``: that each ``segment_bytes`` of payload
+    take more, and as much the other way for an acknowledgement, as on a line of packets. All methods may be called from any thread, and
+    hold for everything that moves after they return.
     """
 
-    def __init__(self, target: tuple[str, int], *, delay_s: float = 0.0, rate_bps: float | None = None) -> None:
+    def __init__(
+        self,
+        target: tuple[str, int],
+        *,
+        delay_s: float = 0.0,
+        rate_bps: float | tuple[float, float] | None = None,
+        segment_bytes: int = _LEAST_HELD_BYTES // 4,
+        header_bytes: int = 0,
+    ) -> None:
         self._target, self._delay_s = target, delay_s
-        self._rates = (_Rate(rate_bps), _Rate(rate_bps))  # from the client, from the target
-        self._held_bytes = _HELD_BYTES if rate_bps is None else max(_LEAST_HELD_BYTES, int(rate_bps * _QUEUE_S / 8))
+        there_bps, back_bps = rate_bps if isinstance(rate_bps, tuple) else (rate_bps, rate_bps)
+        self._rates = (_Rate(there_bps, segment_bytes, header_bytes), _Rate(back_bps, segment_bytes, header_bytes))
         self._lock = threading.Lock()
         self._pipes: set[_Pipe] = set()
         self._half_open: list[socket.socket] = []
@@ -56,6 +66,12 @@ class TcpProxy:
         """Payload that has been passed on: from the client, from the target."""
         with self._lock:
             return self._rates[0].moved_bytes, self._rates[1].moved_bytes
+
+    @property
+    def carried_bytes(self) -> tuple[int, int]:
+        """Payload that was taken to be passed on, with its headers and acknowledgements: from the client, from the target."""
+        with self._lock:
+            return self._rates[0].carried_bytes, self._rates[1].carried_bytes
 
     def __enter__(self) -> TcpProxy:
         return self
@@ -119,7 +135,7 @@ class TcpProxy:
         wanted = {self._listener: selectors.EVENT_READ, self._wake_read: selectors.EVENT_READ}
         now_s = time.monotonic()
         for pipe in self._pipes if not self._stalled else ():
-            if not pipe.ended and pipe.held_bytes < self._held_bytes:
+            if not pipe.ended and pipe.has_room:
                 wanted[pipe.source] = wanted.get(pipe.source, 0) | selectors.EVENT_READ
             if pipe.due(now_s):
                 wanted[pipe.sink] = wanted.get(pipe.sink, 0) | selectors.EVENT_WRITE
@@ -137,7 +153,7 @@ class TcpProxy:
             self._accept()
         for pipe in list(self._pipes) if not self._stalled else ():
             try:
-                if ready.get(pipe.source, 0) & selectors.EVENT_READ and not pipe.ended and pipe.held_bytes < self._held_bytes:
+                if ready.get(pipe.source, 0) & selectors.EVENT_READ and not pipe.ended and pipe.has_room:
                     pipe.take(self._delay_s)
                 if ready.get(pipe.sink, 0) & selectors.EVENT_WRITE:
                     pipe.give()
@@ -160,8 +176,8 @@ class TcpProxy:
         for link in (client, target):
             link.setblocking(False)
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        there, back = _Pipe(client, target, self._rates[0]), _Pipe(target, client, self._rates[1])
-        self._pipes |= {there, back}
+        forth, back = self._rates
+        self._pipes |= {_Pipe(client, target, forth, back), _Pipe(target, client, back, forth)}
 
     def _end(self, pipe: _Pipe) -> None:
         """The source has said that nothing more comes; once both have, the connection is over."""
@@ -183,11 +199,29 @@ class _Rate:
     """One direction of the line, which all connections share."""
 
     rate_bps: float | None
+    segment_bytes: int
+    header_bytes: int
     free_s: float = 0.0  # when the last bit of what was taken so far is through
     moved_bytes: int = 0
+    carried_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of one connection may be on the way."""
+        return _HELD_BYTES if self.rate_bps is None else max(_LEAST_HELD_BYTES, int(self.rate_bps * _QUEUE_S / 8))
+
+    @property
+    def read_bytes(self) -> int:
+        """The most that is taken at once."""
+        return _READ_BYTES if self.rate_bps is None else self.segment_bytes
+
+    def headers_of(self, size_bytes: int) -> int:
+        """Bytes of headers that go with so much payload."""
+        return -(-size_bytes // self.segment_bytes) * self.header_bytes
 
     def through_s(self, size_bytes: int) -> float:
         """When ``size_bytes`` that come now are through."""
+        self.carried_bytes += size_bytes
         self.free_s = max(time.monotonic(), self.free_s) + (size_bytes * 8 / self.rate_bps if self.rate_bps else 0.0)
         return self.free_s
 
@@ -199,22 +233,29 @@ class _Pipe:
     source: socket.socket
     sink: socket.socket
     rate: _Rate
+    back: _Rate  # of the other direction
     held: deque[tuple[float, bytes]] = field(default_factory=deque)
     held_bytes: int = 0
     ended: bool = False
+
+    @property
+    def has_room(self) -> bool:
+        return self.held_bytes < self.rate.held_bytes
 
     def due(self, now_s: float) -> bool:
         return bool(self.held) and self.held[0][0] <= now_s
 
     def take(self, delay_s: float) -> None:
         try:
-            data = self.source.recv(_READ_BYTES if self.rate.rate_bps is None else _LEAST_HELD_BYTES // 4)
+            data = self.source.recv(self.rate.read_bytes)
         except BlockingIOError:
             return
         if not data:
             self.ended = True
             return
-        self.held.append((self.rate.through_s(len(data)) + delay_s, data))
+        headers = self.rate.headers_of(len(data))
+        self.held.append((self.rate.through_s(len(data) + headers) + delay_s, data))
+        self.back.through_s(headers)
         self.held_bytes += len(data)
 
     def give(self) -> None:

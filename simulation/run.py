@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_client.data import open_source
 from export.prepare import build_segments, export_run
-from export.slicing import write_slice_of
 from server.broker import start_broker
 from simulation.align import align_feeds
-from simulation.parties import Parties, client_command, server_command
+from simulation.parties import Parties
 from simulation.report import Report, print_drained, print_report
 from simulation.screen import Screen
 from simulation.twin import train_unsplit
+from simulation.watch import Watch, own_command, result_of
 from wire.alignment import STREAM
 from wire.data_config import Split
-from wire.errors import CheckpointError
 from wire.feed import Feed
 from wire.manifest import load_manifest
 from wire.runfile import Run, load_run
@@ -56,7 +54,7 @@ def run_and_compare(run: Run, *, broker: str, dataset: str | None = None) -> Rep
         metrics = _train(run, url, screen)
         if metrics is None:
             return None
-        results = {name: _result(run, name) for name in run.graph().parties}
+        results = {name: result_of(run, name) for name in run.graph().parties}
         feeds = feeds_of(run)
         with screen.bar("unsplit twin") as advance:
             twin = train_unsplit(run, feeds, progress=advance)
@@ -96,36 +94,15 @@ def _is_under_way(run: Run) -> bool:
 
 def _train(run: Run, url: str, screen: Screen) -> dict[str, Any] | None:
     """Run all parties to the end, each with its slice; the metrics that the coordinator has told, or None where the run was drained."""
-    drained = False
-    metrics: dict[str, Any] = {}
-    graph, segments = run.graph(), build_segments(run)
+    segments = build_segments(run)
     with Parties(run) as parties, screen.bar("split") as advance:
+        watch = Watch(run, screen, advance)
         for name in (*(server.name for server in run.all_servers), *(client.name for client in run.clients)):
-            path = run.state_of(name) / "run.toml"
-            write_slice_of(run, name, segments, path, base=str(Path(run.base).resolve()))
-            parties.start(name, client_command(path, name, url) if run.is_client(name) else server_command(path, url))
-        done = total = 0
-        holders = {party for segment in graph.segments if segment.loss for party in segment.parties}
+            parties.start(name, own_command(run, name, segments, url))
         for event in parties.events():
-            if event["event"] == "step" and event.get("party") in holders:
-                done = max(done, int(event["global_step"]) + 1)
-                advance(done, total)
-            if event.get("party") == graph.root():
-                total = int(event.get("total_steps", total))
-                if event["event"] == "metrics":
-                    metrics[str(event["split"])] = {key: value for key, value in event.items() if isinstance(value, float)}
-                    screen.say(_told(event))
-                drained = drained or event["event"] == "drained"
-            if event["event"] in ("note", "halt", "restored") and event.get("kind") != "repeat":
-                screen.note(event)
-        if not drained:
-            advance(total, total)
-    return None if drained else metrics
-
-
-def _told(event: Mapping[str, Any]) -> str:
-    numbers = ", ".join(f"{key} {value:.4f}" for key, value in event.items() if isinstance(value, float))
-    return f"epoch {int(event['epoch']) + 1}, {event['split']}: {numbers}"
+            watch.hear(event)
+        watch.over()
+    return None if watch.drained else watch.metrics
 
 
 def feeds_of(run: Run) -> dict[str, Feed]:
@@ -157,17 +134,6 @@ def _feed(run: Run, client: str, splits: Sequence[Split]) -> Feed:
             for split in splits
         }
     )
-
-
-def _result(run: Run, party: str) -> dict[str, Any]:
-    path = run.state_of(party) / "result.json"
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} is not readable ({exc}); remove {run.path(run.state_dir) / run.name} to run anew") from exc
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} has the wrong form; remove {run.path(run.state_dir) / run.name} to run anew")
-    return found
 
 
 def _losses(run: Run, sink: str) -> list[float]:

@@ -15,26 +15,28 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from server.broker import BrokerProcess, start_broker
 from simulation.cable import Cable
 from simulation.namespaces import Namespace
 from wire.errors import UsageError
 
-__all__ = ["ETHERNET_BYTES", "LineBytes", "LineShape", "ShapedLines"]
+__all__ = ["ETHERNET_BYTES", "LineBytes", "LineShape", "ShapedLines", "broker_at_hub"]
 
 ETHERNET_BYTES = 14  # of header, which tbf counts with each IP packet
 _BURST_SPARE_BYTES = 64
 _QUEUED_FRAMES = 4  # at least, or a slow line's queue would hold less than one packet
 _ENDS = 200
 _HUB = "198.18.0.1"  # RFC 2544: addresses for measurements
+_PORT = 1883  # in a network of its own, every port is free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineShape:
     """What a line can do. ``up`` is towards the hub.
 
-    Rates are bits a second of Ethernet frames: TCP payload, TCP/IP headers and 14 bytes a packet. ``loss``: share of the packets that is
-    lost, in each direction. ``round_trip_s``: both ways, on an idle line, beside the time that the bits take. ``queue_s``: how long a
-    packet may wait before the line; what would wait longer is dropped, but four packets may always wait.
+    Rates are bits a second of IP packets, each with ``frame_bytes`` of the layer below (14: Ethernet's own header, as it really is here).
+    ``loss``: share of the packets that is lost, in each direction. ``round_trip_s``: both ways, on an idle line, beside the time that the
+    bits take. ``queue_s``: how long a packet may wait before the line; what would wait longer is dropped, but four packets may always wait.
 
     tbf is a line that gathers breath: after a pause its first packet passes at once. Not so where there is a round trip time, by a cable
     that gives each bit its time: measure there.
@@ -46,6 +48,7 @@ class LineShape:
     round_trip_s: float = 0.0
     queue_s: float = 0.4
     mtu_bytes: int = 1500
+    frame_bytes: int = ETHERNET_BYTES
 
     def __post_init__(self) -> None:
         if min(self.up_bps, self.down_bps) < 1000:
@@ -54,14 +57,16 @@ class LineShape:
             raise ValueError(f"`loss` is {self.loss}; it must be 0 or more and below 1")
         if min(self.round_trip_s, self.queue_s) < 0 or not 576 <= self.mtu_bytes <= 1500:
             raise ValueError("`round_trip_s` and `queue_s` must be 0 or more, `mtu_bytes` 576 to 1500")
+        if not 0 <= self.frame_bytes <= 1000:
+            raise ValueError("`frame_bytes` must be 0 to 1000")
 
     def queue_bytes(self, rate_bps: int) -> int:
-        return max(int(rate_bps * self.queue_s / 8), _QUEUED_FRAMES * (self.mtu_bytes + ETHERNET_BYTES))
+        return max(int(rate_bps * self.queue_s / 8), _QUEUED_FRAMES * (self.mtu_bytes + self.frame_bytes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineBytes:
-    """Bytes of Ethernet frames that the line has carried since it was made, lost ones included."""
+    """Bytes that the line has carried since it was made, counted as its rate is, lost ones included."""
 
     up: int
     down: int
@@ -157,7 +162,7 @@ class ShapedLines:
         (hub, there), (end, here) = self._sides(at)
         shape = self._shapes[at]
         if shape.round_trip_s:
-            rates = {"near_bps": shape.down_bps, "far_bps": shape.up_bps}
+            rates = {"near_bps": shape.down_bps, "far_bps": shape.up_bps, "extra_bytes": shape.frame_bytes - ETHERNET_BYTES}
             cable = Cable(hub, end, near_name=there, far_name=here, delay_s=shape.round_trip_s / 2, **rates)
             self._open.callback(cable.close)
         else:
@@ -167,14 +172,22 @@ class ShapedLines:
         end.run("ip", "route", "add", "default", "via", f"198.18.{at + 1}.1")
 
 
+def broker_at_hub(lines: ShapedLines) -> BrokerProcess:
+    """A broker at the hub, up and running: a context manager that stops it. Raises UsageError where it does not come up."""
+    with lines.at_hub():
+        return start_broker(host=lines.address, port=_PORT)
+
+
 def _set_up(namespace: Namespace, name: str, shape: LineShape, rate_bps: int, *, address: str) -> None:
     # gso_max_segs 1: packets leave TCP as they go over the line; otherwise several at once would be lost, or counted with one header.
     namespace.run("ip", "link", "set", name, "mtu", str(shape.mtu_bytes), "gso_max_segs", "1", "up")
     namespace.run("ip", "address", "add", address, "dev", name)
-    burst_bytes = shape.mtu_bytes + ETHERNET_BYTES + _BURST_SPARE_BYTES
+    burst_bytes = shape.mtu_bytes + shape.frame_bytes + _BURST_SPARE_BYTES
     limit_bytes = shape.queue_bytes(rate_bps)
+    extra_bytes = shape.frame_bytes - ETHERNET_BYTES
+    counted = ("stab", "overhead", str(extra_bytes), "linklayer", "ethernet") if extra_bytes else ()  # tc-stab(8)
     namespace.run(
-        *("tc", "qdisc", "add", "dev", name, "root", "tbf"),
+        *("tc", "qdisc", "add", "dev", name, "root", *counted, "tbf"),
         *("rate", f"{rate_bps}bit", "burst", f"{burst_bytes}b", "limit", f"{limit_bytes}b"),
     )
     if shape.loss:

@@ -100,8 +100,8 @@ def constants_of(thing: Link | Device) -> dict[str, Any]:
     values = _flat(plain(thing))
     if isinstance(thing, Link) and thing.weather is not CLEAR:
         values["weather"] = _in_words(thing.weather)
-    if _is_path(base):
-        return {key: {"value": value, "source": base} for key, value in values.items()}
+    if base not in names(kind):
+        return {key: {"value": value, "source": base if _is_path(base) else _GIVEN} for key, value in values.items()}
     told = sources(kind, base)
     usual = values if base == THIS else _flat(plain(_bare_link(base) if isinstance(thing, Link) else load_device(base)))
     return {

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.broker import start_broker
-from simulation.shaped import LineShape, ShapedLines
+from simulation.shaped import LineShape, ShapedLines, broker_at_hub
 from tests.e2e.field import Field, field, small_run
 from wire.runfile import load_run
 
@@ -22,7 +21,6 @@ WIDE_STEPS = 20
 _WIDTH, _WIDE_BATCH = 256, 64
 # Long enough that a message is still under way when the line is cut upon word that it leaves.
 CUT_LINE = LineShape(up_bps=64_000, down_bps=64_000, round_trip_s=0.2)
-PORT = 1883  # in a network of its own, every port is free
 
 
 def lines_run(folder: Path, **changes: Any) -> Path:
@@ -57,14 +55,12 @@ def wide_run(folder: Path, *, in_flight: int, **changes: Any) -> Path:
 def shaped_field(path: Path, shape: LineShape) -> Iterator[tuple[Field, ShapedLines]]:
     """Server and broker are at the hub, each client at the end of a line of its own."""
     clients = [client.name for client in load_run(path).clients]
-    with ShapedLines(*[shape] * len(clients)) as lines:
-        with lines.at_hub():
-            broker = start_broker(host=lines.address, port=PORT)
+    with ShapedLines(*[shape] * len(clients)) as lines, broker_at_hub(lines) as broker:
 
         def place(name: str) -> contextlib.AbstractContextManager[None]:
             return lines.at_end(clients.index(name)) if name in clients else lines.at_hub()
 
-        with broker, field(path, broker, place) as run:
+        with field(path, broker, place) as run:
             yield run, lines
 
 

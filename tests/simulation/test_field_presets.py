@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ DEVICES = [name for name in names("device") if name != THIS]
 def test_what_there_is() -> None:
     assert {"gsm-csd", "gprs", "edge", "3g", "nb-iot", "lte-m", "vsat-geo", "iridium-certus", "lan"} <= set(LINKS)
     assert set(names("link")) - set(LINKS) == {"iridium-sbd", "lorawan-sf7"}
-    assert set(names("device")) == {"pi-zero-2w", "pi-3", "pi-4", "pi-5", "this"}
+    assert set(names("device")) == {"pi-zero-2w", "pi-3", "pi-4", "pi-5", "server", "this"}
 
 
 @pytest.mark.parametrize(
@@ -203,3 +204,33 @@ def test_this_computer_is_measured() -> None:
     assert device.battery_wh == 10
     told = constants_of(device)
     assert told["flops"] == {"value": device.flops, "source": "measured on this computer"}
+
+
+# ------------------------------------------------------------ the guide
+
+GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "guide-links.md").read_text(encoding="utf-8")
+
+
+def rows_of_the_guide() -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in GUIDE.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def test_the_guide_tells_all_that_there_is() -> None:
+    rows = rows_of_the_guide()
+    assert set(rows) == {*names("link"), *DEVICES}
+    for name in LINKS:
+        link = load_link(name)
+        rates = [f"{bps / 1000:g}" for bps in (link.up_bps, link.down_bps)]
+        assert rows[name][:4] == [*rates, f"{link.round_trip_s * 1000:g} ms", f"{link.loss * 100:g} %"], name
+    for name in DEVICES:
+        device = load_device(name)
+        assert rows[name][0] == f"{device.flops / 1e9:.3g}"
+        assert rows[name][2:4] == [f"{device.idle_w:g} W", f"{device.flop_j * 1e9:.2g} nJ"]
+
+
+def test_the_guides_link_is_accepted(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^```toml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "mast.toml").write_text(text)
+    link = load_link(str(tmp_path / "mast.toml"))
+    assert (link.up_bps, link.radio.tail_s, link.weather.at(3650).up, link.weather.at(7200 + 3650).up) == (12000, 6.0, 0, 0)

@@ -6,7 +6,8 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ NUMBERS = b"".join(number.to_bytes(4, "big") for number in range(50_000))
 
 
 @contextlib.contextmanager
-def joined(proxy_of: dict[str, float]) -> Iterator[tuple[TcpProxy, socket.socket, socket.socket]]:
+def joined(proxy_of: Mapping[str, Any]) -> Iterator[tuple[TcpProxy, socket.socket, socket.socket]]:
     """(proxy, client's socket, target's socket)."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
@@ -73,6 +74,20 @@ def test_a_rate_is_not_exceeded_and_holds_the_sender_up() -> None:
         received(target, 10_000)
         assert time.monotonic() - begun_s >= 1.0 * 0.9
         assert proxy.moved_bytes[0] == 10_000
+
+
+def test_each_direction_has_its_own_rate_and_packets_their_headers() -> None:
+    """5,000 bytes are at least five packets: 250 bytes of headers there, and as much for acknowledgements back."""
+    how = {"rate_bps": (80_000.0, 8_000_000.0), "segment_bytes": 1000, "header_bytes": 50}
+    with joined(how) as (proxy, client, target):
+        begun_s = time.monotonic()
+        threading.Thread(target=client.sendall, args=(bytes(5_000),), daemon=True).start()
+        received(target, 5_000)
+        assert time.monotonic() - begun_s >= 5_250 * 8 / 80_000 * 0.9
+        there, back = proxy.carried_bytes
+        assert proxy.moved_bytes == (5_000, 0)
+        assert there - 5_000 == back >= 250
+        assert back % 50 == 0
 
 
 def test_what_is_stalled_waits_and_goes_on() -> None:

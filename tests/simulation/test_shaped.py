@@ -85,6 +85,29 @@ def test_packets_are_lost_after_they_have_used_the_line() -> None:
 
 
 @needs_lines
+@pytest.mark.parametrize("round_trip_s", [0.0, 0.02])
+@pytest.mark.parametrize("frame_bytes", [0, ETHERNET_BYTES, 38])
+def test_packets_count_with_the_headers_that_were_asked_for(frame_bytes: int, round_trip_s: float) -> None:
+    count, packet_bytes = 20, 128  # 100 of payload, headers of IP and UDP
+    shape = LineShape(up_bps=1_000_000, down_bps=1_000_000, frame_bytes=frame_bytes, round_trip_s=round_trip_s)
+    with ShapedLines(shape) as lines:
+        with lines.at_hub():
+            hub = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            hub.bind((lines.address, 0))
+            hub.settimeout(10)
+        with lines.at_end(0):
+            end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with hub, end:
+            for _ in range(count):
+                end.sendto(bytes(100), hub.getsockname())
+                hub.recv(200)
+        arp_bytes = 28 + frame_bytes
+        beside, left = divmod(lines.carried().up - count * (packet_bytes + frame_bytes), arp_bytes)
+    assert left == 0
+    assert 0 < beside < 5
+
+
+@needs_lines
 def test_tcp_gets_through_losses() -> None:
     with ShapedLines(LineShape(up_bps=2_000_000, down_bps=2_000_000, loss=0.02)) as lines, joined(lines) as (end, hub):
         send(end, 300_000)
@@ -177,7 +200,9 @@ def test_a_tool_that_fails_says_what_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"up_bps": 10}, {"loss": 1.0}, {"round_trip_s": -1.0}, {"mtu_bytes": 9000}], ids=lambda bad: next(iter(bad))
+    "bad",
+    [{"up_bps": 10}, {"loss": 1.0}, {"round_trip_s": -1.0}, {"mtu_bytes": 9000}, {"frame_bytes": -1}],
+    ids=lambda bad: next(iter(bad)),
 )
 def test_shapes_that_no_line_has(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError):
