@@ -22,7 +22,7 @@ from wire.limits import LIMITS
 from wire.messages import FrameArrived, Send, StoreEpoch
 from wire.parse import whole
 
-STEPS = {"lanes": [0, 1], "starts": [4, 4], "rounds": 3, "first_global": 8}
+STEPS = {"lanes": [0, 1], "starts": [4, 4], "places": [0, 1], "width": 2, "rounds": 3, "first_global": 8}
 BODIES: dict[str, Any] = {
     "hello": {"boot": 1 << 32, "epoch": 0, "digest": "d", "codecs": offer_for(["int8"]).plain()},
     "lost": {"epoch": 0},
