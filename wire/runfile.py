@@ -288,7 +288,8 @@ class Run:
         for cut in self.codec.cuts:
             if cut not in self.edges:
                 raise ValueError(f"`codec.cuts` names the cut {cut!r}; cuts are {', '.join(self.edges)}")
-        if any([self.data_of(client.name).unlabelled for client in self.clients if self.reads_data(client.name)]):
+        unlabelled = [self.data_of(client.name).unlabelled for client in self.clients if self.reads_data(client.name)]
+        if any(unlabelled):
             self._check_unlabelled()
 
     def _check_unlabelled(self) -> None:
