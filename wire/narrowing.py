@@ -23,10 +23,6 @@ class Narrowing:
 
     def __init__(self, command: Command) -> None:
         self._command = command
-        args = command.args
-        self._steps = StepRange.from_plain(args["steps"]) if "steps" in args else None
-        self._absent = frozenset(args.get("absent", []))
-        self._own: Mapping[str, int] = args.get("own", {})
 
     def told(self, lanes: Iterable[int]) -> Command:
         """The command for who has these lanes behind it: some of them are the command's."""
@@ -47,6 +43,20 @@ class Narrowing:
         if self._missed is None:
             return self._command.blobs.get(MISSED, b"")  # whom it concerns will refuse it
         return json.dumps({lane: self._missed.get(lane, []) for lane in lanes}).encode()
+
+    @cached_property
+    def _steps(self) -> StepRange | None:
+        args = self._command.args
+        return StepRange.from_plain(args["steps"]) if "steps" in args else None
+
+    @cached_property
+    def _absent(self) -> frozenset[int]:
+        return frozenset(self._command.args.get("absent", []))
+
+    @cached_property
+    def _own(self) -> Mapping[str, int]:
+        found: Mapping[str, int] = self._command.args.get("own", {})
+        return found
 
     @cached_property
     def _index(self) -> dict[int, int]:
