@@ -68,8 +68,8 @@ def train_on_line(
     *,
     on_event: Callable[[float, str, Mapping[str, Any]], None],
 ) -> dict[str, dict[str, Any]]:
-    """The same in virtual time, in this process; of ``peak_rss_mb`` each says this process's. ``on_event`` hears the coordinator: seconds of
-    line time, the event's name, its fields. Raises CutlayerError."""
+    """The same in virtual time, in this process; each party's ``peak_rss_mb`` is this process's. ``on_event`` hears the coordinator:
+    seconds of line time, the event's name, its fields. Raises CutlayerError."""
     begun = time.perf_counter()
     with _exported(table) as (_, run):
         run = dataclasses.replace(run, spool=SpoolConfig(limit_bytes=0))

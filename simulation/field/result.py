@@ -62,9 +62,9 @@ class FieldResult:
     """One cell: a run over a link, on a device, with a codec and so many clients.
 
     ``mode``: "train", "cost" or "real" (processes over a shaped line). ``finished``: False where the run could not end, with ``why``.
-    ``time_s``: virtual time to the end. ``history`` is empty in cost mode, and in a run whose loss is at the clients. ``constants``: the
-    link's and the device's, with the source of each. ``parties``: at most 200 of the clients; sums are over all. ``varied``: what a sweep
-    has set for this cell.
+    ``time_s``: virtual time to the end; ``linked_s``: of it, until the first client had reached the broker. ``history`` is empty in cost
+    mode, and in a run whose loss is at the clients. ``constants``: the link's and the device's, with the source of each. ``parties``: at
+    most 200 of the clients; sums are over all. ``varied``: what a sweep has set for this cell.
     """
 
     run: str
@@ -94,6 +94,7 @@ class FieldResult:
     wall_s: float
     version: str
     varied: dict[str, Any] = field(default_factory=dict)
+    linked_s: float = 0.0
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready; keys as the fields are called."""

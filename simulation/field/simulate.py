@@ -96,6 +96,7 @@ class _Simulation:
         self._history: list[Moment] = []
         self._metrics: dict[str, dict[str, float]] = {}
         self._why = ""
+        self._linked_s: float | None = None
         self._done = self._total = 0
 
     def result(self) -> FieldResult:
@@ -134,6 +135,8 @@ class _Simulation:
     # ------------------------------------------------------------ what parties say
 
     def _hear(self, time_s: float, party: str, event: str, fields: Mapping[str, Any]) -> None:
+        if event == "link" and self._linked_s is None and party in self._world.clients:
+            self._linked_s = time_s
         if event == "step" and party in self._world.servers:
             self._done = max(self._done, int(fields["global_step"]) + 1)
             self._progress(self._done, self._total)
@@ -218,6 +221,7 @@ class _Simulation:
             finished=not self._why,
             why=self._why,
             time_s=time_s,
+            linked_s=self._linked_s or 0.0,
             samples=sum(client.samples for client in world.clients.values()),
             metrics=self._metrics,
             history=self._history,

@@ -17,6 +17,7 @@ from rich.table import Table
 from simulation.field.configure import KEYS, configured
 from simulation.field.device import Device
 from simulation.field.presets import load_device, load_link, refusal
+from simulation.field.real import run_over_line
 from simulation.field.report import write_report
 from simulation.field.report.words import duration, energy, size
 from simulation.field.result import FieldResult
@@ -100,8 +101,12 @@ class _Simulator:
         link, device = load_link(cell.link), load_device(cell.device)
         state = self.out / "cells" / Path(cell.file).stem
         run = configured(self.run, {key: getattr(cell, key) for key in KEYS if getattr(cell, key) != _own(self.run, key)}, state=state)
-        with screen.bar(cell.link) as advance:
-            result = simulate(run, Setting(link=link, device=device, server_device=self.server), say=screen.say, progress=advance)
+        if cell.mode == "real":
+            result = run_over_line(run, link, screen=screen)
+        else:
+            setting = Setting(link=link, device=device, server_device=self.server)
+            with screen.bar(cell.link) as advance:
+                result = simulate(run, setting, say=screen.say, progress=advance)
         shutil.rmtree(state)  # checkpoints of all clients, which nobody needs once the result is there
         return result
 
