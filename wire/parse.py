@@ -82,6 +82,8 @@ def _value(hint: Any, data: Any, *, where: str, error: type[UsageError]) -> Any:
         if len(data) != len(args):
             raise error(f"`{where}` must have {len(args)} entries, got {len(data)}")
         return tuple(_value(arg, item, where=f"{where}[{i}]", error=error) for i, (arg, item) in enumerate(zip(args, data, strict=True)))
+    if origin is list:
+        return list(_value(types.GenericAlias(tuple, (typing.get_args(hint)[0], ...)), data, where=where, error=error))
     if origin in (dict, Mapping):
         if not isinstance(data, Mapping):
             raise error(f"`{where}` must be a table, got {_kind(data)}")

@@ -12,7 +12,7 @@ import math
 import re
 import time
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from simulation.field.report.facts import labels_of, measure_of
 from simulation.field.report.words import duration
 from simulation.field.report.write import strict_json, write_report
-from simulation.field.result import FieldResult
+from simulation.field.result import KINDS, FieldResult, Span
 from simulation.screen import Screen
 from wire.codecs import parse_codec
 from wire.errors import CutlayerError, StorageError, UsageError
@@ -86,7 +86,7 @@ def parse_sweep(texts: Sequence[str], base: Cell, *, known: Mapping[str, Check] 
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
             raise UsageError(
-                f"--sweep: there is no key {key!r}; {f'did you mean {near[0]!r}?' if near else 'it'} must be one of {', '.join(KEYS)}"
+                f"--sweep: there is no key {key!r}; {f'did you mean {near[0]!r}? It' if near else 'it'} must be one of {', '.join(KEYS)}"
             )
         values = axes.setdefault(key, [])
         for value in _values(rest):
@@ -96,7 +96,7 @@ def parse_sweep(texts: Sequence[str], base: Cell, *, known: Mapping[str, Check] 
             values.append(checked)
     cells = math.prod(len(values) for values in axes.values())
     if cells > LIMIT_CELLS:
-        raise UsageError(f"--sweep makes {cells:,} cells, more than {LIMIT_CELLS:,}; name fewer values")
+        raise UsageError(f"--sweep: these are {cells:,} cells, more than {LIMIT_CELLS:,}; name fewer values")
     return tuple(
         dataclasses.replace(base, **dict(zip(axes, values, strict=True)), varied=tuple(axes))
         for values in itertools.product(*axes.values())
@@ -247,23 +247,28 @@ class _Store:
             kept = json.loads(path.read_bytes())
             if kept["basis"] != self._basis:
                 return None
-            return parse(FieldResult, _with_nan(kept["result"]), where="result", error=UsageError)
+            return _read(kept["result"])
         except FileNotFoundError:
             return None
         except OSError as exc:
             raise StorageError(f"cannot read {path}: {exc.strerror or exc}; check its owner and mode") from exc
-        except (ValueError, KeyError, TypeError, RecursionError, UsageError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
             self._screen.say(f"{path} is no kept result ({exc}); its cell is simulated again")
             return None
 
 
-def _with_nan(result: Any) -> Any:
-    """Metrics that were not finite are null in JSON."""
-    for metrics in _metrics(result):
-        metrics |= {name: math.nan for name, value in metrics.items() if value is None}
-    return result
+def _read(result: Any) -> FieldResult:
+    """The inverse of ``plain`` and ``strict_json``. Raises ValueError, KeyError, TypeError, AttributeError, UsageError for all else."""
+    for metrics in (*result["metrics"].values(), *(moment["metrics"] for moment in result["history"])):
+        metrics |= {name: math.nan for name, value in metrics.items() if value is None}  # it was not finite
+    timelines = [party.pop("timeline") for party in result["parties"]]  # some 100,000 spans: read by hand, as parse would take seconds
+    found = parse(FieldResult, result, where="result", error=UsageError)
+    parties = [dataclasses.replace(party, timeline=list(map(_span, spans))) for party, spans in zip(found.parties, timelines, strict=True)]
+    return dataclasses.replace(found, parties=parties)
 
 
-def _metrics(result: Any) -> Iterator[dict[str, Any]]:
-    yield from result["metrics"].values()
-    yield from (moment["metrics"] for moment in result["history"])
+def _span(data: Any) -> Span:
+    span = Span(**data)
+    if span.kind not in KINDS or not all(isinstance(value, (int, float)) for value in (span.begin_s, span.end_s)):
+        raise ValueError("a span has a kind, a begin and an end")
+    return span

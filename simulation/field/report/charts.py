@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from simulation.field.report.facts import Measure
+from simulation.field.report.facts import BEYOND, Measure
 from simulation.field.report.words import ENERGIES, SIZES, Units, alike, duration, energy, size
 from simulation.field.result import FieldResult, Moment
 
@@ -133,13 +133,12 @@ _COSTS = (
 
 def curves_of(results: Sequence[FieldResult], labels: Sequence[str], measure: Measure, best: int | None) -> list[Chart]:
     """A chart for each thing that accuracy costs; none where nothing was evaluated. The first cells have colours, and the best one."""
-    shown = [at for at, result in enumerate(results) if any(measure.of(moment.metrics) is not None for moment in result.history)]
+    points = [[_points(result, measure, cost) for cost in _COSTS] for result in results]
+    shown = [at for at, each in enumerate(points) if all(each)]
     styles = dict(zip(_draw_order(shown, best), STYLES, strict=False))
     charts = []
-    for cost in _COSTS:
-        curves = tuple(
-            Curve(label=labels[at], points=_points(results[at], measure, cost), style=styles.get(at)) for at in _grey_first(shown, styles)
-        )
+    for which, cost in enumerate(_COSTS):
+        curves = tuple(Curve(label=labels[at], points=points[at][which], style=styles.get(at)) for at in _grey_first(shown, styles))
         if curves:
             charts.append(_chart(cost, curves, measure))
     return charts
@@ -158,7 +157,7 @@ def _points(result: FieldResult, measure: Measure, cost: _Cost) -> tuple[tuple[f
     found = []
     for moment in result.history:
         value, x = measure.of(moment.metrics), cost.of(moment)
-        if value is not None and math.isfinite(x):
+        if value is not None and abs(x) < BEYOND:
             found.append((x, value, f"epoch {moment.epoch}: {measure.text(value)} {measure.name} at {cost.text(x)}"))
     return tuple(found)
 
@@ -208,12 +207,11 @@ def _decades(low: float, high: float, decades: Iterable[float]) -> list[float]:
 
 def _y_axis(measure: Measure, ys: Sequence[float]) -> Axis:
     low, high = min(ys), max(ys)
-    step = _step((high - low) or abs(high) or 1.0)
-    low, high = math.floor(low / step - 1e-9) * step, math.ceil(high / step + 1e-9) * step
+    flat = high - low < 1e-6 * max(abs(low), abs(high), 1e-3)
+    step = _step(max(abs(high), 1e-3) if flat else high - low)
+    low, high = math.floor(low / step - (1 if flat else 1e-9)) * step, math.ceil(high / step + (1 if flat else 1e-9)) * step
     if measure.is_share:
         low, high = max(0.0, low), min(1.0, high)
-    if high <= low:
-        low, high = low - step, low + step
     after = max(0, -math.floor(math.log10(step)) - (2 if measure.is_share else 0))
     ticks = ((value, f"{value * 100:.{after}f} %" if measure.is_share else f"{value:.{after}f}") for value in _multiples(low, high, step))
     return Axis(title=measure.name, low=low, high=high, ticks=tuple(ticks))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ __all__ = [
     "varied",
 ]
 
+BEYOND = 1e15  # a figure as large, as of a loss that has exploded, is none
 MARGIN = 0.01  # cells whose shares differ by no more count as equally good
 _FIELDS = ("run", "mode", "link", "device", "codec", "schedule", "clients", "seed")
 _LESS_IS_BETTER = ("mae", "loss")
@@ -44,9 +44,10 @@ class Measure:
         return self.name in ("accuracy", "f1", "auroc")
 
     def of(self, metrics: Mapping[str, float]) -> float | None:
-        """None where it was not measured, or is not a number."""
+        """None where it was not measured, or has no value that can be one."""
         found = [value for name, value in metrics.items() if name.rpartition(".")[2] == self.name]
-        return sum(found) / len(found) if found and all(map(math.isfinite, found)) else None
+        possible = all(0 <= value <= 1 if self.is_share else abs(value) < BEYOND for value in found)
+        return sum(found) / len(found) if found and possible else None
 
     def last(self, result: FieldResult) -> tuple[float, str] | None:
         """At the end, and on which split: the test split where there is one."""

@@ -40,7 +40,7 @@
       this.shown = shown;
       this.from = 0;
       this.to = Math.max(shown.end, 1e-6);
-      this.pitch = Math.max(24, Math.min(44, 160 / shown.names.length));
+      this.pitch = Math.round(Math.max(24, Math.min(44, 160 / shown.names.length)));
       this.place = place;
       place.textContent = "";
       const tools = place.appendChild(document.createElement("div"));
@@ -71,7 +71,8 @@
       const width = Math.max(480, this.place.clientWidth || 1100);
       if (width === this.width) return;
       this.width = width;
-      this.left = Math.min(200, 12 + 7.4 * Math.max(...this.shown.names.map((name) => Math.min(24, name.length))));
+      /* Whole pixels, or every column would be smeared over two. */
+      this.left = Math.round(Math.min(200, 12 + 7.4 * Math.max(...this.shown.names.map((name) => Math.min(24, name.length)))));
       this.columns = Math.round(width - this.left - MARGIN);
       this.height = this.shown.names.length * this.pitch + AXIS;
       this.svg.setAttribute("viewBox", `0 0 ${width} ${this.height}`);

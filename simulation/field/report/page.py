@@ -14,9 +14,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from simulation.field.report import svg
-from simulation.field.report.charts import FILLS, STYLES, Chart, Fill, Style
+from simulation.field.report.charts import FILLS, STYLES, Curve, Fill, Style
 from simulation.field.report.facts import MARGIN, Measure, answer_of, answer_of_all, idle_text, shares_of, varied
 from simulation.field.report.timeline import CLIENTS, Timeline
+from simulation.field.report.view import View
 from simulation.field.report.words import duration, energy, exact, percent, size
 from simulation.field.result import KINDS, FieldResult, PartyResult
 
@@ -45,60 +46,54 @@ class _Cell:
     timeline: Timeline | None
 
 
-def page_of(
-    results: Sequence[FieldResult],
-    *,
-    labels: Sequence[str],
-    measure: Measure | None,
-    best: int | None,
-    charts: Sequence[Chart],
-    timelines: Sequence[Timeline | None],
-    missing: int,
-) -> str:
+def page_of(view: View, *, missing: int) -> str:
     """The whole HTML document. ``missing``: cells that have not been run."""
-    columns = varied(results)
-    bests = list(_bests(results, measure))
-    cells = [
-        _Cell(
+    columns = varied(view.results)
+    script = _file("page.js")
+    shown = {
+        "title": _title(view.results),
+        "answer": answer_of_all(view.results, view.measure),
+        "cells": list(_cells(view, [values for _, values in columns])),
+        "missing": missing,
+        "columns": [(name.replace("_", " "), all(map(str.isdigit, values))) for name, values in columns],
+        "measure": view.measure,
+        "charts": view.charts,
+        "legend": [curve for style in STYLES for curve in _curves(view) if curve.style is style],
+        "others": sum(curve.style is None for curve in _curves(view)),
+        "reach": _reach(view),
+        "modes": [text for mode, text in _MODES.items() if any(result.mode == mode for result in view.results)],
+        "margin": MARGIN,
+        "fills": FILLS,
+        "clients": CLIENTS,
+        "names": [FILLS[kind].name for kind in KINDS],
+        "data": [None if each is None else _drawn(each) for each in view.timelines],
+        "style": Markup(_file("page.css") + _colours()),
+        "script": Markup(script),
+        "policy": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    return _environment().from_string(_file("page.html")).render(shown)
+
+
+def _cells(view: View, columns: Sequence[Sequence[str]]) -> Iterator[_Cell]:
+    bests = list(_bests(view.results, view.measure))
+    for at, result in enumerate(view.results):
+        yield _Cell(
             at=at,
-            label=labels[at],
+            label=view.labels[at],
             result=result,
-            values=tuple(values[at] for _, values in columns),
-            score=_score(result, measure),
+            values=tuple(values[at] for values in columns),
+            score=_score(result, view.measure),
             bests=frozenset(name for name, cell in bests if cell == at),
-            best=at == best,
+            best=at == view.best,
             shares=shares_of(result.parties),
             constants=tuple(_constants(result.constants)),
-            timeline=timelines[at],
+            timeline=view.timelines[at],
         )
-        for at, result in enumerate(results)
-    ]
-    script = _file("page.js")
-    return (
-        _environment()
-        .from_string(_file("page.html"))
-        .render(
-            title=_title(results),
-            answer=answer_of_all(results, measure),
-            cells=cells,
-            missing=missing,
-            columns=[name.replace("_", " ") for name, _ in columns],
-            measure=measure,
-            charts=charts,
-            legend=[curve for style in STYLES for curve in charts[0].curves if curve.style is style] if charts else [],
-            others=sum(curve.style is None for curve in charts[0].curves) if charts else 0,
-            reach=_reach(results, labels, measure),
-            modes=[text for mode, text in _MODES.items() if any(result.mode == mode for result in results)],
-            margin=MARGIN,
-            fills=FILLS,
-            clients=CLIENTS,
-            names=[FILLS[kind].name for kind in KINDS],
-            data=[None if each is None else _drawn(each) for each in timelines],
-            style=Markup(_file("page.css") + _colours()),
-            script=Markup(script),
-            policy=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
-    )
+
+
+def _curves(view: View) -> tuple[Curve, ...]:
+    """All charts have the same."""
+    return view.charts[0].curves if view.charts else ()
 
 
 def _file(name: str) -> str:
@@ -160,12 +155,13 @@ def _constants(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
             yield where, exact(value), ""
 
 
-def _reach(results: Sequence[FieldResult], labels: Sequence[str], measure: Measure | None) -> dict[str, Any] | None:
+def _reach(view: View) -> dict[str, Any] | None:
     """For the question how long it takes to a given accuracy: each evaluation of each cell; None where there is no such metric."""
+    measure = view.measure
     if measure is None or not measure.is_share:
         return None
     rows: list[dict[str, Any]] = []
-    for result, label in zip(results, labels, strict=True):
+    for result, label in zip(view.results, view.labels, strict=True):
         found = [(measure.of(moment.metrics), moment) for moment in result.history]
         points = [
             [value, duration(moment.time_s), size(moment.bytes_up + moment.bytes_down), energy(moment.joules), energy(moment.busy_joules)]

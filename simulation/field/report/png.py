@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from simulation.field.report.charts import FILLS, Chart, Curve, time_ticks
 from simulation.field.report.facts import shares_of
 from simulation.field.report.timeline import CLIENTS, Timeline, shares_by_column
+from simulation.field.report.view import View
 from simulation.field.result import FieldResult
 
 __all__ = ["plots"]
@@ -30,19 +31,17 @@ _MOST_BARS = 60
 _SETTINGS: Any = {"text.parse_math": False, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def plots(
-    charts: Sequence[Chart], results: Sequence[FieldResult], labels: Sequence[str], timelines: Sequence[Timeline | None]
-) -> Iterator[tuple[str, bytes]]:
+def plots(view: View) -> Iterator[tuple[str, bytes]]:
     """(file name, PNG) of each plot."""
-    for chart in charts:
+    for chart in view.charts:
         yield f"{chart.name}.png", _drawn(partial(_chart, chart=chart), 7.5, 4.6)
-    rows = _bars(results, labels)
+    rows = _bars(view.results, view.labels)
     if rows:
         yield "time-by-kind.png", _drawn(partial(_stacked, rows=rows), 9, 1.6 + 0.28 * len(rows))
-    for at, timeline in enumerate(timelines):
+    for at, timeline in enumerate(view.timelines):
         if timeline is not None:
-            draw = partial(_timeline, timeline=timeline, label=labels[at])
-            yield f"timeline-{at + 1:03}-{_slug(labels[at])}.png", _drawn(draw, 12, 1.7 + 0.28 * len(timeline.names))
+            draw = partial(_timeline, timeline=timeline, label=view.labels[at])
+            yield f"timeline-{at + 1:03}-{_slug(view.labels[at])}.png", _drawn(draw, 12, 1.7 + 0.28 * len(timeline.names))
 
 
 def _slug(label: str) -> str:
@@ -83,8 +82,9 @@ def _curve(axes: Axes, curve: Curve) -> None:
     if curve.style is None:
         axes.plot(xs, ys, color=_GREY, linewidth=0.8)
         return
+    # The space: matplotlib leaves names out of a legend that begin with `_`.
     dashes: dict[str, Any] = {"dashes": curve.style.dash} if curve.style.dash else {}
-    axes.plot(xs, ys, color=curve.style.light, marker=curve.style.marker, markersize=4, label=curve.label, clip_on=False, **dashes)
+    axes.plot(xs, ys, color=curve.style.light, marker=curve.style.marker, markersize=4, label=f" {curve.label}", clip_on=False, **dashes)
 
 
 def _bars(results: Sequence[FieldResult], labels: Sequence[str]) -> list[tuple[str, dict[str, float]]]:

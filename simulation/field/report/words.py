@@ -90,5 +90,5 @@ def _digits(value: float) -> str:
     """Three significant digits, never an exponent; whole numbers stay whole."""
     if value == round(value) and abs(value) < 1_000:
         return f"{value:.0f}"
-    after = max(0, 2 - math.floor(math.log10(abs(value)))) if abs(value) >= 1e-3 else 3
-    return f"{value:.{min(after, 3)}f}"
+    power = int(f"{value:.2e}".partition("e")[2])  # after rounding: of 0.9997 it is 0
+    return f"{value:.{min(max(0, 2 - power), 3)}f}"

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simulation.field.report.charts import curves_of
-from simulation.field.report.facts import best_of, labels_of, measure_of
 from simulation.field.report.page import page_of
 from simulation.field.report.png import plots
-from simulation.field.report.timeline import timelines_of
+from simulation.field.report.view import view_of
 from simulation.field.result import FieldResult
 from wire.errors import UsageError
 from wire.store import storage_errors, write_atomically
@@ -27,14 +25,10 @@ def write_report(results: Sequence[FieldResult], folder: Path, *, missing: int =
     """
     if not results:
         raise UsageError("there is no result to report; let at least one cell end")
-    labels, measure = labels_of(results), measure_of(results)
-    best = best_of(results, measure)
-    charts = [] if measure is None else curves_of(results, labels, measure, best)
-    timelines = timelines_of(results)
+    view = view_of(results)
     write_atomically(folder / "results.json", strict_json([result.plain() for result in results]))
-    page = page_of(results, labels=labels, measure=measure, best=best, charts=charts, timelines=timelines, missing=missing)
-    write_atomically(folder / "report.html", page.encode("utf-8", "replace"))
-    drawn = dict(plots(charts, results, labels, timelines))
+    write_atomically(folder / "report.html", page_of(view, missing=missing).encode("utf-8", "replace"))
+    drawn = dict(plots(view))
     for name, data in drawn.items():
         write_atomically(folder / "plots" / name, data)
     with storage_errors(folder):
