@@ -30,7 +30,7 @@ __all__ = ["LIMIT_S", "Interrupted", "Setting", "check_line", "codec_of", "simul
 LIMIT_S = 366 * 86400.0
 _PARTIES = 200  # that a result tells of one by one
 _TIMELINES = 24
-_LEAST_LOOK_S = 60.0  # between two looks at a battery
+_LEAST_LOOK_S = 1.0  # between two looks at a battery
 
 
 class Interrupted(KeyboardInterrupt):
@@ -135,7 +135,7 @@ class _Simulation:
     # ------------------------------------------------------------ what parties say
 
     def _hear(self, time_s: float, party: str, event: str, fields: Mapping[str, Any]) -> None:
-        if event == "link" and self._linked_s is None and party in self._world.clients:
+        if event == "link" and fields["up"] and self._linked_s is None and party in self._world.clients:
             self._linked_s = time_s
         if event == "step" and party in self._world.servers:
             self._done = max(self._done, int(fields["global_step"]) + 1)

@@ -63,7 +63,7 @@ def real(run_file: Path) -> tuple[dict[str, bytes], list[tuple[int, float]]]:
         load_link("gprs"),
         load_link("nb-iot,loss=0.1"),
         dataclasses.replace(load_link("gprs"), weather=outages([(5.0, 7.0)], every_s=20.0)),
-        dataclasses.replace(load_link("edge"), weather=outages([(4.0, 400.0)])),  # longer than a connection lives
+        dataclasses.replace(load_link("edge"), weather=outages([(12.0, 400.0)])),  # longer than a connection lives
         dataclasses.replace(load_link("3g,cell=2,half_duplex=true"), weather=Markov(up_s=20.0, down_s=5.0)),
     ],
     ids=["gprs", "losses", "outages", "a long outage", "a shared cell in bad weather"],
@@ -79,10 +79,10 @@ def test_weights_and_losses_are_those_of_real_processes(link: Link, run_file: Pa
         assert sum(party.spent_s.values()) == pytest.approx(party.timeline[-1].end_s, abs=1e-6)
         assert set(party.spent_s) == set(KINDS)
         assert party.line_bytes_up > party.bytes_up > 0
-    if link.weather.at(6.0).up == 0:
+    if link.weather.at(13.0).up == 0:
         assert all(party.spent_s["outage"] > 0 for party in result.parties)
-    if link.weather.at(6.0).until_s == 404.0:
-        assert result.time_s < 460, "clients are back half a minute after the line"
+    if link.weather.at(13.0).until_s == 412.0:
+        assert 412 < result.time_s < 500, "clients are back half a minute after the line"
         assert all(party.connections == 2 for party in result.parties)
 
 
@@ -124,10 +124,11 @@ def test_a_battery_that_is_empty_ends_the_run_with_a_reason(run_file: Path, tmp_
     weak = dataclasses.replace(load_device("pi-zero-2w"), battery_wh=0.005)
     result = simulate(run_in(run_file, tmp_path), setting(device=weak))
     assert not result.finished
-    assert "the battery of `c0` was empty after" in result.why
+    assert "was empty after" in result.why
     assert "before the first epoch was over" in result.why
-    assert result.parties[0].battery_empty_s is not None
-    assert result.parties[0].joules >= 0.005 * 3600
+    (empty,) = [party for party in result.parties if party.battery_empty_s is not None]
+    assert f"the battery of `{empty.name}`" in result.why
+    assert 0.005 * 3600 <= empty.joules <= 1.2 * 0.005 * 3600, "it was looked at in time"
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def test_the_command_reports_a_grid_and_what_cannot_be(run_file: Path, tmp_path:
         (["--link", "gprss"], "there is no link `gprss`; there are"),
         (["--link", "gprs,up_bps=100"], "lower `part_bytes` or raise `keepalive_s`"),
         (["--device", "pi-9"], "there is no device `pi-9`; there are"),
-        (["--clients", "900"], "--clients 900"),
+        (["--clients", "900"], "the test share is empty"),
         (["--sweep", "links=gprs"], "there is no key 'links'"),
         (["--link", "gprs,weather=back.csv"], "back.csv"),
     ],
