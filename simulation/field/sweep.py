@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simulation.field.report.facts import labels_of, measure_of
+from simulation.field.report.timeline import shortened
 from simulation.field.report.words import duration
 from simulation.field.report.write import strict_json, write_report
 from simulation.field.result import KINDS, FieldResult, Span
@@ -148,7 +149,8 @@ def run_sweep(
     again: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[FieldResult]:
-    """All results in the cells' order; ``folder`` holds them under cells/, and the report of them.
+    """All results in the cells' order, with as much of their timelines as the report shows; ``folder`` holds them whole under cells/, and
+    the report.
 
     ``basis``: what all cells share beside their settings, as the run file's text; a kept result of another basis, or of another version of
     Cutlayer, is simulated again, and ``again`` asks for that of all. An error of one cell is its result, and is tried again next time.
@@ -156,7 +158,8 @@ def run_sweep(
     CutlayerError.
     """
     store = _Store(folder=folder / "cells", basis=basis, screen=screen)
-    results = {} if again else {cell: kept for cell in cells if (kept := store.read(cell)) is not None}
+    found = ((cell, store.read(cell)) for cell in cells if not again)
+    results = {cell: shortened(kept, len(cells)) for cell, kept in found if kept is not None}
     if results:
         screen.say(f"{len(results)} of {len(cells)} cells are in {folder} already")
     try:
@@ -186,7 +189,7 @@ def _run_missing(
             result, is_error = _simulated(cell, simulate)
             if not is_error:
                 store.write(cell, result)
-            results[cell] = result
+            results[cell] = shortened(result, len(cells))
             advance(len(results), len(cells))
             left = (clock() - begin) / at * (len(missing) - at)
             screen.say(_line(result, len(results), len(cells)) + (f"; about {duration(left)} to go" if at < len(missing) else ""))

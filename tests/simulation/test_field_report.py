@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from simulation.field.report.charts import FILLS, STYLES, curves_of
 from simulation.field.report.facts import answer_of, answer_of_all, best_of, labels_of, measure_of, shares_of
 from simulation.field.report.page import page_of
 from simulation.field.report.png import plots
-from simulation.field.report.timeline import shares_by_column, timelines_of
+from simulation.field.report.timeline import shares_by_column, shortened, timelines_of
 from simulation.field.report.view import view_of
 from simulation.field.report.words import alike, duration, energy, exact, score, size
 from simulation.field.result import KINDS, FieldResult
@@ -30,6 +31,7 @@ from tests.simulation.browser import Seen, Shown, driven, look, texts
 from tests.simulation.field_worlds import broken, cost, result, sweep
 from wire.errors import UsageError
 
+ROOT = Path(__file__).parent.parent.parent
 BOXES = """const boxes = {}; for (const each of document.querySelectorAll('.chart, .timeline > svg, table.shares .bar')) {
   const name = each.classList.contains('chart') ? each.querySelector('title').id : each.closest('.timeline') ? 'timeline' : 'bar';
   boxes[name] ??= each.getBoundingClientRect().toJSON(); } return boxes;"""
@@ -140,6 +142,16 @@ def test_many_results_show_shorter_beginnings_and_say_so() -> None:
     assert all(each is not None and not each.whole and len(each.rows[0]) < 2_000 for each in found)
 
 
+def test_a_shortened_result_is_drawn_alike() -> None:
+    many = [result(steps=300, clients=25, seed=seed) for seed in range(6)]
+    short = [shortened(each, len(many)) for each in many]
+    assert timelines_of(short) == timelines_of(many)
+    assert sum(len(party.timeline) for each in short for party in each.parties) <= 200_000
+    assert [dataclasses.replace(party, timeline=[]) for party in short[0].parties] == [
+        dataclasses.replace(party, timeline=[]) for party in many[0].parties
+    ]
+
+
 def test_axes_hold_every_point() -> None:
     cells = sweep()
     measure = measure_of(cells)
@@ -217,6 +229,13 @@ def test_no_results_are_no_report(tmp_path: Path) -> None:
 def test_a_sweep_that_was_ended_says_what_is_missing(tmp_path: Path) -> None:
     page = texts(_report(sweep()[:2], tmp_path, missing=11).read_text())
     assert "Not the whole sweep: 11 more cells have not been run." in page
+
+
+def test_what_is_no_code_is_in_the_wheel() -> None:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folder = ROOT / "simulation" / "field" / "report"
+    data = {path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
+    assert data == {path.name for glob in table["simulation.field.report"] for path in folder.glob(glob) if path.suffix != ".py"}
 
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
@@ -449,6 +468,11 @@ def test_results_without_history_in_a_browser(tmp_path: Path, made: FieldResult)
         assert _count(seen.pixels, FILLS["server"].light) > 10_000
 
 
+def _seconds(words: str) -> float:
+    numbers = words.split()
+    return sum(float(number) * {"min": 60, "s": 1}[unit] for number, unit in zip(numbers[::2], numbers[1::2], strict=True))
+
+
 def test_a_person_zooms_moves_and_asks(tmp_path: Path) -> None:
     one = result()
     script = """
@@ -456,7 +480,8 @@ def test_a_person_zooms_moves_and_asks(tmp_path: Path) -> None:
       const svg = document.querySelector('.timeline > svg'), ticks = () => words(svg.querySelectorAll('.tick'));
       const press = (name) => [...document.querySelectorAll('.timeline button')].find((each) => each.textContent === name).click();
       const found = { whole: ticks() };
-      press('+'); press('+'); press('+'); press('+'); found.zoomed = ticks();
+      press('first steps'); found.first = ticks();
+      press('whole'); press('+'); press('+'); press('+'); press('+'); found.zoomed = ticks();
       press('→'); found.later = ticks();
       svg.dispatchEvent(new KeyboardEvent('keydown', { key: 'Home' })); found.home = ticks();
       for (let times = 0; times < 60; times += 1) svg.dispatchEvent(new KeyboardEvent('keydown', { key: '+' }));
@@ -474,6 +499,9 @@ def test_a_person_zooms_moves_and_asks(tmp_path: Path) -> None:
     found = seen.noted()
     assert found["whole"][0] == "0 s"
     assert found["home"] == found["whole"]
+    end_s = max(party.timeline[29].end_s for party in one.parties)
+    assert found["first"][0] == "0 s"
+    assert 0.7 * end_s <= _seconds(found["first"][-1]) <= end_s
     assert set(found["zoomed"]) != set(found["whole"])
     assert found["later"] != found["zoomed"]
     assert len(found["deep"]) >= 2

@@ -47,6 +47,7 @@
       tools.className = "tools";
       for (const [name, spoken, act] of [
         ["whole", "show the whole timeline", () => this.show(0, shown.end)],
+        ["first steps", "show the beginning, close enough to tell one step from the next", () => this.show(0, this.close())],
         ["+", "zoom in", () => this.zoom(0.5)],
         ["−", "zoom out", () => this.zoom(2)],
         ["←", "earlier", () => this.move(-0.4)],
@@ -85,6 +86,11 @@
       this.from = Math.min(Math.max(from, 0), all - span);
       this.to = this.from + span;
       this.draw();
+    }
+
+    /* The end of some thirty spans of the client that takes longest for them. */
+    close() {
+      return Math.max(...this.shown.rows.map((spans) => spans[Math.min(spans.length, 90) - 1]));
     }
 
     zoom(factor, at = (this.from + this.to) / 2) {

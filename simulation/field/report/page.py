@@ -23,6 +23,7 @@ from simulation.field.result import KINDS, FieldResult, PartyResult
 
 __all__ = ["page_of"]
 
+_ROWS = 10_000  # of all tables of clients together; results.json has the others
 _MODES = {
     "train": "The networks were really trained; time, line and energy are modelled.",
     "cost": "Engines were replaced by measured times and sizes: accuracy was not simulated.",
@@ -65,6 +66,7 @@ def page_of(view: View, *, missing: int) -> str:
         "margin": MARGIN,
         "fills": FILLS,
         "clients": CLIENTS,
+        "rows": max(CLIENTS, _ROWS // len(view.results)),
         "names": [FILLS[kind].name for kind in KINDS],
         "data": [None if each is None else _drawn(each) for each in view.timelines],
         "style": Markup(_file("page.css") + _colours()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from simulation.field.result import KINDS, FieldResult
 
-__all__ = ["CLIENTS", "Timeline", "shares_by_column", "timelines_of"]
+__all__ = ["CLIENTS", "Timeline", "shares_by_column", "shortened", "timelines_of"]
 
 CLIENTS = 20
 _SPANS = 200_000  # on one page; about 3 MB
@@ -29,8 +30,20 @@ class Timeline:
 
 def timelines_of(results: Sequence[FieldResult]) -> list[Timeline | None]:
     """One for each result, None where nothing was recorded; of many results, shorter beginnings."""
-    each = max(_LEAST_SPANS, _SPANS // (max(1, len(results)) * CLIENTS))
-    return [_timeline(result, each) for result in results]
+    return [_timeline(result, _spans_each(len(results))) for result in results]
+
+
+def shortened(result: FieldResult, cells: int) -> FieldResult:
+    """With no more of its timelines than a report of so many cells shows, so that a large sweep stays in memory."""
+    most = _spans_each(cells)
+    parties = [
+        dataclasses.replace(party, timeline=party.timeline[:most] if at < CLIENTS else []) for at, party in enumerate(result.parties)
+    ]
+    return dataclasses.replace(result, parties=parties)
+
+
+def _spans_each(cells: int) -> int:
+    return max(_LEAST_SPANS, _SPANS // (max(1, cells) * CLIENTS))
 
 
 def _timeline(result: FieldResult, most: int) -> Timeline | None:
@@ -38,12 +51,12 @@ def _timeline(result: FieldResult, most: int) -> Timeline | None:
     if not parties:
         return None
     rows = tuple(tuple((KINDS.index(span.kind), span.begin_s, span.end_s) for span in party.timeline[:most]) for party in parties)
-    end_s = max(row[-1][2] for row in rows)
+    shown = [sum(end - begin for _, begin, end in row) for row in rows]
     return Timeline(
         names=tuple(party.name for party in parties),
         rows=rows,
-        end_s=end_s,
-        whole=end_s >= result.time_s * 0.999 and all(len(party.timeline) <= most for party in parties),
+        end_s=max(row[-1][2] for row in rows),
+        whole=all(some >= 0.999 * sum(party.spent_s.values()) for some, party in zip(shown, parties, strict=True)),
     )
 
 

@@ -26,7 +26,7 @@ def write_report(results: Sequence[FieldResult], folder: Path, *, missing: int =
     if not results:
         raise UsageError("there is no result to report; let at least one cell end")
     view = view_of(results)
-    write_atomically(folder / "results.json", strict_json([result.plain() for result in results]))
+    write_atomically(folder / "results.json", b"[" + b",\n".join(strict_json(result.plain()) for result in results) + b"]\n")
     write_atomically(folder / "report.html", page_of(view, missing=missing).encode("utf-8", "replace"))
     drawn = dict(plots(view))
     for name, data in drawn.items():
@@ -39,7 +39,10 @@ def write_report(results: Sequence[FieldResult], folder: Path, *, missing: int =
 
 def strict_json(value: Any) -> bytes:
     """JSON has no numbers that are not finite; null stands for them."""
-    return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False).encode()
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False).encode()
 
 
 def _finite(value: Any) -> Any:
