@@ -48,7 +48,7 @@ _NEEDS = {
     "slice": ("export", ("torch", "tomli_w")),
     "assemble": ("export", ("torch", "onnx")),
     "graph": ("simulation", ("torch", "rich")),
-    "simulate": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn", "matplotlib", "jinja2")),
+    "simulate": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn", "matplotlib", "jinja2", "markupsafe")),
     "plan": ("simulation", ("torch", "onnx", "rich", "sklearn")),
 }
 # What a verb may find missing on its way.

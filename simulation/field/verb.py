@@ -57,7 +57,9 @@ def run_simulate(
     cells = parse_sweep(sweep or (), base, known={"link": _known_link, "device": load_device})
     out = out or Path(run.base) / f"field-{run.name}"
     one = _Simulator(run, load_device(server_device), out, alone=not sweep)
-    basis = f"{Path(run_file).read_text()}\n{epochs}\n{server_device}"
+    lines = {cell.link: load_link(cell.link) for cell in cells if not _is_refused(cell.link)}
+    boards = {name: load_device(name) for name in dict.fromkeys((server_device, *(cell.device for cell in cells)))}
+    basis = f"{Path(run_file).read_text()}\n{epochs}\n{server_device}\n{lines}\n{boards}"
     with Screen() as screen:
         try:
             results = run_sweep(cells, partial(one.simulate, screen=screen), folder=out, screen=screen, basis=basis, again=again)
@@ -126,7 +128,11 @@ def _own(run: Run, key: str) -> Any:
 
 def _known_link(text: str) -> object:
     """A link that is refused for its nature is a cell that cannot finish, not a mistake."""
-    return None if refusal(text.partition(",")[0]) is not None else load_link(text)
+    return None if _is_refused(text) else load_link(text)
+
+
+def _is_refused(link: str) -> bool:
+    return refusal(link.partition(",")[0]) is not None
 
 
 # ------------------------------------------------------------ what is printed
@@ -141,18 +147,22 @@ def _summary(result: FieldResult) -> dict[str, Any]:
 
 def _print(results: Sequence[FieldResult], out: Path) -> None:
     table = Table(title=f"{results[0].run}, {results[0].mode}", title_justify="left")
-    for name in ("link", "device", "codec", "clients", "line time", "MQTT up", "MQTT down", "energy", "at the end"):
-        table.add_column(name, justify="right" if name in ("clients", "line time", "MQTT up", "MQTT down", "energy") else "left")
+    for name in ("link", "device", "codec", "clients", "line time", "up", "down", "energy", "at the end"):
+        table.add_column(name, justify="right" if name in ("clients", "line time", "up", "down", "energy") else "left", no_wrap=True)
+    reasons = list(dict.fromkeys(result.why for result in results if not result.finished))
     for result in results:
+        ending = _ending(result) if result.finished else f"not ({reasons.index(result.why) + 1})"
         row = [result.link, result.device, result.codec, f"{result.clients:,}", duration(result.time_s)]
-        table.add_row(*row, size(result.bytes_up), size(result.bytes_down), energy(result.joules), _ending(result))
-    console = Console(highlight=False)
+        table.add_row(*row, size(result.bytes_up), size(result.bytes_down), energy(result.joules), ending)
+    console = Console(
+        highlight=False, width=max(80, Console().width, Console().measure(table).maximum) if not Console().is_terminal else None
+    )
     console.print(table)
+    for at, why in enumerate(reasons, 1):
+        console.print(f"({at}) does not finish: {why}", markup=False, soft_wrap=True)
     console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def _ending(result: FieldResult) -> str:
-    if not result.finished:
-        return result.why
     metrics = next(iter(result.metrics.values()), {})
     return ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if key != "loss") or "done"
