@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json as json_module
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -137,6 +138,8 @@ def _is_refused(link: str) -> bool:
 
 # ------------------------------------------------------------ what is printed
 
+_WIDTH = 160  # of what is not a terminal
+
 _TOLD = ("link", "device", "codec", "schedule", "clients", "seed", "mode", "finished", "why", "time_s", "metrics", "applied", "voided")
 _TOLD_SUMS = ("bytes_up", "bytes_down", "line_bytes_up", "line_bytes_down", "joules", "busy_joules", "wall_s")
 
@@ -154,9 +157,7 @@ def _print(results: Sequence[FieldResult], out: Path) -> None:
         ending = _ending(result) if result.finished else f"not ({reasons.index(result.why) + 1})"
         row = [result.link, result.device, result.codec, f"{result.clients:,}", duration(result.time_s)]
         table.add_row(*row, size(result.bytes_up), size(result.bytes_down), energy(result.joules), ending)
-    console = Console(
-        highlight=False, width=max(80, Console().width, Console().measure(table).maximum) if not Console().is_terminal else None
-    )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
     for at, why in enumerate(reasons, 1):
         console.print(f"({at}) does not finish: {why}", markup=False, soft_wrap=True)
