@@ -28,7 +28,7 @@ def parse(cls: type[T], data: Any, *, where: str, error: type[UsageError]) -> T:
     """
     if not isinstance(data, Mapping):
         raise error(f"{where or 'top level'}: expected a table, got {_kind(data)}")
-    hints = _hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
     for key in data:
         if key not in fields:
