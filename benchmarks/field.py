@@ -180,7 +180,7 @@ def _about() -> list[str]:
         f"A clinic with {TRAIN:,} images of Fashion-MNIST ({TEST:,} more to test on, after each epoch) behind one line, or",
         f"{CLIENTS} clinics with",
         f"a tenth of them each behind a line of their own. A {BOARD} at each, the preset `{SERVER}` at the other end. The",
-        f"network is that of",
+        "network is that of",
         "[link.md](link.md), split at its 784 activations or, where it says so, behind `relu5` at 128, with most of the",
         "computation on the board.",
         "Two steps are under way at once. Time is line time: connecting, uploads, downloads, computation and round trips as",

@@ -67,9 +67,9 @@ def _times(results: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
         "",
         *prose(
             f"**Raw data once**: {raw['samples']:,} images with their labels are enough for a server that trains the whole network",
-            f"on them for",
+            "on them for",
             f"20 epochs ({tried}); as one compressed stream (zlib, level 9) they are {size(raw['bytes'])}. It is what leaves the",
-            f"clinic that split",
+            "clinic that split",
             "learning is there to prevent, and the time to beat: where it is the fastest, split learning is paid for privacy, not",
             "for speed.",
         ),
