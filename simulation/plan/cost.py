@@ -25,7 +25,8 @@ from wire.transport.window import Goodput
 
 __all__ = ["Board", "Epoch", "epoch_of", "part_bytes_on"]
 
-_STEPS = 400  # in virtual time: losses of a few percent are met often enough
+# In virtual time: so that losses of a few percent are met often enough, which takes fewer steps of long messages.
+_STEPS, _LEAST_STEPS, _PUBLISHES = 400, 20, 4000
 _PUBACK = 4
 
 
@@ -66,7 +67,8 @@ def epoch_of(link: Link, client: Board, server: Board, *, traffic: Traffic, samp
     """An epoch of ``samples``. With a cell of several clients the others send as well, so that each has its part of the rates."""
     steps = samples / traffic.samples
     line = dataclasses.replace(link, weather=CLEAR, up_bps=link.up_bps / link.cell, down_bps=link.down_bps / link.cell)
-    tried = _Steps(line, client, server, traffic, total=min(_STEPS, max(1, round(steps))), in_flight=in_flight)
+    enough = max(_LEAST_STEPS, min(_STEPS, round(_PUBLISHES / traffic.publishes)))
+    tried = _Steps(line, client, server, traffic, total=min(enough, max(1, round(steps))), in_flight=in_flight)
     tried.run()
     more = steps / tried.total
     kinds: dict[Kind, Sequence[float]] = {"compute": tried.busy, "up": tried.up.busy, "down": tried.down.busy}

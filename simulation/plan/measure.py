@@ -37,6 +37,11 @@ class Traffic:
     down: tuple[tuple[int, ...], ...]
 
     @property
+    def publishes(self) -> float:
+        """Packets of a step, both ways."""
+        return sum(map(len, (*self.up, *self.down))) / len(self.up)
+
+    @property
     def up_bytes(self) -> float:
         """A sample."""
         return sum(map(sum, self.up)) / (len(self.up) * self.samples)
