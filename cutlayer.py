@@ -49,7 +49,7 @@ _NEEDS = {
     "assemble": ("export", ("torch", "onnx")),
     "graph": ("simulation", ("torch", "rich")),
     "simulate": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn", "matplotlib", "jinja2", "markupsafe")),
-    "plan": ("simulation", ("torch", "onnx", "rich", "sklearn")),
+    "plan": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn")),
 }
 # What a verb may find missing on its way.
 _EXTRA_OF = {"PIL": "images", "iotcore": "server"}
