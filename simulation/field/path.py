@@ -74,8 +74,11 @@ class Path:
     def segment_bytes(self) -> int:
         return self.link.mtu_bytes - HEADER_BYTES
 
-    def send(self, size_bytes: int, then: Callable[[], None]) -> None:
-        """Let ``size_bytes`` of TCP payload cross; ``then`` is called when the last of them has arrived."""
+    def send(self, size_bytes: int, then: Callable[[], None], *, answered: bool = False) -> None:
+        """Let ``size_bytes`` of TCP payload cross; ``then`` is called when the last of them has arrived.
+
+        ``answered``: the other end has something to say at once, so its last acknowledgement rides along.
+        """
         segments = -(-size_bytes // self.segment_bytes)
         lost, stall_s = self._losses(segments)
         overhead_bytes = HEADER_BYTES + self.link.frame_bytes
@@ -89,7 +92,7 @@ class Path:
         self._arrived_s = max(self._arrived_s, arrives_s)
         self.clock.at(self._arrived_s, then)
         if self.back is not None:
-            self.clock.at(through_s, lambda: self._acknowledge(segments, through_s - begin_s))
+            self.clock.at(through_s, lambda: self._acknowledge(segments, through_s - begin_s, answered))
 
     def abandon(self) -> None:
         """The connection is given up: what was on its way no longer holds the line."""
@@ -111,11 +114,11 @@ class Path:
         else:
             self.busy.extend((begin_s, through_s))
 
-    def _acknowledge(self, segments: int, took_s: float) -> None:
+    def _acknowledge(self, segments: int, took_s: float, answered: bool) -> None:
         """One packet for every second segment, but not later than a moment after each."""
         assert self.back is not None
         each_s = took_s / segments
-        count = segments if each_s > _DELAYED_ACK_S else -(-segments // 2)
+        count = (segments if each_s > _DELAYED_ACK_S else -(-segments // 2)) - answered
         back = self.back
         bits = 8 * count * (HEADER_BYTES + back.link.frame_bytes)
         back.line_bytes += bits // 8

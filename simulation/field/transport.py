@@ -255,7 +255,7 @@ class VirtualTransport:
     def received(self, connection: _Connection, topic: str, payload: bytes) -> None:
         """A publish has arrived for us."""
         if connection is self._connection:
-            connection.send(ACK_BYTES, lambda: self._broker.acknowledged(connection.subscriber))
+            connection.send(ACK_BYTES, lambda: self._broker.acknowledged(connection.subscriber), answered=False)
             self._tell(Received(topic=topic, payload=payload))
 
     def _tell(self, event: TransportEvent) -> None:
@@ -278,12 +278,12 @@ class _Connection:
         self._clock, self._line = clock, line
         self._record_bytes = _RECORD_BYTES if config.tls else 0
 
-    def send(self, size_bytes: int, then: Callable[[], None]) -> None:
-        """To the broker."""
+    def send(self, size_bytes: int, then: Callable[[], None], *, answered: bool = True) -> None:
+        """To the broker. ``answered``: it says something about it."""
         if self._line is None:
             self._clock.after(0.0, then)
         else:
-            self._line.up.send(size_bytes + self._record_bytes, then)
+            self._line.up.send(size_bytes + self._record_bytes, then, answered=answered)
 
     def answer(self, size_bytes: int, then: Callable[[], None]) -> None:
         """From the broker."""

@@ -59,6 +59,14 @@ def test_acknowledgements_take_their_share_of_the_way_back() -> None:
     assert down.line_bytes == 2 * HEADER_BYTES
 
 
+def test_an_answer_carries_the_last_acknowledgement() -> None:
+    clock, up, down = ways(link())
+    up.send(4 * MSS, lambda: None, answered=True)
+    while clock.step():
+        pass
+    assert down.line_bytes == 3 * HEADER_BYTES
+
+
 def test_both_ways_of_a_half_duplex_line_take_turns() -> None:
     clock, up, down = ways(link(half_duplex=True, down_bps=8000.0))
     found: list[float] = []
