@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+from rich.console import Console
 from torch import nn
 
 import cutlayer
@@ -409,11 +410,21 @@ def test_data_without_labels_is_refused(tmp_path: Path) -> None:
         planned(subject)
 
 
-def test_on_a_terminal_without_the_characters_others_stand_for_them(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = planned(random_subject(f"{models}:small", (1, 8, 8)))
+def test_on_a_terminal_without_the_characters_others_stand_for_them(models: Path) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr("sys.stdout", stream)
-    show(found)
+    show(planned(random_subject(f"{models}:small", (1, 8, 8))), Console(file=stream, width=140))
     stream.seek(0)
-    text = stream.read()
-    assert "* recommended, + on the front" in text
+    assert "* recommended, + on the front" in stream.read()
+
+
+def test_on_a_narrow_terminal_no_figure_is_cut_off(models: Path) -> None:
+    """What crosses, and below it what it takes."""
+    found = planned(random_subject(f"{models}:small", (1, 8, 8)), codecs=("int8", "fp32", "fp16"))
+    stream = io.StringIO()
+    show(found, Console(file=stream, width=70))
+    shown = stream.getvalue()
+    assert max(len(line) for line in shown.splitlines()) <= 70
+    rows = [line.split() for line in shown.splitlines() if "conv " in line]
+    assert len(rows) == 2
+    assert rows[0][-2] == f"{cut(found, 'conv').costs['fp32'].round_trip_bytes:,.0f}"
+    assert rows[1][-1] == "-", "leakage"
