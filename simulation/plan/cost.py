@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from export.flops import Flops
+from simulation.field.broker import ACK_BYTES
 from simulation.field.clock import Clock
 from simulation.field.device import Device
 from simulation.field.energy import Joules, joules_of
@@ -27,7 +28,6 @@ __all__ = ["Board", "Epoch", "epoch_of", "part_bytes_on"]
 
 # In virtual time: so that losses of a few percent are met often enough, which takes fewer steps of long messages.
 _STEPS, _LEAST_STEPS, _PUBLISHES = 400, 20, 4000
-_PUBACK = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,17 +163,17 @@ class _Steps:
         self._next()
 
     def _publish(self, path: Path, sizes: tuple[int, ...], then: Callable[[], None]) -> None:
-        """Each packet is acknowledged as it arrives; ``then`` is called after the last."""
+        """Each packet is acknowledged as it arrives, as ``simulation.field.transport`` does; ``then`` is called after the last."""
         assert path.back is not None
         back = path.back
 
         def arrived() -> None:
-            back.send(_PUBACK, lambda: None)
+            back.send(ACK_BYTES, lambda: None)
 
         def last_arrived() -> None:
             arrived()
             then()
 
         for size in sizes[:-1]:
-            path.send(size, arrived)
-        path.send(sizes[-1], last_arrived)
+            path.send(size, arrived, answered=path.upward)
+        path.send(sizes[-1], last_arrived, answered=path.upward)
