@@ -64,6 +64,7 @@ from wire.messages import (
     StoreFinished,
     TimerFired,
 )
+from wire.narrowing import Narrowing
 from wire.outbox import Outbox
 from wire.presence import SILENT, Presence
 from wire.program import OWN, Command, Program
@@ -75,6 +76,7 @@ __all__ = ["Actor", "Timing"]
 _MODES = {"train": Mode.TRAIN, "evaluate": Mode.EVAL, "infer": Mode.INFER}
 _HELLO = ("hello",)
 _LINGER = ("linger",)
+_LEVELS = 4  # of tables within a result that are joined; no result has more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,27 +100,37 @@ class _Running:
     result: dict[str, Any] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     program: Mapping[Any, Any] | None = None
+    answered_bytes: int = 0  # all of ``blobs``
+    narrowing: Narrowing = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.narrowing = Narrowing(self.command)
 
     def gather(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
         """Add one party's answer: checkpoints are those that everybody holds, tables are joined, the rest stands beside each other.
 
         Raises ValueError, with nothing added, where that would be more than a command may bring.
         """
-        if sum(map(len, (*self.blobs.values(), *blobs.values()))) > LIMITS.answered_bytes:
+        if self.answered_bytes + sum(map(len, blobs.values())) > LIMITS.answered_bytes:
             raise ValueError(f"the answers to `{self.command.op}` are over the limit of {LIMITS.answered_bytes} bytes together")
-        for key, value in result.items():
-            mine = self.result.get(key)
-            if key == "checkpoints" and mine is not None:
-                self.result[key] = sorted(set(mine) & set(value))
-            else:
-                self.result[key] = _joined(mine, value)
+        shared = self.result.get("checkpoints")
+        _join(self.result, result)
+        if shared is not None and "checkpoints" in result:
+            self.result["checkpoints"] = sorted(set(shared) & set(result["checkpoints"]))
+        self.answered_bytes += sum(len(blob) - len(self.blobs.get(name, b"")) for name, blob in blobs.items())
         self.blobs.update(blobs)
 
 
-def _joined(mine: Any, theirs: Any) -> Any:
-    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-        return {**mine, **{key: _joined(mine.get(key), value) for key, value in theirs.items()}}
-    return theirs
+def _join(mine: dict[str, Any], theirs: Mapping[str, Any], *, levels: int = _LEVELS) -> None:
+    """Add a table to ``mine``, which nobody else holds: the tables in it are made here, so that one answer costs no more than it brings."""
+    for key, value in theirs.items():
+        if isinstance(value, Mapping) and levels:
+            found = mine.get(key)
+            if not isinstance(found, dict):
+                found = mine[key] = {}
+            _join(found, value, levels=levels - 1)
+        else:
+            mine[key] = value
 
 
 class Actor:
@@ -161,6 +173,10 @@ class Actor:
         all_lanes = range(party.lanes) if program is not None else ()
         self._own_lanes = frozenset(lane for slot in party.slots for lane in slot.lanes) or frozenset(all_lanes)
         self._children = {child.line: child for child in party.children}
+        self._behind: dict[int, list[int]] = {}  # lane to the children behind which it is, by number
+        for at, child in enumerate(party.children):
+            for lane in child.lanes:
+                self._behind.setdefault(lane, []).append(at)
         self._started = Started(boot=0)
         self._epoch = 0
         self._joined = False
@@ -438,7 +454,7 @@ class Actor:
             self._lost(self._epoch)
         elif told != boot:
             self._outbox.settle(("c", line, number))
-            self._pass_on(line, running.seq, running.command)
+            self._pass_on(line, running)
         elif ("c", line, number) in self._outbox:
             self._outbox.resend(line)
 
@@ -499,12 +515,12 @@ class Actor:
     def _start(self, seq: int, command: Command) -> None:
         self._last_seq = seq
         self._last_done = 0
-        told = [child for child in self._children.values() if self._concerns(child, command)]
+        told = self._concerned(command)
         self._running = _Running(seq, command, waiting={child.line for child in told})
         if command.op == "join":
             self._running.gather({"absent": {str(lane): True for lane in self._presence.away}}, {})
         for child in told:
-            self._pass_on(child.line, seq, command)
+            self._pass_on(child.line, self._running)
             self._presence.watch(child.line, joining=command.op == "join")
         if self._own_lanes.isdisjoint(command.lanes) and command.op not in OWN:
             self._pass_through()
@@ -527,12 +543,16 @@ class Actor:
         self._running.executing = self._running.executed = True
         self._check_done()
 
-    def _concerns(self, child: Child, command: Command) -> bool:
-        return not set(command.lanes).isdisjoint(child.lanes) and not self._presence.is_away(child.line)
+    def _concerned(self, command: Command) -> list[Child]:
+        """The children that are there and behind which a lane of the command is, in their order."""
+        found = {at for lane in command.lanes for at in self._behind.get(lane, ())}
+        children = (self._party.children[at] for at in sorted(found))
+        return [child for child in children if not self._presence.is_away(child.line)]
 
-    def _pass_on(self, line: Line, seq: int, command: Command) -> None:
+    def _pass_on(self, line: Line, running: _Running) -> None:
+        command = running.narrowing.told(self._children[line].lanes)
         args = self._presence.arguments(line, command.args)
-        body: dict[str, Any] = {"seq": seq, "op": command.op, "lanes": list(command.lanes), "args": args}
+        body: dict[str, Any] = {"seq": running.seq, "op": command.op, "lanes": list(command.lanes), "args": args}
         if command.op == "join":
             body["boot"] = self._known_boots.get(line, 0)
         blobs = command.blobs

@@ -119,6 +119,8 @@ class Attendance(Program):
         self._handed_on = handed_on
         self._told: dict[str, Any] = {}  # facts, as lanes told them when they joined this process last
         self._facts: dict[str, Any] = {}  # those that this epoch of the data goes by
+        self._coming: dict[str, Any] | None = None  # those that the next one will go by, where they are others
+        self._served: dict[str, tuple[int, int]] = {}  # by split, the first and the last of the lanes that are evaluated
         self._absent: frozenset[int] = frozenset()
         self._at = 0
         self._epoch = 0
@@ -128,11 +130,13 @@ class Attendance(Program):
         self._missed: Missed = {}
         self._stale: set[int] = set()
         self._newest: set[int] = set(self._all)
+        self._here = self._all  # lanes that train
 
     # ------------------------------------------------------------ Program
 
     def sized(self, facts: Mapping[str, Any]) -> None:
         self._told = _merged(self._told, facts)
+        self._compare_facts()
 
     def attend(self, absent: frozenset[int], *, at: int, epoch: int) -> None:
         self._absent, self._at, self._epoch, self._saves = absent, at, epoch, 0
@@ -146,7 +150,9 @@ class Attendance(Program):
         self._stale = set(state.get("stale", []))
         self._newest = set(state.get("newest", self._all))
         self._take_in()
+        self._look_round()
         self._inner.sized(self._facts)
+        self._compare_facts()
         self._new_facts()
 
     def _take_in(self) -> None:
@@ -160,7 +166,7 @@ class Attendance(Program):
                 self._newest.discard(lane)
             self._away.pop(lane, None)
             self._missed.pop(lane, None)
-        if not self._here:
+        if not self._all - self._absent - self._stale:
             self._stale.clear()  # nobody is there who could hand newer weights on
 
     def state(self) -> dict[str, Any]:
@@ -198,27 +204,32 @@ class Attendance(Program):
         elif command.op == "take":
             self._stale -= set(command.lanes)
             self._newest |= set(command.lanes)
+            self._look_round()
         self._inner.done(result, blobs)
 
     # ------------------------------------------------------------ who is there
 
-    @property
-    def _here(self) -> frozenset[int]:
-        """Lanes that train."""
-        return self._all - self._absent - self._stale
+    def _look_round(self) -> None:
+        """Who is there, or has newer weights, is another than before."""
+        self._here = self._all - self._absent - self._stale
+        self._served.clear()
+
+    def _compare_facts(self) -> None:
+        facts = _merged(self._facts, self._told)
+        self._coming = facts if facts != self._facts else None
 
     def _new_facts(self) -> None:
         """Between two epochs of the data, lanes that have come, and what they told, are reckoned with."""
-        facts = _merged(self._facts, self._told)
-        if facts != self._facts and self._inner.between_epochs:
-            self._facts = facts
-            self._inner.sized(facts)
+        if self._coming is not None and self._inner.between_epochs:
+            self._facts, self._coming = self._coming, None
+            self._served.clear()
+            self._inner.sized(self._facts)
 
     def _trained(self, command: Command) -> None:
         steps = StepRange.from_plain(command.args["steps"])
         for at, lane in enumerate(steps.lanes):
             if lane in self._missed:
-                _append(self._missed[lane], [steps.starts[at], steps.rounds, steps.first_global + at, len(steps.lanes)])
+                _append(self._missed[lane], [steps.starts[at], steps.rounds, steps.first_global + steps.places[at], steps.width])
         trained = set(command.lanes) & self._here
         if self._handed_on and trained:
             self._newest = trained
@@ -235,7 +246,8 @@ class Attendance(Program):
                 return replace(command, args={**command.args, "absent": sorted(lanes - here)})
             case "give":
                 giver = self._giver(command.lanes[0])
-                return replace(command, lanes=(giver,)) if self._all - self._absent - {giver} else None
+                others = len(self._all) - len(self._absent | {giver})
+                return replace(command, lanes=(giver,)) if others else None
             case "take":
                 return self._for(command, lanes - self._absent - {self._giver(int(command.args["lane"]))})
             case "evaluate":
@@ -258,17 +270,22 @@ class Attendance(Program):
 
     def _giver(self, lane: int) -> int:
         """``lane``, or who has the weights that it should have."""
-        if lane in self._here & self._newest:
+        if lane in self._here and lane in self._newest:
             return lane
         return max(self._here & self._newest or self._here or self._all)
 
     def _evaluation(self, command: Command) -> Command | None:
-        lane = command.lanes[0]
-        batches = self._facts.get("batches", {})
-        served = [each for each in sorted(self._here) if batches.get(str(each), {}).get(command.args["split"])]
-        if lane not in served:
+        lane, split = command.lanes[0], command.args["split"]
+        if lane not in self._here or not self._is_evaluated(lane, split):
             return None
-        return replace(command, args={**command.args, "first": lane == served[0], "last": lane == served[-1]})
+        if split not in self._served:
+            served = [each for each in self._here if self._is_evaluated(each, split)]
+            self._served[split] = min(served), max(served)
+        first, last = self._served[split]
+        return replace(command, args={**command.args, "first": lane == first, "last": lane == last})
+
+    def _is_evaluated(self, lane: int, split: str) -> bool:
+        return bool(self._facts.get("batches", {}).get(str(lane), {}).get(split))
 
 
 def _append(rows: list[list[int]], row: list[int]) -> None:

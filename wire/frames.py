@@ -4,7 +4,7 @@ The byte format is specified in docs/protocol.md, section 3. Little endian, one 
 
     offset  type   field
     0       2s     magic "CL"
-    2       u8     version, 2
+    2       u8     version, 3
     3       u8     kind
     4       u8     mode
     5       u8     flags: bit 0 VOID, the others 0
@@ -46,7 +46,7 @@ __all__ = [
     "parts_needed",
 ]
 
-VERSION = 2
+VERSION = 3
 HEADER_BYTES = 32
 
 _MAGIC = b"CL"
@@ -70,6 +70,8 @@ class Kind(IntEnum):
     REFERENCE = 8
     REFERRING = 9
 
+    __hash__ = int.__hash__  # an enum's own is many times as slow, and equal numbers have another
+
 
 class Mode(IntEnum):
     """What a step is for."""
@@ -77,6 +79,8 @@ class Mode(IntEnum):
     TRAIN = 0
     EVAL = 1
     INFER = 2
+
+    __hash__ = int.__hash__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,11 +200,17 @@ _Key = tuple[str, Kind, Mode, int, int, int]
 
 
 class Reassembler:
-    """Puts the parts of messages together, in whatever order they come; bounded by ``limits``. One for all topics of a party."""
+    """Puts the parts of messages together, in whatever order they come; bounded by ``limits``. One for all topics of a party.
 
-    def __init__(self, limits: Limits = LIMITS) -> None:
+    ``lines``: how many the party has, on all of which a message may be under way at once.
+    """
+
+    def __init__(self, limits: Limits = LIMITS, *, lines: int = 0) -> None:
         self._limits = limits
+        self._most_bytes = max(limits.reassembly_bytes, limits.line_reassembly_bytes * lines)
+        self._most_messages = max(limits.unfinished_messages, limits.line_unfinished_messages * lines)
         self._unfinished: OrderedDict[_Key, _Unfinished] = OrderedDict()
+        self._on: dict[str, dict[_Key, _Unfinished]] = {}  # the same by topic
         self._held_bytes = 0
 
     @property
@@ -228,8 +238,8 @@ class Reassembler:
         """
         found = []
         parts = 8 * self._limits.resend_bytes
-        for (name, kind, mode, at, _, step), message in reversed(self._unfinished.items()):
-            if (name, at) == (topic, epoch) and message.parts <= parts and not but(kind, mode, step):
+        for (_, kind, mode, at, _, step), message in reversed(self._on.get(topic, {}).items()):
+            if at == epoch and message.parts <= parts and not but(kind, mode, step):
                 found.append(Partial(kind=kind, mode=mode, step=step, parts=message.parts, held=frozenset(message.pieces)))
                 parts -= message.parts
         return tuple(found)
@@ -248,6 +258,7 @@ class Reassembler:
             message = None
         if message is None:
             message = self._unfinished[key] = _Unfinished(found.parts, frame)
+            self._on.setdefault(topic, {})[key] = message
         first = message.first
         if (first.void, first.global_step) != (frame.void, frame.global_step):
             self._drop(key)
@@ -266,11 +277,12 @@ class Reassembler:
         return _joined(message)
 
     def _make_room(self) -> None:
-        while self._held_bytes > self._limits.reassembly_bytes or len(self._unfinished) > self._limits.unfinished_messages:
+        while self._held_bytes > self._most_bytes or len(self._unfinished) > self._most_messages:
             self._drop(next(iter(self._unfinished)))
 
     def _drop(self, key: _Key) -> None:
         message = self._unfinished.pop(key)
+        del self._on[key[0]][key]
         self._held_bytes -= message.size_bytes + _PIECE_BYTES * len(message.pieces)
 
 

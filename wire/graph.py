@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from wire.errors import GraphError
@@ -155,7 +156,10 @@ class PartySlice:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A checked graph of segments. Raises GraphError, naming the place, for anything that cannot run."""
+    """A checked graph of segments. Raises GraphError, naming the place, for anything that cannot run.
+
+    What follows from the whole graph is found once, so that the slices of all parties take no longer than the graph is large.
+    """
 
     segments: tuple[Segment, ...]
     edges: tuple[Edge, ...]
@@ -167,7 +171,7 @@ class Graph:
     def __post_init__(self) -> None:
         _check_names(self)
         object.__setattr__(self, "lanes", _count_lanes(self.segments))
-        order = self.order()
+        order = self._order
         if len(order) != len(self.segments):
             stuck = sorted({segment.name for segment in self.segments} - {segment.name for segment in order})
             raise GraphError(f"the graph has a cycle through {', '.join(stuck)}; a run must be acyclic")
@@ -185,11 +189,11 @@ class Graph:
         if self.coordinator is not None and self.coordinator not in self.parties:
             raise GraphError(f"coordinator `{self.coordinator}` holds no segment; parties are {', '.join(self.parties)}")
         object.__setattr__(self, "_carriers", self._label_paths())
-        unreached = set(self.parties) - set(self._tree())
+        unreached = set(self.parties) - set(self._tree)
         if unreached:
             raise GraphError(f"no edge leads to {', '.join(sorted(unreached))}; every party must be connected")
 
-    @property
+    @cached_property
     def parties(self) -> tuple[str, ...]:
         """All parties, in the order in which segments name them; then those that links alone name."""
         placed = (party for segment in self.segments for party in segment.parties)
@@ -203,22 +207,11 @@ class Graph:
         return first
 
     def segment(self, name: str) -> Segment:
-        return next(segment for segment in self.segments if segment.name == name)
+        return self._named[name]
 
     def order(self) -> tuple[Segment, ...]:
         """Segments in topological order; shorter than ``segments`` where there is a cycle."""
-        waiting = {segment.name: sum(edge.target == segment.name for edge in self.edges) for segment in self.segments}
-        ready = deque(segment for segment in self.segments if waiting[segment.name] == 0)
-        done: list[Segment] = []
-        while ready:
-            segment = ready.popleft()
-            done.append(segment)
-            for edge in self.edges:
-                if edge.source == segment.name:
-                    waiting[edge.target] -= 1
-                    if waiting[edge.target] == 0:
-                        ready.append(self.segment(edge.target))
-        return tuple(done)
+        return self._order
 
     def root(self) -> str:
         """The coordinator: as the run says, else a party that holds a loss for all lanes, else one that serves all lanes."""
@@ -234,8 +227,7 @@ class Graph:
 
     def neighbours(self, party: str) -> tuple[str, ...]:
         """The parties that ``party`` shares a line with."""
-        ends = ((up, down) for _, _, up, down, _ in self._joints() if party in (up, down) and up != down)
-        return tuple(dict.fromkeys(down if up == party else up for up, down in ends))
+        return tuple(dict.fromkeys(self.across(line) for line in self._lines[party]))
 
     def party_of(self, segment: str, lane: int) -> str:
         parties = self.segment(segment).parties
@@ -243,15 +235,19 @@ class Graph:
 
     def across(self, line: Line) -> str:
         """The party at the other end of ``line``."""
-        return next(down if line.upstream else up for name, lane, up, down, _ in self._joints() if (name, lane) == (line.edge, line.lane))
+        up, down = self._ends[line.edge, line.lane]
+        return down if line.upstream else up
 
     def lanes_of(self, segment: str, party: str) -> tuple[int, ...]:
         """The lanes of ``segment`` that ``party`` serves."""
-        return tuple(lane for lane in range(self.lanes) if self.party_of(segment, lane) == party)
+        place = self._places[segment].get(party)
+        if place is None:
+            return ()
+        return (place,) if len(self.segment(segment).parties) > 1 else tuple(range(self.lanes))
 
     def slice_for(self, party: str) -> PartySlice:
         """What ``party`` is told: its segments, its lines, its neighbours on the control tree."""
-        if party not in self.parties:
+        if party not in self._lines:
             raise GraphError(f"no segment is placed on `{party}`; parties are {', '.join(self.parties)}")
         slots = tuple(
             Slot(
@@ -263,31 +259,26 @@ class Graph:
                 replicated=len(segment.parties) > 1,
             )
             for segment in self.order()
-            if party in segment.parties
+            if party in self._places[segment.name]
         )
-        tree, neighbours = self._tree(), self._neighbours()[party]
-        children = tuple(self._child(neighbours[child], child, tree) for child, parent in tree.items() if parent == party)
-        parent = tree[party]
+        parent, neighbours = self._tree[party], self._neighbours[party]
         return PartySlice(
             party=party,
             slots=slots,
-            lines=tuple(self._lines(party)),
+            lines=tuple(self._lines[party]),
             parent=None if parent is None else neighbours[parent],
-            children=children,
+            children=tuple(self._child(neighbours[child], child) for child in self._children.get(party, ())),
             lanes=self.lanes,
         )
 
-    def _child(self, line: Line, party: str, tree: dict[str, str | None]) -> Child:
-        lanes = self._lanes_behind(party, tree)
-        leaves = [leaf for leaf in tree if leaf not in tree.values() and self._lanes_behind(leaf, tree) == lanes]
-        return Child(line=line, lanes=lanes, optional=len(lanes) == 1 < self.lanes and leaves == [party])
+    def _child(self, line: Line, party: str) -> Child:
+        lanes = self._behind[party]
+        alone = party not in self._children and self._leaves[lanes] == 1
+        return Child(line=line, lanes=lanes, optional=len(lanes) == 1 < self.lanes and alone)
 
     def _end(self, edge: Edge, party: str) -> EdgeEnd:
-        internal = all(
-            self.party_of(edge.source, lane) == self.party_of(edge.target, lane)
-            for lane in range(self.lanes)
-            if party in (self.party_of(edge.source, lane), self.party_of(edge.target, lane))
-        )
+        lanes = {*self.lanes_of(edge.source, party), *self.lanes_of(edge.target, party)}
+        internal = all(self.party_of(edge.source, lane) == self.party_of(edge.target, lane) for lane in lanes)
         carried = self._carriers.get(edge.name, set())
         replica = len(self.segment(edge.source).parties) > 1
         return EdgeEnd(edge=edge.name, internal=internal, labels="travel" in carried, ids="held" in carried, replica=replica)
@@ -334,11 +325,48 @@ class Graph:
             for lane, (up, down) in enumerate(link.ends):
                 yield link.name, lane, up, down, link.control
 
-    def _lines(self, party: str) -> Iterable[Line]:
-        for name, lane, up, down, _ in self._joints():
-            if up != down and party in (up, down):
-                yield Line(name, lane, up == party)
+    # ------------------------------------------------------------ found once
 
+    @cached_property
+    def _named(self) -> dict[str, Segment]:
+        return {segment.name: segment for segment in self.segments}
+
+    @cached_property
+    def _order(self) -> tuple[Segment, ...]:
+        waiting = {segment.name: sum(edge.target == segment.name for edge in self.edges) for segment in self.segments}
+        ready = deque(segment for segment in self.segments if waiting[segment.name] == 0)
+        done: list[Segment] = []
+        while ready:
+            segment = ready.popleft()
+            done.append(segment)
+            for edge in self.edges:
+                if edge.source == segment.name:
+                    waiting[edge.target] -= 1
+                    if waiting[edge.target] == 0:
+                        ready.append(self.segment(edge.target))
+        return tuple(done)
+
+    @cached_property
+    def _places(self) -> dict[str, dict[str, int]]:
+        """Segment to party to its place among those that hold the segment."""
+        return {segment.name: {party: at for at, party in enumerate(segment.parties)} for segment in self.segments}
+
+    @cached_property
+    def _ends(self) -> dict[tuple[str, int], tuple[str, str]]:
+        """(edge or link, lane) to its upstream and its downstream party."""
+        return {(name, lane): (up, down) for name, lane, up, down, _ in self._joints()}
+
+    @cached_property
+    def _lines(self) -> dict[str, list[Line]]:
+        """Party to its lines."""
+        found: dict[str, list[Line]] = {party: [] for party in self.parties}
+        for (name, lane), (up, down) in self._ends.items():
+            if up != down:
+                found[up].append(Line(name, lane, True))
+                found[down].append(Line(name, lane, False))
+        return found
+
+    @cached_property
     def _neighbours(self) -> dict[str, dict[str, Line]]:
         """Party to neighbour to the first line between them: the one that carries their control frames."""
         found: dict[str, dict[str, Line]] = {party: {} for party in self.parties}
@@ -348,27 +376,42 @@ class Graph:
                 found[down].setdefault(up, Line(name, lane, False))
         return found
 
+    @cached_property
     def _tree(self) -> dict[str, str | None]:
         """Party to parent, breadth first from the coordinator."""
         root = self.root()
-        neighbours = self._neighbours()
         tree: dict[str, str | None] = {root: None}
         queue = deque([root])
         while queue:
             party = queue.popleft()
-            for other in neighbours[party]:
+            for other in self._neighbours[party]:
                 if other not in tree:
                     tree[other] = party
                     queue.append(other)
         return tree
 
-    def _lanes_behind(self, party: str, tree: dict[str, str | None]) -> tuple[int, ...]:
-        subtree = {party}
-        for child, parent in tree.items():  # breadth first: parents come before their children
-            if parent in subtree:
-                subtree.add(child)
-        lanes = {lane for segment in self.segments for lane in range(self.lanes) if self.party_of(segment.name, lane) in subtree}
-        return tuple(sorted(lanes))
+    @cached_property
+    def _children(self) -> dict[str, list[str]]:
+        """Of who has some, in the order of the tree."""
+        found: dict[str, list[str]] = {}
+        for party, parent in self._tree.items():
+            if parent is not None:
+                found.setdefault(parent, []).append(party)
+        return found
+
+    @cached_property
+    def _behind(self) -> dict[str, tuple[int, ...]]:
+        """Party to the lanes that it serves, or somebody behind it on the tree."""
+        found = {party: {lane for segment in self.segments for lane in self.lanes_of(segment.name, party)} for party in self._tree}
+        for party, parent in reversed(self._tree.items()):  # children before their parents
+            if parent is not None:
+                found[parent] |= found[party]
+        return {party: tuple(sorted(lanes)) for party, lanes in found.items()}
+
+    @cached_property
+    def _leaves(self) -> Counter[tuple[int, ...]]:
+        """How many parties with nobody behind them serve these lanes."""
+        return Counter(self._behind[party] for party in self._tree if party not in self._children)
 
 
 def ring(parties: tuple[str, ...]) -> tuple[Link, ...]:

@@ -15,8 +15,10 @@ class Limits:
     message_bytes: int = 64 << 20  # a message put together from its parts
     reassembly_bytes: int = 128 << 20  # all unfinished messages of one party, with what their parts take beside their payload
     resend_bytes: int = 4096  # what a RESEND frame says of its sender's holdings
-    control_json_bytes: int = 64 << 10  # the JSON head of a control message
+    control_json_bytes: int = 2 << 20  # the JSON head of a control message: of a server between, with a hundred bytes for each of its lanes
     unfinished_messages: int = 256  # messages of which parts are missing
+    line_unfinished_messages: int = 4  # of a party with so many lines that these come to more
+    line_reassembly_bytes: int = 64 << 10
     inbox_bytes: int = 128 << 20  # frames received and not yet handled by one party
     outbox_bytes: int = 128 << 20  # frames handed to the transport and not yet on the line
     tensor_dims: int = 8
@@ -33,7 +35,7 @@ class Limits:
     gathered_bytes: int = 32 << 20  # weights that lanes give to the coordinator at a time, unless one lane's are more
     gathered_lanes: int = 64
     answered_bytes: int = 256 << 20  # blobs that all parties together answer one command with
-    parties: int = 1024
+    parties: int = 16384  # clients, or servers, of a run
     batches: int = 1 << 22  # of one split of one client
     aligned_records: int = 1 << 20  # that one party brings to an alignment, all splits together; 16 bytes each on the line
     claimed_epoch: int = (1 << 31) - 1  # the epoch of a run that a party may bring to a coordinator that is behind it

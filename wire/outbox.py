@@ -31,6 +31,7 @@ class Outbox:
         self._resend_after_s = resend_after_s
         self._resend_limit_s = resend_limit_s
         self._kept: dict[Hashable, _Kept] = {}
+        self._on: dict[Line, dict[Hashable, None]] = {}  # keys by line, in the order of ``_kept``
         self._tokens: dict[int, Hashable] = {}
         self._last_token = 0
 
@@ -43,6 +44,7 @@ class Outbox:
     def put(self, key: Hashable, line: Line, frame: Frame) -> None:
         """Send ``frame`` and keep it under ``key`` until it is settled."""
         self._kept[key] = _Kept(line, frame)
+        self._on.setdefault(line, {})[key] = None
         self._send(key)
 
     def send_once(self, line: Line, frame: Frame) -> None:
@@ -51,8 +53,10 @@ class Outbox:
 
     def settle(self, key: Hashable) -> bool:
         """The peer has answered ``key``; False where nothing was kept under it."""
-        if self._kept.pop(key, None) is None:
+        kept = self._kept.pop(key, None)
+        if kept is None:
             return False
+        del self._on[kept.line][key]
         self._emit(CancelTimer(key=("resend", key)))
         return True
 
@@ -63,10 +67,10 @@ class Outbox:
 
     def resend(self, line: Line | None = None) -> None:
         """Send everything kept (for ``line``, or for all) again, in the order in which it was first sent."""
-        for key, kept in list(self._kept.items()):
-            if line is None or kept.line == line:
-                kept.tries = 0 if line is None else kept.tries
-                self._send(key)
+        for key in list(self._kept if line is None else self._on.get(line, ())):
+            if line is None:
+                self._kept[key].tries = 0
+            self._send(key)
 
     def delivered(self, token: int) -> None:
         key = self._tokens.pop(token, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ def parse(cls: type[T], data: Any, *, where: str, error: type[UsageError]) -> T:
     """
     if not isinstance(data, Mapping):
         raise error(f"{where or 'top level'}: expected a table, got {_kind(data)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
     for key in data:
         if key not in fields:
@@ -45,6 +46,12 @@ def parse(cls: type[T], data: Any, *, where: str, error: type[UsageError]) -> T:
         return cls(**values)
     except ValueError as exc:
         raise error(f"{where + ': ' if where else ''}{exc}") from exc
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Found once: annotations are texts that have to be compiled, and a run may have thousands of clients."""
+    return typing.get_type_hints(cls)
 
 
 def _value(hint: Any, data: Any, *, where: str, error: type[UsageError]) -> Any:

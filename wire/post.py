@@ -30,8 +30,8 @@ class Post:
         self._warn = warn
         self._topics = {line: run.topics(line) for line in party.lines}
         self._by_topic = {subscribe: line for line, (_, subscribe) in self._topics.items()}
-        self._reassembler = Reassembler()
-        self._selection = Selection()
+        self._reassembler = Reassembler(lines=len(party.lines))
+        self._selection = Selection(lines=len(party.lines))
         self._questions: set[Line] = set()  # lines whose other end is to be asked what it has
         self._fresh: set[Line] = set()  # lines on which we have not asked since the link is up
         self._up = False

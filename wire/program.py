@@ -89,19 +89,20 @@ class InferenceProgram(Program):
 
     def __init__(self) -> None:
         self._batches: dict[int, int] = {}
+        self._lanes: list[int] = []  # that have a batch
         self._through = 0
 
     def sized(self, facts: Mapping[str, Any]) -> None:
         self._batches = {int(lane): int(splits.get("test", 0)) for lane, splits in facts.get("batches", {}).items()}
+        self._lanes = sorted(lane for lane, count in self._batches.items() if count)
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         self._through = 0  # asking again costs nothing but time
 
     def next(self) -> Command:
-        lanes = sorted(lane for lane, count in self._batches.items() if count)
-        if self._through >= len(lanes):
+        if self._through >= len(self._lanes):
             return Command(op="end", lanes=tuple(self._batches))
-        lane = lanes[self._through]
+        lane = self._lanes[self._through]
         steps = StepRange(lanes=(lane,), starts=(0,), rounds=self._batches[lane], first_global=0)
         return Command(op="infer", lanes=(lane,), args={"split": "test", "steps": steps.plain()})
 
@@ -123,7 +124,10 @@ class TrainingProgram(Program):
     def __init__(self, plan: Plan, *, stop: Callable[[list[dict[str, Any]]], bool] = lambda history: False) -> None:
         self._plan = plan
         self._stop = stop
+        self._all = tuple(range(plan.lanes))
+        self._last = self._closing_commands()
         self._batches: dict[int, dict[str, int]] = {}
+        self._steps_an_epoch = 0
         self._samples: dict[int, int] = {}  # of training, by lane
         self._sizes: dict[int, int] = {}  # bytes of weights that a lane's parties would give away, by lane
         self._held: dict[str, bytes] = {}  # weights on their way from one lane to others
@@ -144,7 +148,8 @@ class TrainingProgram(Program):
 
     def sized(self, facts: Mapping[str, Any]) -> None:
         batches = facts.get("batches", {})
-        self._batches = {lane: {str(k): int(v) for k, v in batches.get(str(lane), {}).items()} for lane in range(self._plan.lanes)}
+        self._batches = {lane: {str(k): int(v) for k, v in batches.get(str(lane), {}).items()} for lane in self._all}
+        self._steps_an_epoch = sum(self._count(lane, "train") for lane in self._all)
         self._samples = {int(lane): int(found["train"]) for lane, found in facts.get("samples", {}).items() if "train" in found}
         self._sizes = {int(lane): sum(found.values()) for lane, found in facts.get("weights", {}).items()}
         if self.position == 0:
@@ -177,8 +182,7 @@ class TrainingProgram(Program):
             if self.position < len(self._commands):
                 return self._filled(self._save() if self._is_extra else self._commands[self.position])
             self.epoch, self.position, self._commands = self.epoch + 1, 0, None
-        closing = self._closing_commands()
-        return self._filled(closing[self._closing]) if self._closing < len(closing) else Command(op="end", lanes=self._all)
+        return self._filled(self._last[self._closing]) if self._closing < len(self._last) else Command(op="end", lanes=self._all)
 
     def done(self, result: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
         command = self.next()
@@ -239,14 +243,6 @@ class TrainingProgram(Program):
         return self._plan.epochs * self._steps_an_epoch
 
     # ------------------------------------------------------------ one epoch
-
-    @property
-    def _all(self) -> tuple[int, ...]:
-        return tuple(range(self._plan.lanes))
-
-    @property
-    def _steps_an_epoch(self) -> int:
-        return sum(self._count(lane, "train") for lane in self._all)
 
     def _count(self, lane: int, split: str) -> int:
         return self._batches.get(lane, {}).get(split, 0)

@@ -7,8 +7,10 @@ import hashlib
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,7 +213,7 @@ class ServerConfig:
         _check_name("name", self.name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A checked run. Relative paths start at the run file's folder.
 
@@ -286,9 +288,9 @@ class Run:
         for cut in self.codec.cuts:
             if cut not in self.edges:
                 raise ValueError(f"`codec.cuts` names the cut {cut!r}; cuts are {', '.join(self.edges)}")
-        for client in self.clients:
-            if self.reads_data(client.name) and self.data_of(client.name).unlabelled:
-                self._check_unlabelled()
+        unlabelled = [self.data_of(client.name).unlabelled for client in self.clients if self.reads_data(client.name)]
+        if any(unlabelled):
+            self._check_unlabelled()
 
     def _check_unlabelled(self) -> None:
         if self.reconstruct is None:
@@ -308,14 +310,14 @@ class Run:
         if len(self.servers) > LIMITS.parties:
             raise ValueError(f"`servers` lists {len(self.servers)} parties; it must be at most {LIMITS.parties}")
         names = [client.name for client in self.clients] + [server.name for server in self.all_servers]
-        for name in names:
-            if names.count(name) > 1:
+        for name, times in Counter(names).items():
+            if times > 1:
                 raise ValueError(f"two parties are called {name!r}; every party needs a name of its own")
         check_network(self)
         graph = self.graph()
         check_copies(self, graph)
         check_relay(self, graph)
-        held = graph.parties
+        held = frozenset(graph.parties)
         alone = self.schedule not in FEDERATED and all(segment.labels == "local" for segment in graph.segments if segment.loss)
         if self.evaluate.patience is not None and alone:
             raise ValueError("`evaluate.patience` stops early by what the server measures, but all losses stay at clients; leave it out")
@@ -345,6 +347,10 @@ class Run:
 
         A party that has only its slice does not know the graph: raises UsageError.
         """
+        return self._graph
+
+    @cached_property
+    def _graph(self) -> Graph:
         if self.slice is not None:
             raise UsageError(
                 f"this run file is the slice of `{self.slice.party}`, which does not know the whole run; use the run file itself"
@@ -375,7 +381,7 @@ class Run:
             return tuple(edge.name for edge in self.graph().edges)
         return tuple(dict.fromkeys(end.edge for slot in self.slice.slots for end in (*slot.inputs, *slot.outputs)))
 
-    @property
+    @cached_property
     def client_segments(self) -> tuple[str, ...]:
         """Segments that clients hold, in order."""
         clients = {client.name for client in self.clients}
@@ -463,13 +469,17 @@ class Run:
         return self.straggler.voids and self.schedule in ("relay", "independent") and self.hand_over == "server" and self.align is None
 
     def is_client(self, name: str) -> bool:
-        return any(client.name == name for client in self.clients)
+        return name in self._client_at
+
+    @cached_property
+    def _client_at(self) -> dict[str, int]:
+        """Place in ``clients``, by name."""
+        return {client.name: at for at, client in enumerate(self.clients)}
 
     def client(self, name: str) -> ClientConfig:
         """Raises RunFileError where there is none of that name."""
-        for client in self.clients:
-            if client.name == name:
-                return client
+        if name in self._client_at:
+            return self.clients[self._client_at[name]]
         raise RunFileError(f"no client is called `{name}`; clients are {', '.join(client.name for client in self.clients)}")
 
     def server_called(self, name: str) -> ServerConfig:
@@ -481,7 +491,7 @@ class Run:
 
     def data_of(self, client: str) -> DataConfig:
         """The data of one client: the run's ``[data]``, with the client's own keys over it. Raises RunFileError."""
-        at = next(i for i, entry in enumerate(self.clients) if entry.name == client)
+        at = self._client_at[client]
         return parse(DataConfig, _merge(self.data, self.clients[at].data), where=f"clients[{at}].data", error=RunFileError)
 
     def path(self, relative: str) -> Path:
@@ -519,7 +529,7 @@ class Run:
         used = frozenset(self.codec.of(edge, direction) for edge in self.edges for direction in DIRECTIONS)
         return used | {self.codec.weights} if self.averages else used
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over all that parties must agree on; where files lie and how the broker is reached is each one's own."""
         if self.slice is not None:

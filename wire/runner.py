@@ -7,8 +7,9 @@ payload; backward the same way. Labels and keyed ids ride along with activations
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,23 +43,32 @@ class Metrics(Protocol):
     def compute(self) -> dict[str, float]: ...
 
 
-@dataclass(slots=True)
+@dataclass
 class _Command:
     """What ``Begin`` said: how steps of evaluation map to batches, and the run's length for the learning rate."""
 
     args: Mapping[str, Any]
+
+    @cached_property
+    def _places(self) -> dict[int, tuple[int, int]]:
+        """Of each lane its first step, and its place among those that are served in turn."""
+        steps = self.args["steps"]
+        return dict(zip(steps["lanes"], zip(steps["starts"], steps["places"], strict=True), strict=True))
+
+    @property
+    def lanes(self) -> Collection[int]:
+        return self._places.keys()
 
     @property
     def split(self) -> Any:
         return self.args.get("split", "test")
 
     def index(self, work: Work) -> int:
-        steps = self.args["steps"]
-        return int(self.args.get("batch", 0) + work.step - steps["starts"][self.turn(work)])
+        return int(self.args.get("batch", 0) + work.step - self._places[work.lane][0])
 
     def turn(self, work: Work) -> int:
         """The place of the step's lane among those that are served in turn."""
-        return int(self.args["steps"]["lanes"].index(work.lane))
+        return int(self._places[work.lane][1])
 
 
 class Runner:
@@ -113,7 +123,7 @@ class Runner:
         """Metrics over the evaluation that has just ended, where this party measures and it was the last of its split: those to be seen
         here, and what is to be told, by segment; or, by lane, what it has counted."""
         if self._tally is not None and self._sink is not None:
-            lanes = sorted(set(self._sink.lanes) & set(self._command.args["steps"]["lanes"]))
+            lanes = sorted(set(self._sink.lanes) & set(self._command.lanes))
             return {}, {"counts": {str(lane): _finite(self._tally.sums) for lane in lanes}}
         if self._metrics is None or self._sink is None or not (self._command.args.get("last") or self._alone):
             return {}, {}

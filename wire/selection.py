@@ -22,6 +22,7 @@ from wire.holdings import Holdings, Whole
 __all__ = ["Choice", "Key", "Selection", "key_of"]
 
 _KEPT = 1024  # messages of which the cut is remembered
+_KEPT_A_LINE = 4  # of a party with so many lines that these come to more
 _QUESTIONS = 3  # without an answer; the next attempt sends everything, and a person is told
 _OPEN_QUESTIONS = 16
 _IN_VAIN = 2  # times that a message went again for nothing
@@ -71,7 +72,8 @@ class _Peer:
 class Selection:
     """For all lines of one party. ``warnings`` collects lines for a person; the caller takes them out."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lines: int = 0) -> None:
+        self._most = max(_KEPT, _KEPT_A_LINE * lines)
         self._messages: OrderedDict[Key, _Message] = OrderedDict()
         self._peers: dict[Line, _Peer] = {}
         self._whole: dict[Line, Whole] = {}
@@ -188,7 +190,7 @@ class Selection:
 
     def _remember(self, key: Key, parts: int) -> None:
         self._messages[key] = _Message(parts, self._count)
-        if len(self._messages) > _KEPT:
+        if len(self._messages) > self._most:
             self._messages.popitem(last=False)
 
     # ------------------------------------------------------------ what a person should know

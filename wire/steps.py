@@ -23,9 +23,9 @@ gradient was applied. Until then both are kept and repeated on demand.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from wire.frames import Frame, Kind, Mode
@@ -38,45 +38,74 @@ from wire.straggler import Deadlines
 
 __all__ = ["StepFlow", "StepRange", "Steps"]
 
-_STEPS = 1 << 32  # as the header of a frame has them
+_STEPS, _LANES = 1 << 32, 1 << 16  # as the header of a frame has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRange:
-    """Steps in the order in which shared segments serve them: ``rounds`` times each of ``lanes`` in turn.
+    """Steps in the order in which shared segments serve them: ``rounds`` times each lane in turn.
 
-    ``starts`` holds each lane's first step, ``first_global`` the global step of the first.
+    ``starts`` holds the first step of each of ``lanes``, ``first_global`` the global step of the first turn's first place. A turn has
+    ``width`` places, and ``lanes`` stand at ``places`` of it; both left out, there are no other lanes than these.
     """
 
     lanes: tuple[int, ...]
     starts: tuple[int, ...]
     rounds: int
     first_global: int
+    places: tuple[int, ...] = ()
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.width:
+            object.__setattr__(self, "places", tuple(range(len(self.lanes))))
+            object.__setattr__(self, "width", len(self.lanes))
+
+    def __len__(self) -> int:
+        return self.rounds * len(self.lanes)
+
+    def at(self, position: int) -> tuple[int, int, int]:
+        """(lane, step, global step), by number in the order of the range."""
+        turn, at = divmod(position, len(self.lanes))
+        return self.lanes[at], self.starts[at] + turn, self.first_global + turn * self.width + self.places[at]
 
     def steps(self, lanes: tuple[int, ...]) -> list[tuple[int, int, int]]:
         """(lane, step, global step) of those of ``lanes``, in order."""
-        width = len(self.lanes)
-        return [
-            (lane, self.starts[at] + turn, self.first_global + turn * width + at)
-            for turn in range(self.rounds)
-            for at, lane in enumerate(self.lanes)
-            if lane in lanes
-        ]
+        wanted = frozenset(lanes)
+        found = self.chosen(at for at, lane in enumerate(self.lanes) if lane in wanted)
+        return [found.at(position) for position in range(len(found))]
+
+    def chosen(self, which: Iterable[int]) -> StepRange:
+        """The same steps of fewer lanes: those at these places of ``lanes``, ascending."""
+        at = tuple(which)
+        lanes, starts, places = (tuple(each[i] for i in at) for each in (self.lanes, self.starts, self.places))
+        return replace(self, lanes=lanes, starts=starts, places=places)
 
     def plain(self) -> dict[str, Any]:
-        return {"lanes": list(self.lanes), "starts": list(self.starts), "rounds": self.rounds, "first_global": self.first_global}
+        return {
+            "lanes": list(self.lanes),
+            "starts": list(self.starts),
+            "places": list(self.places),
+            "width": self.width,
+            "rounds": self.rounds,
+            "first_global": self.first_global,
+        }
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> StepRange:
         """Raises ValueError (or TypeError, KeyError) for anything that is not a range."""
-        lanes = tuple(whole(lane, below=1 << 16) for lane in data["lanes"])
+        width = whole(data["width"], below=_LANES + 1)
+        lanes = tuple(whole(lane, below=_LANES) for lane in data["lanes"])
         starts = tuple(whole(start, below=_STEPS) for start in data["starts"])
+        places = tuple(whole(place, below=width) for place in data["places"])
         rounds, first_global = whole(data["rounds"], below=LIMITS.batches + 1), whole(data["first_global"], below=_STEPS)
-        if len(lanes) != len(starts) or not lanes or len(set(lanes)) != len(lanes):
-            raise ValueError("a step range needs one start a lane, and a lane once")
-        if max(starts) + rounds > _STEPS or first_global + rounds * len(lanes) > _STEPS:
+        if not len(lanes) == len(starts) == len(places) or not lanes or len(set(lanes)) != len(lanes):
+            raise ValueError("a step range needs one start and one place a lane, and a lane once")
+        if any(before >= after for before, after in pairwise(places)):
+            raise ValueError("the places of a step range ascend")
+        if max(starts) + rounds > _STEPS or first_global + rounds * width > _STEPS:
             raise ValueError(f"a step range goes over {_STEPS} steps")
-        return cls(lanes=lanes, starts=starts, rounds=rounds, first_global=first_global)
+        return cls(lanes=lanes, starts=starts, rounds=rounds, first_global=first_global, places=places, width=width)
 
 
 @dataclass(slots=True)
@@ -84,29 +113,39 @@ class StepFlow:
     """Where one segment stands in the range that is open."""
 
     slot: Slot
-    todo: list[tuple[int, int, int]]
+    steps: StepRange
     window: int
-    last: Mapping[int, int]  # step of each lane
     forwards: int = 0
     backwards: int = 0
     busy: bool = False
     void: set[int] = field(default_factory=set)  # positions whose forward was void: the engine holds nothing of them
     given_up: set[int] = field(default_factory=set)  # those of them that need no answer
+    edges: frozenset[str] = field(init=False)  # over which it sends
+    _index: dict[int, int] = field(init=False)  # of each lane in ``steps``
+    _count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.edges = frozenset(end.edge for end in self.slot.outputs)
+        self._index = {lane: at for at, lane in enumerate(self.steps.lanes)}
+        self._count = len(self.steps)
 
     @property
     def done(self) -> bool:
-        return self.backwards == len(self.todo)
+        return self.backwards == self._count
 
     def is_to_come(self, lane: int, step: int) -> bool:
         """Whether this step's forward is still to be."""
-        following = next((at for on, at, _ in itertools.islice(self.todo, self.forwards, None) if on == lane), None)
-        return following is not None and following <= step <= self.last[lane]
+        at = self._index.get(lane)
+        if at is None:
+            return False
+        turn = step - self.steps.starts[at]
+        return 0 <= turn < self.steps.rounds and turn * len(self.steps.lanes) + at >= self.forwards
 
     def may_forward(self) -> bool:
-        return not self.busy and self.forwards < len(self.todo) and self.backwards >= self.forwards - self.window + 1
+        return not self.busy and self.forwards < self._count and self.backwards >= self.forwards - self.window + 1
 
     def may_backward(self) -> bool:
-        return not self.busy and self.backwards < self.forwards and self.forwards >= min(self.backwards + self.window, len(self.todo))
+        return not self.busy and self.backwards < self.forwards and self.forwards >= min(self.backwards + self.window, self._count)
 
 
 class Steps:
@@ -123,7 +162,7 @@ class Steps:
         deadline_s: float | None = None,
     ) -> None:
         """``deadline_s``: how long an input may be late; None: for ever."""
-        self._slots = party.slots
+        self._slots = tuple((slot, frozenset(slot.lanes)) for slot in party.slots)
         self._epoch = epoch
         self._in_flight = in_flight
         self._inbox_steps = 2 * in_flight + 2  # an honest peer has at most this many steps ahead of us on one line
@@ -133,7 +172,7 @@ class Steps:
         self._inbox: dict[Hashable, Frame] = {}
         self._waiting: dict[tuple[str, int, Mode], int] = {}  # forwards in the inbox, by line
         self._taken: dict[tuple[str, int, Mode], int] = {}  # next forward step that was not taken yet
-        self._replies: dict[tuple[str, int, Mode, int], Frame] = {}
+        self._replies: dict[tuple[str, int, Mode], dict[int, Frame]] = {}  # by line, then by step
         self._unanswered: set[Hashable] = set()  # forwards of steps that were given up, whose answers are awaited by nobody
         self._flows: dict[str, StepFlow] = {}
         self._mode = Mode.TRAIN
@@ -152,18 +191,17 @@ class Steps:
             self._outbox.settle(key)
         self._unanswered.clear()
         self._flows = {}
-        for slot in self._slots:
-            self._pass_over(slot, steps, absent)
-            serves = tuple(lane for lane in steps.lanes if lane in slot.lanes and lane not in absent)
-            window = 1 if slot.is_sink or self._in_flight == 1 else self._in_flight * len(serves)
-            todo = steps.steps(serves)
-            self._flows[slot.segment] = StepFlow(slot, todo, window, {lane: step for lane, step, _ in todo})
+        for slot, lanes in self._slots:
+            self._pass_over(slot, steps, absent & lanes)
+            serves = steps.chosen(at for at, lane in enumerate(steps.lanes) if lane in lanes and lane not in absent)
+            window = 1 if slot.is_sink or self._in_flight == 1 else self._in_flight * len(serves.lanes)
+            self._flows[slot.segment] = StepFlow(slot, serves, window)
         self._pump()
 
     def _pass_over(self, slot: Slot, steps: StepRange, absent: frozenset[int]) -> None:
-        if self._mode is not Mode.TRAIN:
+        if self._mode is not Mode.TRAIN or not absent:
             return
-        for lane, step, global_step in steps.steps(tuple(absent & set(slot.lanes))):
+        for lane, step, global_step in steps.steps(tuple(absent)):
             for end in (*slot.inputs, *slot.outputs):
                 if not end.internal:
                     line = self._lines[end.edge, lane]
@@ -177,7 +215,7 @@ class Steps:
 
     def forward_arrived(self, line: Line, frame: Frame) -> None:
         at = (line.edge, frame.lane, frame.mode)
-        reply = self._replies.get((*at, frame.step))
+        reply = self._replies.get(at, {}).get(frame.step)
         if reply is not None:
             self._emit(Note(kind="repeat", text=f"step {frame.step} of lane {frame.lane} was asked for again"))
             self._outbox.send_once(line, reply)
@@ -206,18 +244,18 @@ class Steps:
 
     def _is_to_come(self, edge: str, lane: int, mode: Mode, step: int) -> bool:
         """Whether we have yet to send this step on ``edge``."""
-        sources = [flow for flow in self._flows.values() if any(end.edge == edge for end in flow.slot.outputs)]
-        return mode is self._mode and any(flow.is_to_come(lane, step) for flow in sources)
+        return mode is self._mode and any(edge in flow.edges and flow.is_to_come(lane, step) for flow in self._flows.values())
 
     def repeat(self, line: Line) -> None:
         """Send the replies that are kept for the line again."""
-        for (edge, lane, _, _), reply in self._replies.items():
-            if (edge, lane) == (line.edge, line.lane) and not line.upstream:
+        for mode in () if line.upstream else Mode:
+            for reply in self._replies.get((line.edge, line.lane, mode), {}).values():
                 self._outbox.send_once(line, reply)
 
     def _forget_replies(self, at: tuple[str, int, Mode], up_to: int) -> None:
-        for key in [key for key in self._replies if key[:3] == at and key[3] <= up_to]:
-            del self._replies[key]
+        replies = self._replies.get(at, {})
+        for step in [step for step in replies if step <= up_to]:
+            del replies[step]
 
     # ------------------------------------------------------------ answers of the engine
 
@@ -354,7 +392,7 @@ class Steps:
                 self._inbox["b", end.edge, work.lane, work.mode, work.step] = frame
                 continue
             line = self._lines[end.edge, work.lane]
-            self._replies[end.edge, work.lane, work.mode, work.step] = frame
+            self._replies.setdefault((end.edge, work.lane, work.mode), {})[work.step] = frame
             self._outbox.send_once(line, frame)
             if work.mode is Mode.TRAIN:
                 self._emit(Record(line=line, step=work.step, global_step=work.global_step, applied=applied, note=note))
@@ -368,7 +406,7 @@ class Steps:
     # ------------------------------------------------------------ small things
 
     def _work(self, flow: StepFlow, position: int) -> Work:
-        lane, step, global_step = flow.todo[position]
+        lane, step, global_step = flow.steps.at(position)
         return Work(segment=flow.slot.segment, lane=lane, step=step, global_step=global_step, mode=self._mode)
 
     def _frame(self, kind: Kind, work: Work, payload: bytes, *, void: bool) -> Frame:

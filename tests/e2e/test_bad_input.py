@@ -231,11 +231,11 @@ def test_a_server_of_another_version_of_the_protocol(good: Path, tmp_path: Path)
     path = changed(good, tmp_path, lambda table: None)
     with start_broker() as broker:
         words = ["serve", str(path), "--broker", broker.url]
-        code = f"import wire.frames; wire.frames.VERSION = 3; import cutlayer; cutlayer.main({words!r})"
+        code = f"import wire.frames; wire.frames.VERSION = 4; import cutlayer; cutlayer.main({words!r})"
         server = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             words = ["edge_client", path, "--party", "c0", "--broker", broker.url, "--bundle", copied(good, tmp_path)]
-            refused(words, "a frame of protocol version 3; this party speaks 2; give both ends the same Cutlayer version")
+            refused(words, "a frame of protocol version 4; this party speaks 3; give both ends the same Cutlayer version")
         finally:
             server.kill()
             server.wait()

@@ -24,7 +24,7 @@ def read_frame(data: bytes) -> dict[str, Any]:
     run_tag, epoch, step, global_step = struct.unpack("<4I", data[8:24])
     part, parts, crc = struct.unpack("<HHI", data[24:32])
     assert magic == b"CL"
-    assert version == 2
+    assert version == 3
     assert crc == zlib.crc32(data[:28] + data[32:])
     return {
         "kind": kind,

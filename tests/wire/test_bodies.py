@@ -22,7 +22,7 @@ from wire.limits import LIMITS
 from wire.messages import FrameArrived, Send, StoreEpoch
 from wire.parse import whole
 
-STEPS = {"lanes": [0, 1], "starts": [4, 4], "rounds": 3, "first_global": 8}
+STEPS = {"lanes": [0, 1], "starts": [4, 4], "places": [0, 1], "width": 2, "rounds": 3, "first_global": 8}
 BODIES: dict[str, Any] = {
     "hello": {"boot": 1 << 32, "epoch": 0, "digest": "d", "codecs": offer_for(["int8"]).plain()},
     "lost": {"epoch": 0},
@@ -164,7 +164,15 @@ def test_readers_raise_what_they_say(data: st.DataObject) -> None:
         {"op": "evaluate", "args": {"steps": STEPS, "batch": LIMITS.batches + 1}},
         {"args": {"steps": {**STEPS, "rounds": LIMITS.batches + 1}}},
         {"args": {"steps": {**STEPS, "lanes": [0, 0]}}},
-        {"args": {"steps": {**STEPS, "lanes": [], "starts": []}}},
+        {"args": {"steps": {**STEPS, "lanes": [], "starts": [], "places": []}}},
+        {"args": {"steps": {**STEPS, "places": [0]}}},
+        {"args": {"steps": {**STEPS, "places": [1, 0]}}},
+        {"args": {"steps": {**STEPS, "places": [1, 1]}}},
+        {"args": {"steps": {**STEPS, "places": [0, 2]}}},
+        {"args": {"steps": {**STEPS, "width": 0}}},
+        {"args": {"steps": {**STEPS, "width": (1 << 16) + 1}}},
+        {"args": {"steps": {**STEPS, "width": 1 << 16, "first_global": (1 << 32) - (3 << 16) + 1}}},
+        {"args": {"steps": {name: value for name, value in STEPS.items() if name not in ("places", "width")}}},
         {"args": {"steps": {**STEPS, "starts": [4]}}},
         {"args": {"steps": {**STEPS, "starts": [4, (1 << 32) - 2]}}},
         {"args": {"steps": {**STEPS, "first_global": (1 << 32) - 5}}},

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from wire.errors import FrameError, OtherVersion
 from wire.frames import HEADER_BYTES, Frame, Kind, Mode, Reassembler, encode, encode_part
 from wire.holdings import Holdings
-from wire.limits import Limits
+from wire.limits import LIMITS, Limits
 
 TAG = 7
 U32 = st.integers(0, 2**32 - 1)
@@ -186,3 +186,17 @@ def test_an_epoch_that_is_over_is_forgotten() -> None:
 def test_fields_out_of_range_are_not_sent(field: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="out of range"):
         encode(Frame(kind=Kind.ACK, **field), run_tag=TAG, part_bytes=100)
+
+
+def test_each_of_many_lines_may_have_a_message_under_way() -> None:
+    lanes = LIMITS.unfinished_messages + 50
+    messages = [encode(Frame(kind=Kind.FORWARD, lane=lane, payload=b"abc"), run_tag=TAG, part_bytes=34) for lane in range(lanes)]
+    few, many = Reassembler(), Reassembler(lines=lanes)
+    for reassembler in (few, many):
+        for lane, parts in enumerate(messages):
+            assert reassembler.feed(f"t{lane}", parts[0], TAG) is None
+    assert len(many.unfinished("t0", 0)) == 1
+    assert not few.unfinished("t0", 0)
+    whole = [many.feed(f"t{lane}", parts[1], TAG) for lane, parts in enumerate(messages)]
+    assert [frame.lane for frame in whole if frame is not None] == list(range(lanes))
+    assert many.held_bytes == 0

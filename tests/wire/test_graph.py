@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -102,3 +104,28 @@ def test_who_is_no_party_gets_no_slice() -> None:
     graph = Graph(segments=(BOTTOM, TOP), edges=_edges("bottom>top"))
     with pytest.raises(GraphError, match="no segment is placed on `c`; parties are a, b, server"):
         graph.slice_for("c")
+
+
+def test_the_slice_of_a_client_costs_no_more_in_a_larger_graph() -> None:
+    assert _lines_of_code(2000) == _lines_of_code(20)
+
+
+def _lines_of_code(clients: int) -> int:
+    """That are carried out for the slice of one client, once that of another is made."""
+    names = tuple(f"c{at}" for at in range(clients))
+    graph = Graph(segments=(Segment(name="bottom", parties=names), MIDDLE, TOP), edges=_edges("bottom>middle", "middle>top"))
+    graph.slice_for("c0")
+    count = 0
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        graph.slice_for("c1")
+    finally:
+        sys.settrace(before)
+    return count

@@ -296,7 +296,7 @@ def test_a_cut_may_have_codecs_of_its_own() -> None:
         ({"model.placement": {"top": "cloud"}}, "segment `top` is placed on `cloud`, which is no party of the run; parties are a, server"),
         ({"model.placement": {"top": "clients"}}, "no segment is placed on the server `server`; the run needs one there"),
         # parties
-        ({"clients": []}, "`clients` lists 0 parties; it must be 1 to 1024"),
+        ({"clients": []}, "`clients` lists 0 parties; it must be 1 to 16384"),
         (
             {"clients": _clients("a", "b", "a"), "schedule": "independent"},
             "two parties are called 'a'; every party needs a name of its own",
@@ -346,7 +346,7 @@ def test_a_mistake_names_its_key(changes: Table, said: str) -> None:
 def test_what_must_be_there_is_asked_for(key: str) -> None:
     said = {
         "model": "the run file needs `[model]` with its cuts, or `[[segments]]`, and not both",
-        "clients": "`clients` lists 0 parties; it must be 1 to 1024",
+        "clients": "`clients` lists 0 parties; it must be 1 to 16384",
         "data": "missing key `clients[0].data.kind`",
     }
     assert _refused({name: value for name, value in SMALLEST.items() if name != key}) == said.get(key, f"missing key `{key}`")

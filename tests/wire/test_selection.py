@@ -239,3 +239,13 @@ def test_what_is_remembered_is_bounded() -> None:
     for step in range(5000):
         found.choose(LINE, Frame(kind=Kind.FORWARD, epoch=1, step=step), part_bytes=4096)
     assert len(found._messages) <= 1024
+
+
+def test_of_a_party_with_many_lines_some_messages_of_each_are_remembered() -> None:
+    found = Selection(lines=500)
+    lines = [Line("a>b", lane, True) for lane in range(500)]
+    for line in lines:
+        for step in range(4):
+            found.choose(line, Frame(kind=Kind.FORWARD, epoch=1, lane=line.lane, step=step, payload=bytes(100)), part_bytes=64)
+    frame = Frame(kind=Kind.FORWARD, epoch=1, lane=0, step=0, payload=bytes(100))
+    assert found.choose(lines[0], frame, part_bytes=64).ask, "what was sent is asked after, and not sent again"
