@@ -7,7 +7,7 @@ modelled device, and what the driver then sends leaves at that later time. The n
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from export.flops import Flops
@@ -98,6 +98,7 @@ class VirtualParty:
         self._clock = clock
         self._wake_s: float | None = None
         self._driver: Driver | None = None
+        self.on_end: Callable[[], None] = lambda: None
         self._left = False  # it is over, and its transport may still have something to say
 
     def take(self, driver: Driver) -> None:
@@ -146,11 +147,16 @@ class VirtualParty:
 
     def closed(self) -> None:
         """Its transport has said all, and closed."""
-        self.ended_s = self.time.now()
+        self._end()
 
     def stop(self) -> None:
         """Close what it holds, before its end."""
         if not self._left:
             self._left = True
             self.driver.end()
-        self.ended_s = self.ended_s or self.time.now()
+        self._end()
+
+    def _end(self) -> None:
+        if self.ended_s is None:
+            self.ended_s = self.time.now()
+            self.on_end()

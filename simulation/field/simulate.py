@@ -7,10 +7,11 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from export.prepare import export_run
 from simulation.field.account import account, both
+from simulation.field.cost import CostMaker, cost_maker
 from simulation.field.device import Device
 from simulation.field.energy import JOULES_PER_WH
 from simulation.field.link import Link
@@ -69,15 +70,22 @@ def simulate(
     run: Run,
     setting: Setting,
     *,
+    mode: Literal["train", "cost"] = "train",
+    samples: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FieldResult:
     """Train ``run`` in virtual time, from its last checkpoint where it was interrupted. Its state lies where the run file says.
 
-    Raises CutlayerError for what the parties' own processes would refuse, and UsageError for a line that cannot carry it. A run that does
+    ``mode`` "cost": nothing is trained, but for a few steps of the first clients; see ``simulation.field.cost``. ``samples``: in cost mode,
+    so many for each client. Raises CutlayerError for what the parties' own processes would refuse, and UsageError for a line that cannot carry it. A run that does
     not end is a result that says why.
     """
     check_line(run, setting.link)
+    if mode == "cost":
+        say("training a few steps, to see how long messages are")
+        maker = cost_maker(run, run.path(run.state_dir) / "sample", samples=samples)
+        return _Simulation(run, setting, maker, say, progress).result()
     if not all((run.bundles / name / "manifest.json").is_file() for name in run.client_segments):
         export_run(run, run.bundles)
     return _Simulation(run, setting, TrainMaker(run), say, progress).result()
@@ -85,10 +93,11 @@ def simulate(
 
 class _Simulation:
     def __init__(
-        self, run: Run, setting: Setting, maker: TrainMaker, say: Callable[[str], None], progress: Callable[[int, int], None]
+        self, run: Run, setting: Setting, maker: TrainMaker | CostMaker, say: Callable[[str], None], progress: Callable[[int, int], None]
     ) -> None:
         self._run, self._setting, self._say, self._progress = run, setting, say, progress
         self._maker = maker
+        self._trains = isinstance(maker, TrainMaker)
         self._world = World(run, setting.link, setting.device, setting.server_device, maker, self._hear)
         words = repr((run.digest, setting.link, setting.device, setting.server_device))
         self._kept = Kept(run.path(run.state_dir) / run.name / "field.json", words)
@@ -96,7 +105,7 @@ class _Simulation:
         self._history: list[Moment] = []
         self._metrics: dict[str, dict[str, float]] = {}
         self._why = ""
-        self._done = self._total = 0
+        self._done = self._total = self._told = 0
 
     def result(self) -> FieldResult:
         begun_s = time.perf_counter()
@@ -110,7 +119,7 @@ class _Simulation:
         except Stuck as exc:
             self._why = str(exc)
         except KeyboardInterrupt as exc:
-            self._why = "interrupted; the same command goes on from the last checkpoint"
+            self._why = "interrupted; the same command " + ("goes on from the last checkpoint" if self._trains else "begins anew")
             self._world.close()
             raise Interrupted(self._summed(time.perf_counter() - begun_s)) from exc
         finally:
@@ -119,6 +128,8 @@ class _Simulation:
 
     def _take_up(self) -> None:
         """Go on where an interrupted simulation stood at the newest checkpoint that all parties have."""
+        if not isinstance(self._maker, TrainMaker):
+            return
         self._begun = self._kept.load(self._maker.checkpoints)
         self._world.clock.now_s = self._begun.time_s
         self._history, self._metrics = list(self._begun.history), dict(self._begun.metrics)
@@ -136,17 +147,24 @@ class _Simulation:
     def _hear(self, time_s: float, party: str, event: str, fields: Mapping[str, Any]) -> None:
         if event == "step" and party in self._world.servers:
             self._done = max(self._done, int(fields["global_step"]) + 1)
-            self._progress(self._done, self._total)
+            self._advance()
         elif party != self._run.coordinator:
             return
         elif event == "command":
             self._total = int(fields.get("total_steps", self._total))
-        elif event == "checkpoint":
+        elif event == "checkpoint" and self._trains:
             self._kept.save(int(fields["id"]), self._standing(time_s))
-        elif event == "metrics":
+        elif event == "metrics" and self._trains:
             self._measured(time_s, fields)
         elif event == "note" and fields["kind"] not in ("repeat", "void"):
             self._say(f"after {time_s:,.0f} s: {fields['text']}")
+
+    def _advance(self) -> None:
+        """Tell how far it is, not more often than anybody could see."""
+        share = 1000 * self._done // max(1, self._total)
+        if share != self._told or self._total < 1000:
+            self._told = share
+            self._progress(self._done, self._total)
 
     def _measured(self, time_s: float, fields: Mapping[str, Any]) -> None:
         numbers = {key: value for key, value in fields.items() if isinstance(value, float)}
@@ -208,7 +226,7 @@ class _Simulation:
         found = {key: sum(getattr(client, key) for client in clients) for key in _SUMMED}
         return FieldResult(
             run=run.name,
-            mode="train",
+            mode="train" if self._trains else "cost",
             link=setting.link.name,
             device=setting.device.name,
             codec=codec_of(run),

@@ -23,7 +23,7 @@ from simulation.field.result import FieldResult
 from simulation.field.simulate import Interrupted, Setting, codec_of, simulate
 from simulation.field.sweep import Cell, parse_sweep, run_sweep
 from simulation.screen import Screen
-from wire.errors import CutlayerError
+from wire.errors import CutlayerError, UsageError
 from wire.runfile import Run, load_run
 
 __all__ = ["run_simulate"]
@@ -39,6 +39,7 @@ def run_simulate(
     codec: str | None = None,
     epochs: int | None = None,
     mode: Literal["train", "cost"] = "train",
+    samples: int | None = None,
     real: bool = False,
     sweep: Sequence[str] | None = None,
     out: Path | None = None,
@@ -50,13 +51,15 @@ def run_simulate(
     Raises CutlayerError. A cell of a sweep that cannot be simulated is a result with its reason; a single one raises.
     """
     run = load_run(run_file)
+    if samples is not None and (real or mode != "cost"):
+        raise UsageError("--samples is for --mode cost, where clients need no data of their own; leave it out, or set `limit` in [data]")
     if epochs is not None:
         run = dataclasses.replace(run, epochs=epochs)
     base = _base(run, "real" if real else mode, link=link, device=device, clients=clients, codec=codec)
     cells = parse_sweep(sweep or (), base, known={"link": _known_link, "device": load_device})
     out = out or Path(run.base) / f"field-{run.name}"
-    one = _Simulator(run, load_device(server_device), out, alone=not sweep)
-    basis = f"{Path(run_file).read_text()}\n{epochs}\n{server_device}"
+    one = _Simulator(run, load_device(server_device), out, samples, alone=not sweep)
+    basis = f"{Path(run_file).read_text()}\n{epochs}\n{server_device}" + (f"\n{samples}" if samples is not None else "")
     with Screen() as screen:
         try:
             results = run_sweep(cells, partial(one.simulate, screen=screen), folder=out, screen=screen, basis=basis, again=again)
@@ -86,6 +89,7 @@ class _Simulator:
     run: Run
     server: Device
     out: Path
+    samples: int | None
     alone: bool
 
     def simulate(self, cell: Cell, *, screen: Screen) -> FieldResult:
@@ -100,8 +104,10 @@ class _Simulator:
         link, device = load_link(cell.link), load_device(cell.device)
         state = self.out / "cells" / Path(cell.file).stem
         run = configured(self.run, {key: getattr(cell, key) for key in KEYS if getattr(cell, key) != _own(self.run, key)}, state=state)
+        setting = Setting(link=link, device=device, server_device=self.server)
+        mode: Literal["train", "cost"] = "cost" if cell.mode == "cost" else "train"
         with screen.bar(cell.link) as advance:
-            result = simulate(run, Setting(link=link, device=device, server_device=self.server), say=screen.say, progress=advance)
+            result = simulate(run, setting, mode=mode, samples=self.samples, say=screen.say, progress=advance)
         shutil.rmtree(state)  # checkpoints of all clients, which nobody needs once the result is there
         return result
 
