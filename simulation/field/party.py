@@ -96,7 +96,8 @@ class VirtualParty:
         self.time = time
         self.ended_s: float | None = None
         self._clock = clock
-        self._wake_s: float | None = None
+        self._wake_s: float | None = None  # when it will be turned
+        self._alarm_s: float | None = None  # when its timers will be looked at
         self._driver: Driver | None = None
         self.on_end: Callable[[], None] = lambda: None
         self._left = False  # it is over, and its transport may still have something to say
@@ -139,11 +140,29 @@ class VirtualParty:
 
     def _plan(self) -> None:
         """When to be woken next, beside by what arrives."""
-        timer_s = self.driver.next_timer_s
         if self.driver.busy:
             self._wake_at(self.time.now())
-        elif timer_s is not None:
-            self._wake_at(max(timer_s, self.time.now()))
+        elif (timer_s := self.driver.next_timer_s) is not None:
+            self._alarm_at(max(timer_s, self.time.now()))
+
+    def _alarm_at(self, at_s: float) -> None:
+        """An alarm stands until it rings, though most timers are set anew or cancelled by then: there is one for many of them."""
+        if self._alarm_s is None or at_s < self._alarm_s:
+            self._alarm_s = at_s
+            self._clock.at(at_s, lambda: self._ring(at_s))
+
+    def _ring(self, at_s: float) -> None:
+        if self._alarm_s != at_s or self._left:
+            return  # another was set before this one
+        self._alarm_s = None
+        timer_s = self.driver.next_timer_s
+        if timer_s is None:
+            return
+        due_s = max(timer_s, self.time.now())
+        if due_s <= self._clock.now_s:
+            self._wake_at(due_s)
+        else:
+            self._alarm_at(due_s)
 
     def closed(self) -> None:
         """Its transport has said all, and closed."""
