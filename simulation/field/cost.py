@@ -17,7 +17,7 @@ from export.flops import Flops
 from export.prepare import build_segments
 from simulation.field.party import OwnTime
 from simulation.field.shares import Share, shares_of
-from simulation.field.sizes import Sizes, sampled_sizes
+from simulation.field.sizes import Sizes
 from simulation.field.train import flops_by_segment
 from simulation.field.world import Seat
 from wire.driver import Driver
@@ -278,8 +278,7 @@ class CostMaker:
         return found
 
 
-def cost_maker(run: Run, folder: Path, *, samples: int | None = None) -> CostMaker:
-    """For ``run``, after a short training in ``folder``. ``samples``: so many for each client, whatever its data. Raises CutlayerError."""
-    sizes = sampled_sizes(run, folder, samples=samples)
+def cost_maker(run: Run, sizes: Sizes, *, samples: int | None = None) -> CostMaker:
+    """``sizes``: of this run, perhaps with other clients. ``samples``: so many for each client, whatever its data. Raises CutlayerError."""
     shares = shares_of(run, min_batch=sizes.min_batch, samples=samples)
     return CostMaker(run, Reckoning(run, sizes, shares, flops_by_segment(build_segments(run))))

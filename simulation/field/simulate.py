@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.metadata
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from simulation.field.path import HEADER_BYTES, Stuck
 from simulation.field.presets import constants_of
 from simulation.field.result import FieldResult, Moment, PartyResult
 from simulation.field.resume import Kept, Standing
+from simulation.field.sizes import sampled_sizes
 from simulation.field.train import TrainMaker
 from simulation.field.world import Client, World
 from wire.errors import UsageError
@@ -84,11 +87,23 @@ def simulate(
     check_line(run, setting.link)
     if mode == "cost":
         say("training a few steps, to see how long messages are")
-        maker = cost_maker(run, run.path(run.state_dir) / "sample", samples=samples)
-        return _Simulation(run, setting, maker, say, progress).result()
+        sizes = sampled_sizes(run, run.path(run.state_dir) / "sample", samples=samples)
+        with _rare_collections():
+            return _Simulation(run, setting, cost_maker(run, sizes, samples=samples), say, progress).result()
     if not all((run.bundles / name / "manifest.json").is_file() for name in run.client_segments):
         export_run(run, run.bundles)
     return _Simulation(run, setting, TrainMaker(run), say, progress).result()
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Thousands of parties are millions of objects that stay to the end; looking through them again and again finds little."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class _Simulation:
