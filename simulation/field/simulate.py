@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +35,7 @@ __all__ = ["LIMIT_S", "Interrupted", "Setting", "check_line", "codec_of", "simul
 LIMIT_S = 366 * 86400.0
 _PARTIES = 200  # that a result tells of one by one
 _TIMELINES = 24
+_NOTES = 20  # of a kind that are shown
 _LEAST_LOOK_S = 60.0  # between two looks at a battery
 
 
@@ -81,8 +83,8 @@ def simulate(
     """Train ``run`` in virtual time, from its last checkpoint where it was interrupted. Its state lies where the run file says.
 
     ``mode`` "cost": nothing is trained, but for a few steps of the first clients; see ``simulation.field.cost``. ``samples``: in cost mode,
-    so many for each client. Raises CutlayerError for what the parties' own processes would refuse, and UsageError for a line that cannot carry it. A run that does
-    not end is a result that says why.
+    so many for each client. Raises CutlayerError for what the parties' own processes would refuse, and UsageError for a line that cannot
+    carry it. A run that does not end is a result that says why.
     """
     check_line(run, setting.link)
     if mode == "cost":
@@ -121,6 +123,7 @@ class _Simulation:
         self._metrics: dict[str, dict[str, float]] = {}
         self._why = ""
         self._done = self._total = self._told = 0
+        self._notes: Counter[str] = Counter()
 
     def result(self) -> FieldResult:
         begun_s = time.perf_counter()
@@ -172,7 +175,14 @@ class _Simulation:
         elif event == "metrics" and self._trains:
             self._measured(time_s, fields)
         elif event == "note" and fields["kind"] not in ("repeat", "void"):
-            self._say(f"after {time_s:,.0f} s: {fields['text']}")
+            self._note(time_s, str(fields["kind"]), str(fields["text"]))
+
+    def _note(self, time_s: float, kind: str, text: str) -> None:
+        self._notes[kind] += 1
+        if self._notes[kind] <= _NOTES:
+            self._say(f"after {time_s:,.0f} s: {text}")
+        elif self._notes[kind] == _NOTES + 1:
+            self._say(f"after {time_s:,.0f} s: more like this, which are not shown")
 
     def _advance(self) -> None:
         """Tell how far it is, not more often than anybody could see."""

@@ -136,8 +136,7 @@ class _Taken:
 
     def __init__(self, run: Run, shares: Mapping[int, Share]) -> None:
         self._run, self._shares = run, shares
-        parties = [*run.all_servers, *run.clients]
-        lines = [line for party in parties for line in run.slice_for(party.name).lines]
+        lines = [line for party in run.graph().parties for line in run.slice_for(party).lines]
         self._edges = {run.topics(line)[0]: line.edge for line in lines}
         self._reassembler = Reassembler(lines=len(lines))
         self._steps: dict[tuple[str, Kind, Mode], dict[tuple[int, int], tuple[int, int]]] = defaultdict(dict)
