@@ -178,13 +178,16 @@ class Path:
             return 0, 0.0
         draws = self._chances()
         again = draws.geometric(1 - self.link.loss, segments) - 1
+        lost = int(again.sum())
+        if not lost:
+            return 0, 0.0
         rtt_s = self.link.round_trip_s
         timeout_s = max(_LEAST_RTO_S, 1.5 * rtt_s)
         fast = again[: max(0, segments - _TAIL_SEGMENTS)]
         stalls = [rtt_s] * bool(fast.any())  # several losses in a window are repaired in one round trip (RFC 6675)
         stalls += [timeout_s * (2 ** int(times) - 1) for times in again[len(fast) :] if times]
         stalls += [timeout_s * (2 ** (int(times) - 1) - 1) for times in fast if times > 1]
-        return int(again.sum()), max(stalls, default=0.0)
+        return lost, max(stalls, default=0.0)
 
     def _chances(self) -> np.random.Generator:
         if self._random is None:

@@ -25,7 +25,7 @@ from simulation.field.result import FieldResult
 from simulation.field.simulate import Interrupted, Setting, codec_of, simulate
 from simulation.field.sweep import Cell, parse_sweep, run_sweep
 from simulation.screen import Screen
-from wire.errors import CutlayerError
+from wire.errors import CutlayerError, UsageError
 from wire.runfile import Run, load_run
 
 __all__ = ["run_simulate"]
@@ -41,6 +41,7 @@ def run_simulate(
     codec: str | None = None,
     epochs: int | None = None,
     mode: Literal["train", "cost"] = "train",
+    samples: int | None = None,
     real: bool = False,
     sweep: Sequence[str] | None = None,
     out: Path | None = None,
@@ -52,15 +53,17 @@ def run_simulate(
     Raises CutlayerError. A cell of a sweep that cannot be simulated is a result with its reason; a single one raises.
     """
     run = load_run(run_file)
+    if samples is not None and (real or mode != "cost"):
+        raise UsageError("--samples is for --mode cost, where clients need no data of their own; leave it out, or set `limit` in [data]")
     if epochs is not None:
         run = dataclasses.replace(run, epochs=epochs)
     base = _base(run, "real" if real else mode, link=link, device=device, clients=clients, codec=codec)
     cells = parse_sweep(sweep or (), base, known={"link": _known_link, "device": load_device})
     out = out or Path(run.base) / f"field-{run.name}"
-    one = _Simulator(run, load_device(server_device), out, alone=not sweep)
+    one = _Simulator(run, load_device(server_device), out, samples, alone=not sweep)
     lines = {cell.link: load_link(cell.link) for cell in cells if not _is_refused(cell.link)}
     boards = {name: load_device(name) for name in dict.fromkeys((server_device, *(cell.device for cell in cells)))}
-    basis = f"{Path(run_file).read_text()}\n{epochs}\n{server_device}\n{lines}\n{boards}"
+    basis = f"{Path(run_file).read_text()}\n{epochs}\n{samples}\n{server_device}\n{lines}\n{boards}"
     with Screen() as screen:
         try:
             results = run_sweep(cells, partial(one.simulate, screen=screen), folder=out, screen=screen, basis=basis, again=again)
@@ -90,6 +93,7 @@ class _Simulator:
     run: Run
     server: Device
     out: Path
+    samples: int | None
     alone: bool
 
     def simulate(self, cell: Cell, *, screen: Screen) -> FieldResult:
@@ -109,7 +113,7 @@ class _Simulator:
         else:
             setting = Setting(link=link, device=device, server_device=self.server)
             with screen.bar(cell.link) as advance:
-                result = simulate(run, setting, say=screen.say, progress=advance)
+                result = simulate(run, setting, mode=cell.mode, samples=self.samples, say=screen.say, progress=advance)
         shutil.rmtree(state)  # checkpoints of all clients, which nobody needs once the result is there
         return result
 

@@ -86,6 +86,7 @@ class World:
     servers: dict[str, VirtualParty] = field(default_factory=dict)
     _broker: VirtualBroker = field(default_factory=VirtualBroker)
     _cells: list[tuple[Medium, Medium]] = field(default_factory=list)
+    _there: int = 0  # clients that have not left
 
     def build(self) -> None:
         """Raises CutlayerError, as the parties' own processes would."""
@@ -99,6 +100,8 @@ class World:
             driver, samples = self.maker.client(client.name, seat)
             party.take(driver)
             self.clients[client.name] = Client(party, seat.transport, line, samples)
+            party.on_end = self._left
+            self._there += 1
 
     def _seat(self, name: str, device: Device, *, line: Line | None) -> tuple[VirtualParty, Seat]:
         time = OwnTime(self.clock, device)
@@ -145,7 +148,10 @@ class World:
     @property
     def over(self) -> bool:
         """Every client has left."""
-        return all(client.party.ended_s is not None for client in self.clients.values())
+        return self._there == 0
+
+    def _left(self) -> None:
+        self._there -= 1
 
     def close(self) -> None:
         for party in (*self.servers.values(), *(client.party for client in self.clients.values())):
