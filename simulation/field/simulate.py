@@ -122,7 +122,7 @@ class _Simulation:
         self._history: list[Moment] = []
         self._metrics: dict[str, dict[str, float]] = {}
         self._why = ""
-        self._done = self._total = self._told = 0
+        self._done = self._total = self._told = self._epoch = 0
         self._notes: Counter[str] = Counter()
 
     def result(self) -> FieldResult:
@@ -170,6 +170,7 @@ class _Simulation:
             return
         elif event == "command":
             self._total = int(fields.get("total_steps", self._total))
+            self._epoch = int(fields.get("epoch", self._epoch))
         elif event == "checkpoint" and self._trains:
             self._kept.save(int(fields["id"]), self._standing(time_s))
         elif event == "metrics" and self._trains:
@@ -234,7 +235,7 @@ class _Simulation:
             client.battery_empty_s = clock.now_s
             client.party.stop()
             if not self._run.absences or self._world.over:
-                epoch = f"in epoch {len(self._history) + 1}" if self._history else "before the first epoch was over"
+                epoch = f"in epoch {self._epoch + 1}" if self._epoch else "before the first epoch was over"
                 self._why = f"the battery of `{client.party.name}` was empty after {clock.now_s:,.0f} s, {epoch}"
             return
         most_w = device.idle_w + link.radio.idle_w + device.flop_j * device.flops + link.radio.tail_w
