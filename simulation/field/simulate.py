@@ -235,7 +235,8 @@ class _Simulation:
             client.battery_empty_s = clock.now_s
             client.party.stop()
             if not self._run.absences or self._world.over:
-                epoch = f"in epoch {self._epoch + 1}" if self._epoch else "before the first epoch was over"
+                over = len(self._history) if self._trains else self._epoch
+                epoch = f"in epoch {over + 1}" if over else "before the first epoch was over"
                 self._why = f"the battery of `{client.party.name}` was empty after {clock.now_s:,.0f} s, {epoch}"
             return
         most_w = device.idle_w + link.radio.idle_w + device.flop_j * device.flops + link.radio.tail_w
