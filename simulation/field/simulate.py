@@ -123,7 +123,7 @@ class _Simulation:
         self._metrics: dict[str, dict[str, float]] = {}
         self._why = ""
         self._linked_s: float | None = None
-        self._done = self._total = self._told = 0
+        self._done = self._total = self._told = self._epoch = 0
         self._notes: Counter[str] = Counter()
 
     def result(self) -> FieldResult:
@@ -173,6 +173,7 @@ class _Simulation:
             return
         elif event == "command":
             self._total = int(fields.get("total_steps", self._total))
+            self._epoch = int(fields.get("epoch", self._epoch))
         elif event == "checkpoint" and self._trains:
             self._kept.save(int(fields["id"]), self._standing(time_s))
         elif event == "metrics" and self._trains:
@@ -237,7 +238,8 @@ class _Simulation:
             client.battery_empty_s = clock.now_s
             client.party.stop()
             if not self._run.absences or self._world.over:
-                epoch = f"in epoch {len(self._history) + 1}" if self._history else "before the first epoch was over"
+                over = len(self._history) if self._trains else self._epoch
+                epoch = f"in epoch {over + 1}" if over else "before the first epoch was over"
                 self._why = f"the battery of `{client.party.name}` was empty after {clock.now_s:,.0f} s, {epoch}"
             return
         most_w = device.idle_w + link.radio.idle_w + device.flop_j * device.flops + link.radio.tail_w
