@@ -96,8 +96,8 @@ class Setting:
 SETTINGS = (
     Setting(clients=10, even=True, seeds=(0, 1, 2), epochs=10, batch_size=50, large_batch=50),
     Setting(clients=10, even=False, seeds=(0, 1, 2), epochs=10, batch_size=50, large_batch=50),
-    Setting(clients=100, even=True, seeds=(0,), epochs=10, batch_size=10, large_batch=20),
-    Setting(clients=100, even=False, seeds=(0,), epochs=10, batch_size=10, large_batch=20),
+    Setting(clients=100, even=True, seeds=(0,), epochs=10, batch_size=20, large_batch=20),
+    Setting(clients=100, even=False, seeds=(0,), epochs=10, batch_size=20, large_batch=20),
 )
 
 
