@@ -15,7 +15,7 @@ from simulation.field.device import Device
 from simulation.field.link import Link
 from simulation.field.shares import Share, shares_of
 from simulation.field.train import TrainMaker
-from simulation.field.world import World
+from simulation.field.world import Hear, World
 from wire.control import decode_control
 from wire.engine import Array
 from wire.errors import CutlayerError, UsageError
@@ -23,7 +23,7 @@ from wire.frames import Frame, Kind, Mode, Reassembler
 from wire.runfile import Run
 from wire.straggler import StragglerConfig
 
-__all__ = ["SAMPLED_STEPS", "Messages", "Sizes", "sampled_sizes"]
+__all__ = ["SAMPLED_STEPS", "Messages", "Sizes", "sampled_sizes", "whole_sizes"]
 
 SAMPLED_STEPS = 30  # of training, by client
 _EVALUATED = 5  # batches of each split, by client
@@ -89,6 +89,12 @@ def sampled_sizes(run: Run, folder: Path, *, samples: int | None = None) -> Size
     return _Taken(sample, shares_of(sample, min_batch=min_batch)).sizes(min_batch)
 
 
+def whole_sizes(run: Run, *, hear: Hear = lambda time_s, party, event, fields: None) -> Sizes:
+    """Train all of ``run``, whose bundles are exported, and take every message. ``hear``: see ``simulation.field.world.World``."""
+    min_batch = max(read_manifest(bundle_path(run.bundles, name)).min_batch for name in run.client_segments)
+    return _Taken(run, shares_of(run, min_batch=min_batch), hear).sizes(min_batch)
+
+
 def _fewer_clients(run: Run) -> Run:
     """The first and the last, which together have what others have: shares differ by a sample."""
     named = set(run.model.placement.values()) if run.model is not None else set()
@@ -132,10 +138,10 @@ def _limit(samples: int, batches: int, size: int) -> int:
 
 
 class _Taken:
-    """What crossed in the short training of ``run``."""
+    """What crossed in a training of ``run``."""
 
-    def __init__(self, run: Run, shares: Mapping[int, Share]) -> None:
-        self._run, self._shares = run, shares
+    def __init__(self, run: Run, shares: Mapping[int, Share], hear: Hear = lambda time_s, party, event, fields: None) -> None:
+        self._run, self._shares, self._hear = run, shares, hear
         lines = [line for party in run.graph().parties for line in run.slice_for(party).lines]
         self._edges = {run.topics(line)[0]: line.edge for line in lines}
         self._reassembler = Reassembler(lines=len(lines))
@@ -145,13 +151,13 @@ class _Taken:
 
     def sizes(self, min_batch: int) -> Sizes:
         maker = TrainMaker(self._run)
-        world = World(self._run, _LINE, _BOARD, _BOARD, maker, lambda time_s, party, event, fields: None, self._tap)
+        world = World(self._run, _LINE, _BOARD, _BOARD, maker, self._hear, self._tap)
         try:
             world.build()
             world.start()
             while not world.over:
                 if not world.clock.step():
-                    raise CutlayerError("the short training from which cost mode takes the sizes of messages did not end")
+                    raise CutlayerError("the training from which cost mode takes the sizes of messages did not end")
             states = {name: engine.state() for party in maker.made for name, engine in party.setup.engines.items()}
             encoders = {shared: party.cuts.state(shared) for party in maker.made if (shared := self._handed_on(party.name))}
         finally:

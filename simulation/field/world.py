@@ -18,7 +18,7 @@ from wire.driver import Driver
 from wire.process import client_id
 from wire.runfile import Run
 
-__all__ = ["Client", "Maker", "Seat", "World"]
+__all__ = ["Client", "Hear", "Maker", "Seat", "World"]
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +46,9 @@ class Client:
                 found += (at_s, until_s)
             at_s = until_s
         return found
+
+
+Hear = Callable[[float, str, str, Mapping[str, Any]], None]
 
 
 class Maker(Protocol):
@@ -79,7 +82,7 @@ class World:
     device: Device
     server_device: Device
     maker: Maker
-    hear: Callable[[float, str, str, Mapping[str, Any]], None]
+    hear: Hear
     tap: Callable[[str, bytes], None] | None = None
     clock: Clock = field(default_factory=Clock)
     clients: dict[str, Client] = field(default_factory=dict)
