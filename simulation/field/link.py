@@ -21,6 +21,11 @@ class Conditions:
         if min(self.up, self.down) < 0:
             raise ValueError(f"factors of a line's rates are {self.up} and {self.down}; they must be 0 or more")
 
+    @property
+    def is_outage(self) -> bool:
+        """Nothing goes through at least one way, so nothing is answered."""
+        return min(self.up, self.down) <= 0
+
 
 class Weather(Protocol):
     """How a line's rates change over time. ``at`` is pure: the same answer for the same moment, whatever was asked before."""
