@@ -102,9 +102,6 @@ class Cell:
             "server": {"threads": 1},
         }
 
-    def _client(self, at: int) -> dict[str, Any]:
-        return {"name": f"c{at}", "threads": 1, "data": {"shard": f"{at}/{self.method.clients}"}}
-
 
 def cells() -> list[Cell]:
     return [Cell(method=method, link=link) for method in METHODS for link in LINKS]
