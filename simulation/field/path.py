@@ -96,13 +96,19 @@ class Path:
 
     def abandon(self) -> None:
         """The connection is given up: what was on its way no longer holds the line."""
-        now_s = self.clock.now_s
-        self.medium.free_s = min(self.medium.free_s, now_s)
+        now_s, ahead_s = self.clock.now_s, 0.0
         self._arrived_s = min(self._arrived_s, now_s)
-        while self.busy and self.busy[-2] >= now_s:
-            del self.busy[-2:]
-        if self.busy:
-            self.busy[-1] = min(self.busy[-1], now_s)
+        while self.busy and self.busy[-1] > now_s:
+            ahead_s += self.busy[-1] - max(self.busy[-2], now_s)
+            if self.busy[-2] < now_s:
+                self.busy[-1] = now_s
+            else:
+                del self.busy[-2:]
+        free_s = self.medium.free_s
+        if self.link.cell > 1:  # what others of the cell have on their way still takes its time
+            self.medium.free_s = max(min(free_s, now_s), free_s - ahead_s / self.link.duty_cycle)
+        else:
+            self.medium.free_s = min(free_s, now_s)
 
     def _occupy(self, begin_s: float, through_s: float, bits: float) -> None:
         """``bits`` were on the line; a duty cycle makes the sender be silent afterwards."""
@@ -131,15 +137,21 @@ class Path:
         """When the last of ``bits`` is on the line that begin at ``begin_s``. Raises Stuck where the weather never lets them."""
         rate_bps = min(self.rate_bps, self._lossy_bps())
         time_s = self._opening(begin_s, segments, rate_bps)
+        down_s: float | None = None  # since when nothing crosses; one outage can be several pieces of weather, as rows of a trace
         for _ in range(_CHANGES):
             conditions = self.link.weather.at(time_s)
             now_bps = rate_bps * (conditions.up if self.upward else conditions.down)
+            if now_bps > 0 and down_s is not None:
+                time_s, down_s = self._tried_again(down_s, time_s), None
+                continue
             if now_bps > 0 and time_s + bits / now_bps <= conditions.until_s:
                 return time_s + bits / now_bps
             if conditions.until_s == math.inf:
                 break
+            if now_bps <= 0 and down_s is None:
+                down_s = time_s
             bits -= now_bps * (conditions.until_s - time_s)
-            time_s = conditions.until_s if now_bps > 0 else self._tried_again(time_s, conditions.until_s)
+            time_s = conditions.until_s
         raise Stuck(f"the line `{self.link.name}` is down for good from {time_s:.0f} s on")
 
     def _opening(self, begin_s: float, segments: int, rate_bps: float) -> float:

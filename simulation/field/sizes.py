@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,12 +76,14 @@ class Sizes:
 
 
 def sampled_sizes(run: Run, folder: Path, *, samples: int | None = None) -> Sizes:
-    """Train the first and the last client of ``run``, or all of one that needs them all, for some steps, in ``folder``.
+    """Train the first and the last client of ``run``, or all of one that needs them all, for some steps, in ``folder``, which
+    is theirs alone: what was in it goes.
 
     ``samples``: see ``shares_of``. Raises CutlayerError.
     """
     if run.align is not None:
         raise UsageError("cost mode does not reckon how records are aligned; simulate this run with `--mode train`")
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was interrupted: its parties would go on instead of beginning
     chosen = _fewer_clients(dataclasses.replace(run, state_dir=str(folder.resolve())))
     export_run(chosen, chosen.bundles)
     manifests = [read_manifest(bundle_path(chosen.bundles, name)) for name in chosen.client_segments]

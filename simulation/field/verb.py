@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_module
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from simulation.field.presets import load_device, load_link, refusal
 from simulation.field.real import run_over_line
 from simulation.field.report import write_report
 from simulation.field.report.words import duration, energy, size
+from simulation.field.report.write import strict_json
 from simulation.field.result import FieldResult
 from simulation.field.simulate import Interrupted, Setting, codec_of, simulate
 from simulation.field.sweep import Cell, parse_sweep, run_sweep
@@ -75,7 +75,7 @@ def run_simulate(
             screen.say(f"what is done is in {out}")
             raise
     if json:
-        print(json_module.dumps({"report": str(out / "report.html"), "cells": [_summary(result) for result in results]}))
+        print(strict_json({"report": str(out / "report.html"), "cells": [_summary(result) for result in results]}).decode())
     else:
         _print(results, out)
 

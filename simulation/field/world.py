@@ -42,7 +42,7 @@ class Client:
         while at_s < now_s:
             conditions = weather.at(at_s)
             until_s = min(conditions.until_s, now_s)
-            if min(conditions.up, conditions.down) <= 0:
+            if conditions.is_outage:
                 found += (at_s, until_s)
             at_s = until_s
         return found

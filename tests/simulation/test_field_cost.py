@@ -132,6 +132,13 @@ def sizes(run_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Sizes:
     return sampled_sizes(load_run(run_file), tmp_path_factory.mktemp("sample"), samples=4 * BATCH)
 
 
+def test_sizes_are_sampled_anew_where_an_earlier_attempt_has_left_its_state(run_file: Path, tmp_path: Path) -> None:
+    run = configured(load_run(run_file), {}, state=tmp_path)
+    first, second = (sampled_sizes(run, tmp_path / "sample", samples=4 * BATCH) for _ in range(2))
+    assert second.steps.keys() == first.steps.keys()
+    assert second.offers == first.offers
+
+
 def many(run_file: Path, sizes: Sizes, count: int, *, folder: Path, **changes: Any) -> World:
     """A world that has come to its end."""
     base = dataclasses.replace(load_run(run_file), epochs=1, resend_after_s=600.0)
