@@ -261,7 +261,7 @@ class VirtualTransport:
         if connection.dead:
             return
         if connection is self._connection:
-            connection.answer(ACK_BYTES, lambda: self._acknowledged(connection, token, flying))
+            connection.confirm(lambda: self._acknowledged(connection, token, flying))
         self._broker.publish(topic, payload)  # also what the kernel still had when the party closed its end
 
     def _acknowledged(self, connection: _Connection, token: int, flying: Flying) -> None:
@@ -311,6 +311,13 @@ class _Connection:
             then()  # who is beside the broker takes what comes before anything else does
         else:
             self._line.down.send(size_bytes + self._record_bytes, then)
+
+    def confirm(self, then: Callable[[], None]) -> None:
+        """The broker's PUBACK; who is beside it gets one when all that it sends at this moment is sent."""
+        if self._line is None:
+            self._clock.after(0.0, then)
+        else:
+            self.answer(ACK_BYTES, then)
 
     def lost(self) -> None:
         self.dead = True
