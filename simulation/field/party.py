@@ -119,6 +119,8 @@ class VirtualParty:
         self._wake_at(self.time.now())
 
     def _begin(self) -> None:
+        if self._left:
+            return  # its battery was empty before
         self.driver.begin()
         self._plan()
 

@@ -7,7 +7,7 @@ import gc
 import importlib.metadata
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -116,7 +116,7 @@ class _Simulation:
         self._maker = maker
         self._trains = isinstance(maker, TrainMaker)
         self._world = World(run, setting.link, setting.device, setting.server_device, maker, self._hear)
-        words = repr((run.digest, setting.link, setting.device, setting.server_device))
+        words = repr((importlib.metadata.version("cutlayer"), run.digest, setting.link, setting.device, setting.server_device))
         self._kept = Kept(run.path(run.state_dir) / run.name / "field.json", words)
         self._begun = Standing()
         self._history: list[Moment] = []
@@ -125,6 +125,7 @@ class _Simulation:
         self._linked_s: float | None = None
         self._done = self._total = self._told = self._epoch = 0
         self._notes: Counter[str] = Counter()
+        self._own: defaultdict[str, dict[str, dict[str, float]]] = defaultdict(dict)  # by split and client
 
     def result(self) -> FieldResult:
         begun_s = time.perf_counter()
@@ -169,6 +170,8 @@ class _Simulation:
         if event == "step" and party in self._world.servers:
             self._done = max(self._done, int(fields["global_step"]) + 1)
             self._advance()
+        elif event == "metrics" and party in self._world.clients:
+            self._own_measured(time_s, party, fields)
         elif party != self._run.coordinator:
             return
         elif event == "command":
@@ -194,6 +197,17 @@ class _Simulation:
         if share != self._told or self._total < 1000:
             self._told = share
             self._progress(self._done, self._total)
+
+    def _own_measured(self, time_s: float, party: str, fields: Mapping[str, Any]) -> None:
+        """The loss is at the clients, and in the field each keeps what it measures to itself: here the mean is told, by samples."""
+        clients = self._world.clients
+        told = self._own[str(fields["split"])]
+        told[party] = {key: value for key, value in fields.items() if isinstance(value, float)}
+        if len(told) == len(clients):
+            samples = sum(client.samples for client in clients.values())
+            mean = {key: sum(told[name][key] * client.samples for name, client in clients.items()) / samples for key in told[party]}
+            told.clear()
+            self._measured(time_s, {**fields, **mean})
 
     def _measured(self, time_s: float, fields: Mapping[str, Any]) -> None:
         numbers = {key: value for key, value in fields.items() if isinstance(value, float)}

@@ -30,6 +30,8 @@ class Client:
     line: Line
     samples: int  # of its own, for training
     battery_empty_s: float | None = None
+    _outages: list[float] = field(default_factory=list)
+    _weather_s: float = 0.0  # until when they are known
 
     @property
     def driver(self) -> Driver:
@@ -37,15 +39,13 @@ class Client:
 
     def outages(self) -> list[float]:
         """Begin and end of each time in which its line was down, one after the other, until now."""
-        found: list[float] = []
-        now_s, at_s, weather = self.party.time.now(), 0.0, self.line.up.link.weather
-        while at_s < now_s:
-            conditions = weather.at(at_s)
-            until_s = min(conditions.until_s, now_s)
+        now_s, weather = self.party.time.now(), self.line.up.link.weather
+        while self._weather_s < now_s:  # what has been looked at stays as it is: a run of months has many changes
+            conditions = weather.at(self._weather_s)
             if conditions.is_outage:
-                found += (at_s, until_s)
-            at_s = until_s
-        return found
+                self._outages += (self._weather_s, conditions.until_s)
+            self._weather_s = conditions.until_s
+        return [min(time_s, now_s) for time_s in self._outages]
 
 
 Hear = Callable[[float, str, str, Mapping[str, Any]], None]
