@@ -31,7 +31,8 @@ __all__ = ["AuthorityServer", "run_authority"]
 
 _SILENCE_S = 10.0  # between two bytes
 _WHOLE_S = 30.0  # of a connection, TLS handshake included
-_AT_ONCE = 32
+_LINGER_S = 1.0
+_AT_ONCE = 32  # connections
 
 _STATUS = {"issued": HTTPStatus.OK, "pending": HTTPStatus.ACCEPTED, "refused": HTTPStatus.FORBIDDEN}
 
@@ -40,14 +41,26 @@ class AuthorityServer(http.server.ThreadingHTTPServer):
     """Listens when it is made; ``serve_forever`` answers. ``log`` gets one line for each request and each refusal."""
 
     daemon_threads = True
+    request_queue_size = 4 * _AT_ONCE
 
     def __init__(
-        self, fleet: Fleet, *, host: str, port: int, names: tuple[str, ...], approve: bool = False, log: Callable[[str], None]
+        self,
+        fleet: Fleet,
+        *,
+        host: str,
+        port: int,
+        names: tuple[str, ...],
+        approve: bool = False,
+        log: Callable[[str], None],
+        whole_s: float = _WHOLE_S,
     ) -> None:
-        """``names``: by which devices reach it. Raises CutlayerError: no authority, or the address cannot be used."""
+        """``names``: by which devices reach it. ``whole_s``: longest life of a connection.
+
+        Raises CutlayerError: no authority, or the address cannot be used.
+        """
         self.fleet, self.approve, self._log_line = fleet, approve, log
         self.authority = fleet.authority()
-        self._names = names
+        self._names, self._whole_s = names, whole_s
         self._room = threading.BoundedSemaphore(_AT_ONCE)
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -101,14 +114,27 @@ class AuthorityServer(http.server.ThreadingHTTPServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         request.settimeout(_SILENCE_S)
         with self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secure:
-            end = threading.Timer(_WHOLE_S, _cut, [secure])
+            end = threading.Timer(self._whole_s, _cut, [secure])
             end.daemon = True
             end.start()
             try:
-                secure.do_handshake()
+                self._shake_hands(secure)
                 super().finish_request(secure, client_address)
             finally:
                 end.cancel()
+
+    def _shake_hands(self, secure: ssl.SSLSocket) -> None:
+        """Where it fails, the other end reads why before the connection is gone: closed with bytes unread, it would be reset instead."""
+        try:
+            secure.do_handshake()
+        except ssl.SSLError:
+            secure.settimeout(_LINGER_S)
+            secure.shutdown(socket.SHUT_WR)
+            left_bytes = 2 * LIMITS.enrolment_bytes
+            with contextlib.suppress(OSError):
+                while left_bytes > 0 and (data := secure.recv(left_bytes)):
+                    left_bytes -= len(data)
+            raise
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         exc = sys.exception()

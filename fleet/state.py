@@ -53,6 +53,8 @@ class Fleet:
 
     def write_crl(self, registry: Registry) -> bytes:
         """Bring ``ca/crl.pem`` up to what the registry knows; returns it."""
-        crl = self.authority().revocation_list(registry.revoked_serials())
-        write_atomically(self.crl_pem, crl)
+        authority = self.authority()
+        with registry.changing():  # or an older list could take the place of a newer one
+            crl = authority.revocation_list(registry.revoked_serials())
+            write_atomically(self.crl_pem, crl)
         return crl

@@ -14,7 +14,7 @@ from wire.errors import UsageError
 from wire.limits import LIMITS
 from wire.parse import parse, plain
 
-__all__ = ["PATH", "CertificateAnswer", "CertificateRequest", "check_device_name", "dump_message", "load_message"]
+__all__ = ["PATH", "CertificateAnswer", "CertificateRequest", "check_device_name", "check_token", "dump_message", "load_message"]
 
 PATH = "/1/certificate"
 
@@ -29,6 +29,13 @@ def check_device_name(name: str) -> str:
     return name
 
 
+def check_token(token: str) -> str:
+    """``token`` itself. Raises ValueError, which does not show it: it may be a slip of a real one."""
+    if not _TOKEN.fullmatch(token):
+        raise ValueError("a token is 16 to 128 letters, digits, `_` or `-`")
+    return token
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateRequest:
     """``csr``: PKCS #10 in PEM form. ``token``: of the first certificate; left out, the connection shows the present certificate."""
@@ -39,8 +46,8 @@ class CertificateRequest:
 
     def __post_init__(self) -> None:
         check_device_name(self.name)
-        if self.token is not None and not _TOKEN.fullmatch(self.token):
-            raise ValueError("`token` is not 16 to 128 letters, digits, `_` or `-`")  # not shown: it may be a slip of a real one
+        if self.token is not None:
+            check_token(self.token)
 
     def __repr__(self) -> str:
         return f"CertificateRequest(name={self.name!r}, token={'none' if self.token is None else 'hidden'})"

@@ -1,7 +1,7 @@
 """Enrol once, renew at two thirds of the certificate's life, and do nothing in between: the same command at each boot and each day.
 
-Power may fail at any moment. Key, token and request stay the same until the certificate is on disk, and the authority gives the same key
-the same answer; the token goes last.
+Power may fail at any moment. Key and token stay the same until the certificate is on disk, and the authority gives the same key the same
+answer; the token goes last. So a token that is there is shown, also where a certificate is: it may be left over, or be a new one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from cryptography import x509
 
 from edge_client.enroll.ask import AuthorityAddress, ask
 from edge_client.enroll.identity import Identity, load_certificate, read_file
-from wire.enrolment import CertificateAnswer, CertificateRequest, check_device_name
+from wire.enrolment import CertificateAnswer, CertificateRequest, check_device_name, check_token
 from wire.errors import LinkError, UsageError
 from wire.store import storage_errors, write_atomically
 
-__all__ = ["Enrolment", "enroll"]
+__all__ = ["Enrolment", "enroll", "install", "write_request"]
 
 RENEW_AT = 2 / 3  # of a certificate's life
 
@@ -52,22 +52,15 @@ def enroll(
     ``ca``: the authority's certificate, which alone is trusted. ``timeout_s``: longest wait for a person's approval; ``answer_s``: for an
     answer. Raises UsageError, with its reason, where a person has to do something, LinkError where trying again later will do.
     """
-    try:
-        check_device_name(name)
-    except ValueError as exc:
-        raise UsageError(str(exc)) from exc
     identity, address = Identity(folder), AuthorityAddress(url)
-    authority = load_certificate(read_file(ca), what=str(ca))
-    _check_clock(clock(), authority)
-    if ca.resolve() != identity.ca_pem.resolve() and not (identity.ca_pem.exists() and read_file(identity.ca_pem) == read_file(ca)):
-        write_atomically(identity.ca_pem, read_file(ca))
-    present = _present(identity, name, authority, clock(), has_token=token is not None and token.exists())
-    if present is not None and not _is_due(present, clock()):
-        _forget(token)
-        return Enrolment(done="nothing", until_s=present.not_valid_after_utc.timestamp())
-    secret = None if present is not None else _secret(token, folder)
+    authority = _prepare(identity, name, ca, clock())
+    secret = _secret(token) if token is not None and token.exists() else None
+    if secret is None:
+        present = _present(identity, name, authority, clock(), token)
+        if clock() < _due_s(present):
+            return Enrolment(done="nothing", until_s=present.not_valid_after_utc.timestamp())
     request = CertificateRequest(name=name, csr=identity.request(name), token=secret)
-    shown = None if present is None else (identity.cert_pem, identity.key_pem)
+    shown = (identity.cert_pem, identity.key_pem) if secret is None else None
 
     def question() -> CertificateAnswer:
         return ask(address, request, ca=ca, shown=shown, timeout_s=answer_s)
@@ -77,7 +70,41 @@ def enroll(
     identity.check(certificate, name=name, ca=authority, now_s=clock())
     write_atomically(identity.cert_pem, found.certificate.encode())
     _forget(token)
-    return Enrolment(done="enrolled" if present is None else "renewed", until_s=certificate.not_valid_after_utc.timestamp())
+    return Enrolment(done="renewed" if secret is None else "enrolled", until_s=certificate.not_valid_after_utc.timestamp())
+
+
+def write_request(name: str, *, folder: Path, csr: Path) -> None:
+    """For an authority that is not in reach: the certificate request, into ``csr``. Raises UsageError."""
+    write_atomically(csr, Identity(folder).request(_checked(name)).encode())
+
+
+def install(name: str, *, ca: Path, folder: Path, cert: Path, clock: Callable[[], float] = time.time) -> Enrolment:
+    """Take the certificate that the operator has signed by hand. Raises UsageError."""
+    identity = Identity(folder)
+    authority = _prepare(identity, name, ca, clock())
+    data = read_file(cert)
+    certificate = load_certificate(data, what=str(cert))
+    identity.check(certificate, name=name, ca=authority, now_s=clock())
+    write_atomically(identity.cert_pem, data)
+    return Enrolment(done="enrolled", until_s=certificate.not_valid_after_utc.timestamp())
+
+
+def _prepare(identity: Identity, name: str, ca: Path, now_s: float) -> x509.Certificate:
+    """The authority's certificate, of which the identity keeps a copy. Raises UsageError."""
+    _checked(name)
+    data = read_file(ca)
+    authority = load_certificate(data, what=str(ca))
+    _check_clock(now_s, authority)
+    if not identity.ca_pem.exists() or read_file(identity.ca_pem) != data:
+        write_atomically(identity.ca_pem, data)
+    return authority
+
+
+def _checked(name: str) -> str:
+    try:
+        return check_device_name(name)
+    except ValueError as exc:
+        raise UsageError(str(exc)) from exc
 
 
 def _check_clock(now_s: float, authority: x509.Certificate) -> None:
@@ -91,34 +118,29 @@ def _check_clock(now_s: float, authority: x509.Certificate) -> None:
         )
 
 
-def _present(identity: Identity, name: str, authority: x509.Certificate, now_s: float, *, has_token: bool) -> x509.Certificate | None:
-    """The certificate that is there and good. One that is not counts as none where a new token is there. Raises UsageError."""
-    try:
-        found = identity.certificate()
-        if found is not None:
-            identity.check(found, name=name, ca=authority, now_s=now_s)
-    except UsageError:
-        if has_token:
-            return None
-        raise
+def _present(identity: Identity, name: str, authority: x509.Certificate, now_s: float, token: Path | None) -> x509.Certificate:
+    """The certificate that is there and good. Raises UsageError."""
+    found = identity.certificate()
+    if found is None:
+        where = "no token was given" if token is None else f"there is no {token}"
+        raise UsageError(
+            f"{identity.folder} holds no certificate and {where}; make a token with `cutlayer device add` and give it with --token FILE"
+        )
+    identity.check(found, name=name, ca=authority, now_s=now_s)
     return found
 
 
-def _is_due(certificate: x509.Certificate, now_s: float) -> bool:
+def _due_s(certificate: x509.Certificate) -> float:
     begins_s, ends_s = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-    return now_s >= begins_s + RENEW_AT * (ends_s - begins_s)
+    return begins_s + RENEW_AT * (ends_s - begins_s)
 
 
-def _secret(token: Path | None, folder: Path) -> str:
-    if token is None or not token.exists():
-        where = "no token was given" if token is None else f"there is no {token}"
-        raise UsageError(
-            f"{folder} holds no certificate and {where}; make a token with `cutlayer device add` and give it with --token FILE"
-        )
+def _secret(token: Path) -> str:
     secret = read_file(token).decode("ascii", errors="replace").strip()
-    if not secret:
-        raise UsageError(f"{token} is empty; make a new token with `cutlayer device add`")
-    return secret
+    try:
+        return check_token(secret)
+    except ValueError as exc:
+        raise UsageError(f"{token} holds no token ({exc}); make a new one with `cutlayer device add`") from exc
 
 
 def _until_approved(

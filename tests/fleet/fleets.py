@@ -82,12 +82,12 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(folder: Path, *, approve: bool = False, clock: Callable[[], float] = time.time) -> Iterator[Served]:
+def served(folder: Path, *, approve: bool = False, clock: Callable[[], float] = time.time, whole_s: float = 30.0) -> Iterator[Served]:
     fleet = Fleet(folder=folder, clock=clock)
     if not fleet.ca_pem.exists():
         fleet.create("test fleet")
     log: list[str] = []
-    with AuthorityServer(fleet, host="127.0.0.1", port=0, names=("127.0.0.1",), approve=approve, log=log.append) as server:
+    with AuthorityServer(fleet, host="127.0.0.1", port=0, names=("127.0.0.1",), approve=approve, log=log.append, whole_s=whole_s) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -107,8 +107,12 @@ def secured(
     version: str | None = None,
     program: str = MOSQUITTO,
     plugin: str = "",
+    insider: str = "",
 ) -> Iterator[Broker]:
-    """A mosquitto with the configuration that is written for ``run_file``, whose broker has ``port``; left out, for ``RUN``."""
+    """A mosquitto with the configuration that is written for ``run_file``, whose broker has ``port``; left out, for ``RUN``.
+
+    ``insider``: an identity that may read and write everything, as somebody at the broker can.
+    """
     port = port or free_port()
     if run_file is None:
         run_file = out.parent / "run.toml"
@@ -125,5 +129,8 @@ def secured(
         operator="operator",
         audit=True,
     )
+    if insider:
+        with open(out / "acl", "a") as acl:
+            acl.write(f"\nuser {insider}\ntopic readwrite cl/#\n")
     with mosquitto_as_written(out, port=port, program=program) as broker:
         yield broker
