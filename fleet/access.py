@@ -43,7 +43,10 @@ def access_list(rights: dict[str, Rights], *, revoked: Iterable[str], operator: 
 
     Raises UsageError: the operator's name is a party's.
     """
-    check_device_name(operator)
+    try:
+        check_device_name(operator)
+    except ValueError as exc:
+        raise UsageError(f"--operator: {exc}") from exc
     if operator in rights:
         raise UsageError(f"`{operator}` is a party of a run and the operator's name as well; choose another --operator NAME")
     shut_out = set(revoked)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,12 @@ from wire.errors import StorageError, UsageError
 from wire.limits import LIMITS
 from wire.store import write_atomically
 
-__all__ = ["DEVICE_DAYS", "Authority", "fingerprint", "load_csr", "pem_of"]
+__all__ = ["DEVICE_DAYS", "Authority", "check_hosts", "fingerprint", "load_csr", "pem_of"]
 
 DEVICE_DAYS = 90
 HOST_DAYS = 397
 _ROOT_DAYS = 20 * 365
+_HOST = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,9}")
 _EARLIER_S = 3600  # a board's clock may be behind ours
 
 
@@ -112,6 +114,17 @@ class Authority:
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName([_host(each) for each in hosts]), critical=False)
         return builder.sign(self._key, hashes.SHA256())
+
+
+def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """``hosts`` themselves, names and addresses that a certificate can be made out to. Raises UsageError."""
+    for host in hosts:
+        try:
+            ipaddress.ip_address(host)
+        except ValueError as exc:
+            if not _HOST.fullmatch(host):
+                raise UsageError(f"{host!r} is no name or address of a computer; write it like broker.example or 192.168.0.2") from exc
+    return hosts
 
 
 def load_csr(pem: bytes, *, name: str) -> ec.EllipticCurvePublicKey:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtensionOID
 
 from fleet.access import access_list, rights_of
+from fleet.authority import Authority, check_hosts
 from fleet.enrolment import RENEW_AT
 from fleet.state import Fleet
 from fleet.units import compose_file, units
@@ -51,7 +52,7 @@ class BrokerPlan:
     def __post_init__(self) -> None:
         for text in (self.at, self.bind or "", self.acl_plugin):
             if not text.isprintable():
-                raise ValueError(f"{text!r} has a character that a configuration cannot hold")
+                raise UsageError(f"{text!r} has a character that a configuration cannot hold")
 
 
 def write_broker_config(
@@ -70,6 +71,7 @@ def write_broker_config(
     """Write the folder and say what to do with it. Raises CutlayerError."""
     runs = [load_run(path) for path in run_files]
     host, port = _address(runs, run_files)
+    hosts = check_hosts(tuple(dict.fromkeys([host, *names, *([bind] if bind else [])])))
     plan = BrokerPlan(
         at=at or str(out.resolve()),
         port=port,
@@ -79,19 +81,20 @@ def write_broker_config(
         acl_plugin=acl_plugin,
         audit=audit,
     )
+    authority = fleet.authority()
     with fleet.registry() as registry:
         revoked = [row.name for row in registry.devices() if row.revoked_s is not None]
         crl = fleet.write_crl(registry)
-    acl = access_list(rights_of(runs), revoked=revoked, operator=operator)
-    _keep_certificate(fleet, out, tuple(dict.fromkeys([host, *names])))
-    for name, text in {
-        "acl": acl,
-        "ca.pem": fleet.authority().pem,
+    texts = {
+        "acl": access_list(rights_of(runs), revoked=revoked, operator=operator),
+        "ca.pem": authority.pem,
         "crl.pem": crl.decode(),
         "mosquitto.conf": mosquitto_conf(plan),
         "compose.yaml": compose_file(plan.at, plan.port, version=plan.version, run_file=run_files[0].resolve()),
         **units(plan.at, run_file=run_files[0].resolve(), fleet=fleet.folder.resolve()),
-    }.items():
+    }
+    _keep_certificate(authority, out, hosts, fleet.clock())
+    for name, text in texts.items():
         write_atomically(out / name, text.encode(), private=name == "acl")  # mosquitto 2.1 wants it so
     with storage_errors(out):
         (out / "data").mkdir(mode=0o700, exist_ok=True)
@@ -175,15 +178,14 @@ def _address(runs: list[Run], run_files: list[Path]) -> tuple[str, int]:
     return runs[0].broker.host, runs[0].broker.port
 
 
-def _keep_certificate(fleet: Fleet, out: Path, hosts: tuple[str, ...]) -> None:
+def _keep_certificate(authority: Authority, out: Path, hosts: tuple[str, ...], now_s: float) -> None:
     """The broker's certificate in ``out``, made anew unless the one there is for the same hosts, of this authority, and has time left."""
-    authority = fleet.authority()
     path, key_path = out / "broker.pem", out / "broker.key"
     if path.exists() and key_path.exists():
         found = x509.load_pem_x509_certificate(path.read_bytes())
         held = serialization.load_pem_private_key(key_path.read_bytes(), password=None).public_key()
         begins_s, ends_s = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
-        young = fleet.clock() < begins_s + RENEW_AT * (ends_s - begins_s)
+        young = now_s < begins_s + RENEW_AT * (ends_s - begins_s)
         if young and _hosts(found) == set(hosts) and held == found.public_key() and authority.has_signed(found):
             return
     certificate, key = authority.issue_host(hosts)

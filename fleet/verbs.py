@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from fleet.authority import fingerprint, load_csr
+from fleet.authority import check_hosts, fingerprint, load_csr
 from fleet.enrolment import new_token, sign, token_digest
 from fleet.registry import DeviceRow
 from fleet.serve import run_authority
@@ -44,7 +44,7 @@ def init_authority(fleet: Fleet, *, name: str) -> None:
 def serve_authority(fleet: Fleet, *, host: str, port: int, names: list[str] | None, approve: bool) -> None:
     """Until SIGINT or SIGTERM. ``names``: by which devices reach it; None: this computer's. Raises CutlayerError."""
     known = [socket.gethostname(), "localhost", "127.0.0.1", *([host] if host not in ("0.0.0.0", "::") else [])]
-    run_authority(fleet, host=host, port=port, names=tuple(dict.fromkeys(names or known)), approve=approve)
+    run_authority(fleet, host=host, port=port, names=check_hosts(tuple(dict.fromkeys(names or known))), approve=approve)
 
 
 def add_device(fleet: Fleet, name: str, *, hours: float, out: Path | None) -> None:
