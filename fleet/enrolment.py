@@ -24,7 +24,7 @@ from wire.errors import UsageError
 
 __all__ = ["RENEW_AT", "RETRY_AFTER_S", "answer", "new_token", "sign", "token_digest"]
 
-RETRY_AFTER_S = 30  # of a device that waits for a person
+RETRY_AFTER_S = 10  # of a device that waits for a person
 RENEW_AT = 2 / 3  # of a certificate's life
 _TOKEN_BYTES = 24
 

@@ -117,11 +117,12 @@ def list_devices(fleet: Fleet, *, as_json: bool) -> None:
 
 
 def state_of(row: DeviceRow, now_s: float) -> str:
-    """``revoked``; ``enrolled``: its certificate is good; ``waits``: for approval; ``added``: its token is good; ``expired``."""
+    """``revoked``; ``waits``: for approval; ``approved``: and has not asked since; ``enrolled``: its certificate is good; ``added``: its
+    token is good; ``expired``."""
     if row.revoked_s is not None:
         return "revoked"
-    if row.token is not None and row.token.key is not None and not row.token.approved and _lacks(row):
-        return "waits"
+    if row.token is not None and row.token.key is not None and _lacks(row):
+        return "approved" if row.token.approved else "waits"
     certificate = row.certificate
     if certificate is not None and certificate.revoked_s is None and certificate.ends_s > now_s:
         return "enrolled"
@@ -130,14 +131,15 @@ def state_of(row: DeviceRow, now_s: float) -> str:
 
 def _lacks(row: DeviceRow) -> bool:
     """Whether the key that holds the token has no certificate yet."""
-    return row.token is not None and (row.certificate is None or row.certificate.key != row.token.key)
+    has = row.certificate
+    return row.token is not None and (has is None or has.key != row.token.key or has.revoked_s is not None)
 
 
 def _facts(row: DeviceRow, now_s: float) -> dict[str, Any]:
     state = state_of(row, now_s)
     token, certificate = row.token, row.certificate
-    until_s = None if state == "revoked" else token.expires_s if state in ("added", "waits") and token else None
-    key = token.key if state == "waits" and token else None
+    until_s = None if state == "revoked" else token.expires_s if state in ("added", "waits", "approved") and token else None
+    key = token.key if state in ("waits", "approved") and token else None
     if state in ("enrolled", "expired") and certificate is not None:
         until_s, key = certificate.ends_s, certificate.key
     return {"name": row.name, "state": state, "until_s": until_s, "key": key}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edge_client.enroll.enroll import Enrolment, enroll
 from fleet.broker_config import write_broker_config
@@ -17,6 +18,7 @@ from fleet.state import Fleet
 from tests.brokers import MOSQUITTO, Broker, free_port, mosquitto_as_written
 
 DAY_S = 86_400.0
+PATIENCE_S = 30.0
 
 RUN = """\
 name = "clinics"
@@ -134,3 +136,14 @@ def secured(
             acl.write(f"\nuser {insider}\ntopic readwrite cl/#\n")
     with mosquitto_as_written(out, port=port, program=program) as broker:
         yield broker
+
+
+def until(look: Callable[[], Any], what: object) -> Any:
+    """What ``look`` finds that is not None."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        found = look()
+        if found is not None:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not seen: {what}")

@@ -21,14 +21,12 @@ from edge_client.enroll.identity import Identity
 from fleet.authority import Authority, pem_of
 from fleet.verbs import revoke_device
 from tests.brokers import Broker
-from tests.fleet.fleets import DAY_S, Served, secured, served
+from tests.fleet.fleets import DAY_S, PATIENCE_S, Served, secured, served, until
 from tests.links import Link, mqtt_link
 from wire.enrolment import CertificateRequest
 from wire.errors import UsageError
 from wire.runfile import Run, load_run
 from wire.transport.base import Delivered, Received, Refused
-
-PATIENCE_S = 10.0
 
 
 @dataclass(kw_only=True)
@@ -77,16 +75,6 @@ class World:
     def topics(self, party: str) -> tuple[str, str]:
         """(publish, subscribe) of the party's first line."""
         return self.run.topics(self.run.slice_for(party).lines[0])
-
-
-def until(look: Any, what: object) -> Any:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline_s:
-        found = look()
-        if found is not None:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not seen: {what}")
 
 
 @pytest.fixture(scope="module")

@@ -118,6 +118,7 @@ def test_with_approval_a_device_waits_for_a_person(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="does not wait for approval"):
             approve_device(authority.fleet, "pi-2")
         approve_device(authority.fleet, "pi-1")
+        assert state(authority, "pi-1") == "approved"
         assert authority.enroll("pi-1", tmp_path / "pi-1", token=tmp_path / "token").done == "enrolled"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fleet import serve
-from tests.fleet.fleets import Served, served
+from tests.fleet.fleets import Served, served, until
 from wire.enrolment import PATH
 from wire.errors import UsageError
 from wire.limits import LIMITS
@@ -81,7 +81,7 @@ def test_no_tls(authority: Served) -> None:
         link.sendall(post(b"{}"))
         with contextlib.suppress(ConnectionError):
             assert link.recv(100)[:5] != b"HTTP/"
-    assert any("is cut off" in line for line in authority.log[before:])
+    until(lambda: next((line for line in authority.log[before:] if "is cut off" in line), None), "a line of the log")
 
 
 def test_who_says_nothing_is_cut_off_and_others_are_served(tmp_path: Path) -> None:
