@@ -39,7 +39,7 @@ class FleetField(Field):
 
 def cutlayer(*words: str | Path) -> str:
     command = [sys.executable, "-m", "cutlayer", *map(str, words)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,7 +81,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 home / name,
             )
             command = [sys.executable, "-m", "edge_client.enroll", *map(str, words)]
-            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stderr
             assert not (home / f"{name}.token").exists()
     assert cutlayer("device", "list", "--fleet", home / "fleet").count("enrolled") == 4

@@ -19,7 +19,7 @@ DEEDS = 24  # at least what there are; the last ones are not reached, and enrol 
 def enrolment(authority: Served, folder: Path, *, at: int) -> subprocess.CompletedProcess[str]:
     words = [str(at), "pi-1", authority.url, str(authority.fleet.ca_pem), str(folder / "token"), str(folder / "identity")]
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    return subprocess.run([sys.executable, str(SCRIPT), *words], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, str(SCRIPT), *words], env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_a_device_that_loses_power_at_any_moment_enrols_at_the_next_start(tmp_path: Path) -> None:
