@@ -105,7 +105,7 @@ def trained(home: Path, folder: Path, *, tapped: bool) -> tuple[FleetField, int]
         run = FleetField(path, url)
         stack.callback(run.close)
         run.start()
-        run.finish()
+        run.finish(timeout_s=240.0)
         run.check_ledgers(STEPS_A_LANE)
         log = (broker.folder / "log").read_text()
         assert "Denied" not in log
