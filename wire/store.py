@@ -66,17 +66,23 @@ def _remedy(exc: OSError) -> str:
     return f"{exc.strerror or exc}; check the disk and its permissions, then start again"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of it or nothing, on disk when this returns. Raises StorageError."""
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
+    """All of it or nothing, on disk when this returns. ``private``: at no time readable by others. Raises StorageError."""
     beside = path.with_name(path.name + ".new")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
+        if private:
+            beside.unlink(missing_ok=True)  # an old one may have another mode
+        with open(beside, "wb", opener=_open_private if private else None) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
         _sync_folder(path.parent)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL, 0o600)
 
 
 def _sync_folder(path: Path) -> None:
