@@ -47,9 +47,7 @@ def run_over_line(run: Run, link: Link, *, screen: Screen, lines: LineKind | Non
     check_line(run, link)
     _check_new(run)
     if run.broker.tls:
-        raise UsageError(
-            "[broker] asks for TLS, and `--real` runs over a broker of its own without it; leave `url` and certificates out"
-        )
+        raise UsageError("[broker] asks for TLS, and `--real` runs over a broker of its own without it; leave `url` and certificates out")
     if not all((run.bundles / name / "manifest.json").is_file() for name in run.client_segments):
         export_run(run, run.bundles)
     begun_s = time.monotonic()
