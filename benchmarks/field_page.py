@@ -154,6 +154,6 @@ def _many(found: Mapping[str, Any]) -> list[str]:
         f"{found['device']}: "
         f"{100 * found['accuracy']:.1f} % after {found['epochs']} epochs and {duration(found['time_s'])} of line time, simulated in "
         f"{found['wall_s']:.0f} s of this computer's time, {found['peak_rss_mb']:.0f} MB (bar: 85 % in 15 minutes). Written by "
-        "`python -m benchmarks.field_many`. For thousands of clients see [field-scale.md](field-scale.md)."
+        "`python -m benchmarks.field_many`; `make bench-field_scale` does it for thousands of clients in cost mode."
     )
     return ["## A hundred clients that really train", "", *prose(text), ""]
