@@ -50,6 +50,7 @@ _NEEDS = {
     "graph": ("simulation", ("torch", "rich")),
     "simulate": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn", "matplotlib", "jinja2", "markupsafe")),
     "plan": ("simulation", ("torch", "onnx", "rich", "sklearn")),
+    "flash": ("fleet", ("tomli_w",)),
 }
 # What a verb may find missing on its way.
 _EXTRA_OF = {"PIL": "images", "iotcore": "server"}
@@ -187,6 +188,12 @@ def _plan(args: argparse.Namespace) -> None:
     run_plan(**{key: value for key, value in vars(args).items() if key not in ("verb", "call")})
 
 
+def _flash(args: argparse.Namespace) -> None:
+    from fleet.flash.verb import FlashOptions, run_flash
+
+    run_flash(FlashOptions(**{key: value for key, value in vars(args).items() if key not in ("verb", "call")}))
+
+
 def _halt(args: argparse.Namespace) -> None:
     from wire.requests import ask
     from wire.runfile import load_run
@@ -311,6 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_files(verbs)
     _add_doctor(verbs)
     _add_field(verbs)
+    _add_fleet(verbs)
     broker = _verb(verbs, "broker", _broker, "start an MQTT broker and say how to connect")
     broker.add_argument("--host", default="127.0.0.1", help="address to listen on; other computers reach 0.0.0.0 (default %(default)s)")
     broker.add_argument("--port", type=_port, default=1883, help="default %(default)s")
@@ -420,6 +428,14 @@ def _add_field(verbs: Any) -> None:
     simulate = _verb(verbs, "simulate", _simulate, "train a run over a modelled line in virtual time, and report", run_file=True)
     add_simulate_options(simulate, count=_count, codec=_codec)
     add_plan(_verb(verbs, "plan", _plan, ABOUT), count=_count, shape=_shape, codec=_codec)
+
+
+def _add_fleet(verbs: Any) -> None:
+    if importlib.util.find_spec("fleet") is None:  # a board's image has the device's rooms alone
+        return
+    from fleet.flash.options import ABOUT, add_flash
+
+    add_flash(_verb(verbs, "flash", _flash, ABOUT))
 
 
 def _verb(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("wire", "edge_client", "server", "export", "simulation")
+ROOMS = ("wire", "edge_client", "server", "export", "simulation", "fleet")
 FILES = [ROOT / "cutlayer.py", *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
 PUBLIC = [path for path in FILES if path.stem in ("__init__",) or not path.stem.startswith("_")]
 

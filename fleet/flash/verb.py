@@ -1,0 +1,192 @@
+"""``cutlayer flash``: reads what the options name, then hands it to the target that they name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from fleet.flash.boot_files import INSTALL, PAYLOAD, TOKEN, FirstBoot, host_name
+from fleet.flash.detect import find_format, open_boot
+from fleet.flash.image import copy_image, provision
+from fleet.flash.manifest import imager_line, imager_manifest
+from fleet.flash.payload import DEVICE_NAME, Payload, archive, device_file, device_run, read_bundle_files
+from fleet.flash.wheels import choose_wheels, fetch_wheels
+from fleet.flash.wifi import Wifi, parse_wifi, read_wifi
+from wire.errors import UsageError
+from wire.store import write_atomically
+from wire.transport.broker_config import BrokerConfig
+
+__all__ = ["ENROL_PORT", "FlashOptions", "run_flash"]
+
+ENROL_PORT = 8884
+_T = TypeVar("_T")
+_TOKEN_BYTES = 4096
+_KEYS_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlashOptions:
+    """The command line's, under their names; see ``fleet.flash.options``."""
+
+    act: str | None
+    image: Path | None
+    device: str | None
+    run: Path | None
+    bundle: Path | None
+    wheels: Path | None
+    broker: str | None
+    out: Path | None
+    fleet: Path
+    token_file: Path | None
+    enrol_at: str | None
+    user: str | None
+    authorized_keys: Path | None
+    wifi: str | None
+    wifi_passphrase_file: Path | None
+    wifi_open: bool
+    format: str | None
+    memory: str
+    manifest: Path | None
+    python: list[str] | None
+    arch: str
+    client: Path | None
+
+
+def run_flash(options: FlashOptions, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    """Raises CutlayerError, in one line, for all that the operator can mend."""
+    if options.act == "fetch-wheels":
+        wheels = _given(options.wheels, "--wheels")
+        fetch_wheels(wheels, pythons=options.python or ("3.11", "3.13"), arch=options.arch, client=options.client)
+        return
+    _flash_image(options, _given(options.image, "--image"), _given(options.out, "--out"), now=clock())
+
+
+def _flash_image(options: FlashOptions, image: Path, out: Path, *, now: datetime) -> None:
+    device = _device(options)
+    first = FirstBoot(
+        host=host_name(device),
+        instance=f"cutlayer-{device}-{secrets.token_hex(8)}",
+        wifi=_wifi(options),
+        user=options.user,
+        keys=_keys(options),
+    )
+    if out.exists() and out.samefile(image):
+        raise UsageError(f"--out {out} is the image itself, which stays as it is; choose another name")
+    token = _token(options, device)
+    beside = out.with_name(out.name + ".new")
+    try:
+        copy_image(image, beside)
+        with open(beside, "rb") as copy:
+            kind = find_format(open_boot(copy, name=str(image)), name=str(image), wanted=options.format)
+        extra = _carried(options, device, python=kind.python, arch="aarch64", token=token)
+        done = provision(image, beside, kind=kind, first=first, extra=extra, now=now)
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)
+    print(f"{out}: {image.name} that becomes `{device}` at its first start ({kind.name}, Python {kind.python})")
+    print(f"on its boot partition: {', '.join(done.files)}; read back, and all else as in {image.name}")
+    if token is not None:
+        print("it holds the device's enrolment token: write the card, then remove the file")
+    if options.manifest is not None:
+        text = imager_manifest(out, device=device, size_bytes=done.size_bytes, sha256=done.sha256, day=now.date())
+        write_atomically(options.manifest, text.encode())
+        print(f"{options.manifest}: for rpi-imager --repo {options.manifest}")
+    print(f"write it: {imager_line(out, sha256=done.sha256)}")
+
+
+def _carried(options: FlashOptions, device: str, *, python: str, arch: str, token: bytes | None) -> dict[str, bytes]:
+    """The files that travel beside the boot files, by name."""
+    url = _given(options.broker, "--broker")
+    secure = _broker(url).url.startswith("mqtts:")
+    payload = archive(
+        Payload(
+            device=device,
+            run=device_run(_given(options.run, "--run"), device=device, broker=url, identity=secure),
+            bundle=read_bundle_files(_given(options.bundle, "--bundle")),
+            wheels=choose_wheels(_given(options.wheels, "--wheels"), python=python, arch=arch),
+            ca=_authority(options) if secure else None,
+            enrol=options.enrol_at or f"{urlsplit(url).hostname}:{ENROL_PORT}",
+            memory=options.memory,
+        )
+    )
+    summed = f"{hashlib.sha256(payload).hexdigest()}  {PAYLOAD}\n".encode()
+    found = {PAYLOAD: payload, "cutlayer-payload.sha256": summed, INSTALL: device_file(INSTALL).encode()}
+    return found | ({TOKEN: token} if token is not None else {})
+
+
+# ------------------------------------------------------------------ what the options name
+
+
+def _given(value: _T | None, option: str) -> _T:
+    if value is None:
+        raise UsageError(f"`cutlayer flash` needs {option}; `cutlayer flash --help` lists what there is")
+    return value
+
+
+def _device(options: FlashOptions) -> str:
+    device = _given(options.device, "--device")
+    if not DEVICE_NAME.fullmatch(device):
+        raise UsageError(f"--device {device!r} is no device's name: 1 to 64 letters, digits, `-` or `_`")
+    return device
+
+
+def _broker(url: str) -> BrokerConfig:
+    try:
+        return BrokerConfig(url=url)
+    except ValueError as exc:
+        raise UsageError(f"--broker: {exc}") from exc
+
+
+def _authority(options: FlashOptions) -> bytes:
+    path = options.fleet / "ca" / "ca.pem"
+    if not path.exists():
+        raise UsageError(
+            f"{path} is not there, and {options.broker} speaks TLS; make the authority with `cutlayer ca init`, or give --fleet DIR"
+        )
+    return path.read_bytes()
+
+
+def _token(options: FlashOptions, device: str) -> bytes | None:
+    """None: the broker speaks no TLS, so the device gets no identity."""
+    if _broker(_given(options.broker, "--broker")).url.startswith("mqtt:"):
+        return None
+    path = options.token_file or options.fleet / "tokens" / f"{device}.token"
+    if not path.exists():
+        raise UsageError(f"{path} is not there; make the token with `cutlayer device add {device}`, or give --token-file FILE")
+    with open(path, "rb") as file:
+        token = file.read(_TOKEN_BYTES + 1)
+    if not token.strip() or len(token) > _TOKEN_BYTES:
+        raise UsageError(f"{path} is no enrolment token; make one with `cutlayer device add {device}`")
+    return token
+
+
+def _wifi(options: FlashOptions) -> Wifi | None:
+    if options.wifi is None:
+        return None
+    try:
+        network = parse_wifi(options.wifi)
+    except ValueError as exc:
+        raise UsageError(f"--wifi: {exc}") from exc
+    return read_wifi(network, passphrase_file=options.wifi_passphrase_file, open_network=options.wifi_open)
+
+
+def _keys(options: FlashOptions) -> tuple[str, ...]:
+    if (options.user is None) is not (options.authorized_keys is None):
+        raise UsageError("--user and --authorized-keys go together: nobody logs in with a password")
+    if options.user is None or options.authorized_keys is None:
+        return ()
+    if not options.user.isidentifier() or not options.user.islower() or options.user in ("root", "pi", "cutlayer"):
+        raise UsageError(f"--user {options.user!r} cannot be used; take another name of small letters, digits and `_`")
+    with open(options.authorized_keys, encoding="utf-8", errors="replace") as file:
+        lines = [line.strip() for line in file.read(_KEYS_BYTES).splitlines()]
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys or not all(line.isprintable() for line in keys) or any("PRIVATE KEY" in line for line in lines):
+        raise UsageError(f"{options.authorized_keys} holds no public keys, one a line, like ssh-ed25519 AAAA… name")
+    return keys
