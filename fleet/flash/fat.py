@@ -6,11 +6,14 @@ stated exactly; and the one library for it rests on another that is no longer ke
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO
+
+import numpy as np
 
 from fleet.flash.fat_names import ENTRY_BYTES, Entry, entry_rows, read_entries
 from fleet.flash.partitions import Partition
@@ -47,6 +50,8 @@ class FatVolume:
         self._image, self._partition, self._name = image, partition, name
         self._layout = self._read_layout()
         self._table = bytearray(self._get(self._layout.table_at[0], self._layout.table_bytes))
+        self._links = np.frombuffer(self._table, dtype="<u4" if self._layout.wide else "<u2")
+        self._mask = 0x0FFFFFFF if self._layout.wide else 0xFFFF
         self._free = self._free_clusters()
         self.touched: list[Span] = []
 
@@ -148,25 +153,18 @@ class FatVolume:
     # ------------------------------------------------------------ the table
 
     def _entry_of(self, cluster: int) -> int:
-        if self._layout.wide:
-            value: int = struct.unpack_from("<I", self._table, cluster * 4)[0]
-            return value & 0x0FFFFFFF
-        narrow: int = struct.unpack_from("<H", self._table, cluster * 2)[0]
-        return narrow
+        return int(self._links[cluster]) & self._mask
 
     def _set(self, cluster: int, value: int) -> None:
-        if self._layout.wide:
-            (old,) = struct.unpack_from("<I", self._table, cluster * 4)
-            struct.pack_into("<I", self._table, cluster * 4, old & 0xF0000000 | value & 0x0FFFFFFF)  # the high bits are not ours
-        else:
-            struct.pack_into("<H", self._table, cluster * 2, value & 0xFFFF)
+        self._links[cluster] = int(self._links[cluster]) & ~self._mask | value & self._mask  # FAT32's four high bits are not ours
 
     def _link(self, chain: list[int]) -> None:
-        for here, there in zip(chain, [*chain[1:], 0x0FFFFFFF], strict=True):
+        for here, there in itertools.pairwise([*chain, 0x0FFFFFFF]):
             self._set(here, there)
 
     def _free_clusters(self) -> list[int]:
-        return [cluster for cluster in range(2, self._layout.clusters + 2) if self._entry_of(cluster) == 0]
+        entries = self._links[: self._layout.clusters + 2] & self._mask
+        return [cluster for cluster in np.flatnonzero(entries == 0).tolist() if cluster >= 2]
 
     def _chain(self, first: int) -> list[int]:
         """All clusters of a file. Raises UsageError where one points outside, or they go in a circle."""

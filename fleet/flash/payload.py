@@ -14,12 +14,13 @@ from pathlib import Path
 
 import tomli_w
 
+from fleet.flash.boot_files import INSTALL, PAYLOAD, TOKEN
 from wire.errors import BundleError, RunFileError, UsageError
 from wire.limits import LIMITS
 from wire.manifest import load_manifest
 from wire.runfile import load_run, parse_run
 
-__all__ = ["DEVICE_NAME", "Payload", "archive", "device_file", "device_run", "read_bundle_files"]
+__all__ = ["DEVICE_NAME", "Payload", "carried", "device_file", "device_run", "read_bundle_files"]
 
 DEVICE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOME = "/var/lib/cutlayer"
@@ -45,7 +46,15 @@ def device_file(name: str) -> str:
     return importlib.resources.files("fleet.flash").joinpath("device", name).read_text(encoding="utf-8")
 
 
-def archive(payload: Payload) -> bytes:
+def carried(payload: Payload, token: bytes | None) -> dict[str, bytes]:
+    """The files that travel, by name: the archive, its sum, the script that installs it, and the token apart from them: it goes first."""
+    packed = _archive(payload)
+    summed = f"{hashlib.sha256(packed).hexdigest()}  {PAYLOAD}\n".encode()
+    found = {PAYLOAD: packed, "cutlayer-payload.sha256": summed, INSTALL: device_file(INSTALL).encode()}
+    return found | ({TOKEN: token} if token is not None else {})
+
+
+def _archive(payload: Payload) -> bytes:
     """The archive; the same input gives the same bytes. All files are root's, and readable by root alone."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:

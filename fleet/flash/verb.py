@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from fleet.flash.boot_files import INSTALL, PAYLOAD, TOKEN, FirstBoot, host_name
+from fleet.flash.boot_files import FirstBoot, host_name
 from fleet.flash.detect import find_format, open_boot
 from fleet.flash.image import copy_image, provision
 from fleet.flash.manifest import imager_line, imager_manifest
-from fleet.flash.payload import DEVICE_NAME, Payload, archive, device_file, device_run, read_bundle_files
+from fleet.flash.payload import DEVICE_NAME, Payload, carried, device_run, read_bundle_files
 from fleet.flash.wheels import choose_wheels, fetch_wheels
 from fleet.flash.wifi import Wifi, parse_wifi, read_wifi
 from wire.errors import UsageError
@@ -79,13 +78,14 @@ def _flash_image(options: FlashOptions, image: Path, out: Path, *, now: datetime
     )
     if out.exists() and out.samefile(image):
         raise UsageError(f"--out {out} is the image itself, which stays as it is; choose another name")
-    token = _token(options, device)
+    payload, token = _payload(options, device), _token(options, device)
     beside = out.with_name(out.name + ".new")
     try:
         copy_image(image, beside)
         with open(beside, "rb") as copy:
             kind = find_format(open_boot(copy, name=str(image)), name=str(image), wanted=options.format)
-        extra = _carried(options, device, python=kind.python, arch="aarch64", token=token)
+        wheels = choose_wheels(_given(options.wheels, "--wheels"), python=kind.python, arch="aarch64")
+        extra = carried(replace(payload, wheels=wheels), token)
         done = provision(image, beside, kind=kind, first=first, extra=extra, now=now)
         os.replace(beside, out)
     finally:
@@ -101,24 +101,19 @@ def _flash_image(options: FlashOptions, image: Path, out: Path, *, now: datetime
     print(f"write it: {imager_line(out, sha256=done.sha256)}")
 
 
-def _carried(options: FlashOptions, device: str, *, python: str, arch: str, token: bytes | None) -> dict[str, bytes]:
-    """The files that travel beside the boot files, by name."""
+def _payload(options: FlashOptions, device: str) -> Payload:
+    """Without wheels, which depend on the image."""
     url = _given(options.broker, "--broker")
     secure = _broker(url).url.startswith("mqtts:")
-    payload = archive(
-        Payload(
-            device=device,
-            run=device_run(_given(options.run, "--run"), device=device, broker=url, identity=secure),
-            bundle=read_bundle_files(_given(options.bundle, "--bundle")),
-            wheels=choose_wheels(_given(options.wheels, "--wheels"), python=python, arch=arch),
-            ca=_authority(options) if secure else None,
-            enrol=options.enrol_at or f"{urlsplit(url).hostname}:{ENROL_PORT}",
-            memory=options.memory,
-        )
+    return Payload(
+        device=device,
+        run=device_run(_given(options.run, "--run"), device=device, broker=url, identity=secure),
+        bundle=read_bundle_files(_given(options.bundle, "--bundle")),
+        wheels=(),
+        ca=_authority(options) if secure else None,
+        enrol=options.enrol_at or f"{urlsplit(url).hostname}:{ENROL_PORT}",
+        memory=options.memory,
     )
-    summed = f"{hashlib.sha256(payload).hexdigest()}  {PAYLOAD}\n".encode()
-    found = {PAYLOAD: payload, "cutlayer-payload.sha256": summed, INSTALL: device_file(INSTALL).encode()}
-    return found | ({TOKEN: token} if token is not None else {})
 
 
 # ------------------------------------------------------------------ what the options name
