@@ -71,11 +71,11 @@ echo {host} >/etc/hostname
 sed -i "s/^127\\.0\\.1\\.1.*/127.0.1.1\\t{host}/" /etc/hosts
 {login}{wifi}sh "$boot/{install}" "$boot" || echo "{install} ended with $?; it is tried again at the next start"
 sed -i 's| systemd\\.[^ ]*||g' "$boot/cmdline.txt"
-sync
+sync -f "$boot" /etc
 head -c "$(wc -c <"$boot/firstrun.sh")" /dev/zero 1<>"$boot/firstrun.sh"
-sync
+sync "$boot/firstrun.sh"
 rm -f "$boot/firstrun.sh"
-sync
+sync -f "$boot"
 exit 0
 }}
 """

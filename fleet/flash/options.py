@@ -26,7 +26,16 @@ def add_flash(flash: argparse.ArgumentParser) -> None:
     flash.add_argument("--format", choices=("firstrun", "cloud-init", "preseed"), help="how the image is set up, where it does not show")
     flash.add_argument("--memory", default="75%", metavar="SIZE", help="most that the client may use, like 300M (default %(default)s)")
     flash.add_argument("--manifest", type=Path, metavar="FILE", help="write a list for Raspberry Pi Imager as well")
+    _add_targets(flash)
     _add_fetch(flash)
+
+
+def _add_targets(flash: argparse.ArgumentParser) -> None:
+    flash.add_argument("--to", type=Path, metavar="/dev/…", help="write the card as well, after showing what it is; --out may be left out")
+    flash.add_argument("--yes", action="store_true", help="--to: do not ask")
+    flash.add_argument("--fixed-disk", action="store_true", help="--to: also a disk that does not count as removable")
+    flash.add_argument("--ssh", metavar="USER@HOST", help="no image: install on a computer that runs, Debian for arm64 or amd64")
+    flash.add_argument("--compose", type=Path, metavar="DIR", help="no image: write a compose project for arm64 here")
 
 
 def _add_identity(flash: argparse.ArgumentParser) -> None:

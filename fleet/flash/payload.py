@@ -24,7 +24,15 @@ __all__ = ["DEVICE_NAME", "Payload", "carried", "device_file", "device_run", "re
 
 DEVICE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOME = "/var/lib/cutlayer"
-_CA_BYTES = 1 << 16
+_DEVICE_FILES = (
+    "cutlayer.service",
+    "cutlayer-enrol.service",
+    "cutlayer-enrol.timer",
+    "cutlayer-renewed.path",
+    "cutlayer-renewed.service",
+    "enrol.sh",
+    "watchdog.conf",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +77,7 @@ def _members(payload: Payload) -> Iterator[tuple[str, bytes]]:
     yield "run.toml", payload.run
     if payload.ca is not None:
         yield "ca.pem", payload.ca
-    for name in ("cutlayer.service", "cutlayer-enrol.service", "enrol.sh", "watchdog.conf"):
+    for name in _DEVICE_FILES:
         text = device_file(name).replace("@DEVICE@", payload.device).replace("@MEMORY@", payload.memory)
         yield name, text.replace("@ENROL@", payload.enrol or "").encode()
     for path, data in sorted(payload.bundle.items()):
@@ -78,8 +86,9 @@ def _members(payload: Payload) -> Iterator[tuple[str, bytes]]:
         yield f"wheels/{wheel.name}", wheel.read_bytes()
 
 
-def device_run(run_file: Path, *, device: str, broker: str, identity: bool) -> bytes:
-    """``device``'s slice with its broker and with the paths of the device. Raises RunFileError where it is no slice, or another party's."""
+def device_run(run_file: Path, *, device: str, broker: str, identity: bool, keys: str = f"{_HOME}/identity") -> bytes:
+    """``device``'s slice with its broker and, where it has an ``identity``, with the paths of its certificates in the folder ``keys``.
+    Raises RunFileError where it is no slice, or another party's."""
     run = load_run(run_file)
     if run.slice is None:
         raise RunFileError(
@@ -92,7 +101,7 @@ def device_run(run_file: Path, *, device: str, broker: str, identity: bool) -> b
     table = tomllib.loads(run_file.read_text(encoding="utf-8"))
     table["slice"].pop("base", None)  # on the device, paths begin where the run file lies
     kept = {key: value for key, value in table.get("broker", {}).items() if key in ("keepalive_s", "part_bytes", "connect_timeout_s")}
-    paths = {"ca": f"{_HOME}/ca.pem", "cert": f"{_HOME}/identity/cert.pem", "key": f"{_HOME}/identity/key.pem"}
+    paths = {name: f"{keys}/{name}.pem" for name in ("ca", "cert", "key")}
     table["broker"] = kept | {"url": broker} | (paths if identity else {})
     parse_run(table, base=_HOME)
     return tomli_w.dumps(table).encode()

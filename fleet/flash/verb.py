@@ -12,10 +12,13 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from fleet.flash.boot_files import FirstBoot, host_name
+from fleet.flash.compose import write_compose
 from fleet.flash.detect import find_format, open_boot
+from fleet.flash.disk import Disk, check_disk, look_at, write_disk
 from fleet.flash.image import copy_image, provision
 from fleet.flash.manifest import imager_line, imager_manifest
 from fleet.flash.payload import DEVICE_NAME, Payload, carried, device_run, read_bundle_files
+from fleet.flash.ssh import install_over_ssh, look_over_ssh
 from fleet.flash.wheels import choose_wheels, fetch_wheels
 from fleet.flash.wifi import Wifi, parse_wifi, read_wifi
 from wire.errors import UsageError
@@ -53,6 +56,11 @@ class FlashOptions:
     format: str | None
     memory: str
     manifest: Path | None
+    to: Path | None
+    yes: bool
+    fixed_disk: bool
+    ssh: str | None
+    compose: Path | None
     python: list[str] | None
     arch: str
     client: Path | None
@@ -64,7 +72,66 @@ def run_flash(options: FlashOptions, *, clock: Callable[[], datetime] = lambda: 
         wheels = _given(options.wheels, "--wheels")
         fetch_wheels(wheels, pythons=options.python or ("3.11", "3.13"), arch=options.arch, client=options.client)
         return
-    _flash_image(options, _given(options.image, "--image"), _given(options.out, "--out"), now=clock())
+    targets = [
+        name for name, value in (("--image", options.image), ("--ssh", options.ssh), ("--compose", options.compose)) if value is not None
+    ]
+    if len(targets) > 1:
+        raise UsageError(f"{' and '.join(targets)} are two targets; give one")
+    if options.ssh is not None:
+        _flash_host(options, options.ssh)
+    elif options.compose is not None:
+        _flash_compose(options, options.compose)
+    elif options.to is not None:
+        _flash_card(options, options.to, now=clock())
+    else:
+        _flash_image(options, _given(options.image, "--image"), _given(options.out, "--out"), now=clock())
+
+
+def _flash_host(options: FlashOptions, target: str) -> None:
+    device = _device(options)
+    payload, token = _payload(options, device), _token(options, device)
+    host = look_over_ssh(target)
+    wheels = choose_wheels(_given(options.wheels, "--wheels"), python=host.python, arch=host.arch)
+    print(install_over_ssh(target, carried(replace(payload, wheels=wheels), token)), end="")
+    print(f"{target} is `{device}` now (Python {host.python}, {host.arch})")
+
+
+def _flash_compose(options: FlashOptions, out: Path) -> None:
+    device = _device(options)
+    payload = _payload(options, device, keys="/keys")
+    memory = "512m" if options.memory.endswith("%") else options.memory.lower()
+    token = _token(options, device)
+    write_compose(
+        out, device=device, run=payload.run, bundle=payload.bundle, ca=payload.ca, token=token, enrol=payload.enrol or "", memory=memory
+    )
+    print(f"{out}: a compose project that is `{device}`; on the board: chown -R 10001:10001 data keys && docker compose up --build -d")
+
+
+def _flash_card(options: FlashOptions, device: Path, *, now: datetime) -> None:
+    """The copy, then the card. The disk is looked at before anything is made, and again before it is written."""
+    image = _given(options.image, "--image")
+    check_disk(look_at(device), image_bytes=0, fixed=options.fixed_disk)
+    kept = options.out is not None
+    out = options.out or Path(f"{_device(options)}.card.img")
+    try:
+        _flash_image(options, image, out, now=now)
+        disk = look_at(device)
+        check_disk(disk, image_bytes=out.stat().st_size, fixed=options.fixed_disk)
+        print(disk.describe())
+        if not options.yes and not _agreed(disk):
+            raise UsageError(f"nothing was written to {device}")
+        written = write_disk(out, device)
+        print(f"{device}: {written} bytes written and read back; take the card out")
+    finally:
+        if not kept:
+            out.unlink(missing_ok=True)
+
+
+def _agreed(disk: Disk) -> bool:
+    try:
+        return input(f"everything on it will be lost; type {disk.name} to write it: ").strip() == disk.name
+    except EOFError as exc:
+        raise UsageError("there is no terminal to ask at; say --yes") from exc
 
 
 def _flash_image(options: FlashOptions, image: Path, out: Path, *, now: datetime) -> None:
@@ -98,16 +165,17 @@ def _flash_image(options: FlashOptions, image: Path, out: Path, *, now: datetime
         text = imager_manifest(out, device=device, size_bytes=done.size_bytes, sha256=done.sha256, day=now.date())
         write_atomically(options.manifest, text.encode())
         print(f"{options.manifest}: for rpi-imager --repo {options.manifest}")
-    print(f"write it: {imager_line(out, sha256=done.sha256)}")
+    if options.to is None:
+        print(f"write it: {imager_line(out, sha256=done.sha256)}")
 
 
-def _payload(options: FlashOptions, device: str) -> Payload:
+def _payload(options: FlashOptions, device: str, *, keys: str = "/var/lib/cutlayer/identity") -> Payload:
     """Without wheels, which depend on the image."""
     url = _given(options.broker, "--broker")
     secure = _broker(url).url.startswith("mqtts:")
     return Payload(
         device=device,
-        run=device_run(_given(options.run, "--run"), device=device, broker=url, identity=secure),
+        run=device_run(_given(options.run, "--run"), device=device, broker=url, identity=secure, keys=keys),
         bundle=read_bundle_files(_given(options.bundle, "--bundle")),
         wheels=(),
         ca=_authority(options) if secure else None,

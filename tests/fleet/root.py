@@ -7,10 +7,10 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["Root"]
+__all__ = ["ENTER", "Root"]
 
 # Our own namespace; what is mounted in it goes with it.
-_ENTER = """
+ENTER = """
 set -e
 root=$1; shift
 mount --bind /usr "$root/usr"
@@ -53,7 +53,7 @@ class Root:
             (self.boot / name).write_bytes(data)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        enter = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", _ENTER, "sh", str(self.folder)]
+        enter = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", ENTER, "sh", str(self.folder)]
         return subprocess.run([*enter, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280)
 
     def read(self, name: str) -> str:

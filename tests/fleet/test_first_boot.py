@@ -77,6 +77,8 @@ def _check_installed(root: Root, *, secrets_gone: bool = True) -> None:
     assert (root.folder / "opt/cutlayer/venv/bin/python").exists()
     wants = root.folder / "etc/systemd/system/multi-user.target.wants"
     assert sorted(path.name for path in wants.iterdir()) == ["cutlayer-enrol.service", "cutlayer.service"]
+    assert (wants.with_name("timers.target.wants") / "cutlayer-enrol.timer").is_symlink()
+    assert (wants.with_name("paths.target.wants") / "cutlayer-renewed.path").is_symlink()
     assert not [path.name for path in root.boot.iterdir() if path.name.startswith("cutlayer")]
     assert sorted(path.name for path in (root.folder / "opt/cutlayer").iterdir()) == ["enrol.sh", "venv"]
     assert not (root.folder / "etc/systemd/system/cutlayer-install.service").exists()

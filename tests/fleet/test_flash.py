@@ -165,22 +165,23 @@ def test_the_payload_is_the_device_s_own_and_whole(old: Path, new: Path, desk: D
         assert run.digest == load_run(desk.folder / "board-1.toml").digest
         assert run.broker.url == "mqtts://broker.example:8883"
         assert (run.broker.ca, run.broker.cert, run.broker.key) == (
-            "/var/lib/cutlayer/ca.pem",
+            "/var/lib/cutlayer/identity/ca.pem",
             "/var/lib/cutlayer/identity/cert.pem",
             "/var/lib/cutlayer/identity/key.pem",
         )
-        assert b"broker.example:8884" in found["enrol.sh"]
+        assert b"--name board-1 --url https://broker.example:8884 " in found["enrol.sh"]
         assert b"@" not in re.sub(rb"SystemCallFilter=@system-service", b"", found["cutlayer.service"] + found["cutlayer-enrol.service"])
 
 
 def test_the_services_are_hardened_as_systemd_counts_it(old: Path, tmp_path: Path) -> None:
-    for name in ("cutlayer.service", "cutlayer-enrol.service"):
-        (tmp_path / name).write_bytes(_payload(old)[name].replace(b"/opt/cutlayer/venv/bin/python", b"/bin/sh"))
+    for name, data in _payload(old).items():
+        if name.startswith("cutlayer"):
+            (tmp_path / name).write_bytes(data.replace(b"/opt/cutlayer/venv/bin/python", b"/bin/sh"))
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=30", tmp_path / "cutlayer.service"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-400:] + done.stderr
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *tmp_path.glob("*.service")], capture_output=True, text=True)
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *tmp_path.glob("cutlayer*")], capture_output=True, text=True)
     complaints = [line for line in done.stderr.splitlines() if "cutlayer" in line]
     assert complaints == []
 

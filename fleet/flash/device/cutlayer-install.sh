@@ -15,7 +15,7 @@ say() { echo "cutlayer-install: $*"; }
 wipe() {
     [ -f "$1" ] || return 0
     head -c "$(wc -c <"$1")" /dev/zero 1<>"$1"
-    sync
+    sync "$1"
     rm -f "$1"
 }
 
@@ -63,9 +63,9 @@ install -d -o cutlayer -g cutlayer -m 700 $home $home/identity
 if [ -f "$from/cutlayer-token" ]; then
     (umask 077; cat "$from/cutlayer-token" >$home/identity/token.new)
     chown cutlayer:cutlayer $home/identity/token.new
-    sync
+    sync $home/identity/token.new
     mv $home/identity/token.new $home/identity/token
-    sync
+    sync $home/identity
     wipe "$from/cutlayer-token"
 fi
 
@@ -89,25 +89,26 @@ cp $payload/run.toml $home/run.toml
 chown -R cutlayer:cutlayer $home
 chmod 600 $home/run.toml
 cp $payload/enrol.sh $opt/enrol.sh
-cp $payload/cutlayer.service $payload/cutlayer-enrol.service /etc/systemd/system/
+cp $payload/cutlayer*.service $payload/cutlayer*.timer $payload/cutlayer*.path /etc/systemd/system/
 mkdir -p /etc/systemd/system.conf.d
 cp $payload/watchdog.conf /etc/systemd/system.conf.d/cutlayer-watchdog.conf
-systemctl enable cutlayer.service cutlayer-enrol.service
+systemctl enable cutlayer.service cutlayer-enrol.service cutlayer-enrol.timer cutlayer-renewed.path
 
 say "removing what was carried along"
 rm -rf $payload
 for name in network-config rpi-preseed.toml; do
     [ ! -f "$from/$name" ] || ! grep -q -e '"password"' -e '^password = ' "$from/$name" || wipe "$from/$name"
 done
-sync
+sync -f $opt
 # The run file in it names topics and may hold keys.
 wipe "$from/cutlayer-payload.tar"
 rm -f "$from/cutlayer-payload.sha256" "$from/cutlayer-install.sh"
 systemctl disable cutlayer-install.service
 rm -f $again $opt/install.sh
-sync
+sync -f $opt
+sync -f "$from"
 if [ "${2-}" = start ] && [ -d /run/systemd/system ]; then
     systemctl daemon-reload
-    systemctl start --no-block cutlayer-enrol.service cutlayer.service
+    systemctl start --no-block cutlayer-enrol.service cutlayer-enrol.timer cutlayer-renewed.path cutlayer.service
 fi
 say "done"

@@ -1,6 +1,5 @@
 #!/bin/sh
-# The one place that names the enrolment command. It makes the key, sends the token, keeps the certificate; then the token goes.
-set -eu
+# The one place that names the enrolment command: at each start and each day it enrols, renews, or has nothing to do. It removes the token.
 home=/var/lib/cutlayer
-/opt/cutlayer/venv/bin/cutlayer enroll --device @DEVICE@ --ca-url @ENROL@ --ca $home/ca.pem --token-file $home/identity/token --out $home/identity
-rm -f $home/identity/token
+exec /opt/cutlayer/venv/bin/python -m edge_client.enroll --name @DEVICE@ --url https://@ENROL@ --ca $home/ca.pem \
+    --token $home/identity/token --out $home/identity
