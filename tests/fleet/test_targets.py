@@ -125,9 +125,17 @@ def test_a_card_is_written_and_read_back(tmp_path: Path) -> None:
 
 
 def test_a_card_that_does_not_keep_what_is_written(tmp_path: Path) -> None:
-    (tmp_path / "image").write_bytes(os.urandom(1000))
+    image, card = tmp_path / "image", tmp_path / "card"
+    image.write_bytes(b"\1" * 1000)
+    card.write_bytes(bytes(1000))
+
+    def lose(_: int) -> None:
+        with open(card, "r+b") as file:
+            file.seek(512)
+            file.write(b"\0")
+
     with pytest.raises(StorageError, match="does not hold what was written"):
-        write_disk(tmp_path / "image", Path("/dev/null"), exclusive=False)
+        write_disk(image, card, exclusive=False, say=lose)
 
 
 # ------------------------------------------------------------------ a computer in reach

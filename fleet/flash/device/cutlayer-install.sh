@@ -108,7 +108,9 @@ rm -f $again $opt/install.sh
 sync -f $opt
 sync -f "$from"
 if [ "${2-}" = start ] && [ -d /run/systemd/system ]; then
-    systemctl daemon-reload
-    systemctl start --no-block cutlayer-enrol.service cutlayer-enrol.timer cutlayer-renewed.path cutlayer.service
+    {
+        systemctl daemon-reload
+        systemctl start --no-block cutlayer-enrol.service cutlayer-enrol.timer cutlayer-renewed.path cutlayer.service
+    } || say "the client starts with the next start of the system"
 fi
 say "done"
