@@ -49,7 +49,7 @@ _NEEDS = {
     "assemble": ("export", ("torch", "onnx")),
     "graph": ("simulation", ("torch", "rich")),
     "simulate": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn", "matplotlib", "jinja2", "markupsafe")),
-    "plan": ("simulation", ("torch", "onnx", "rich", "sklearn")),
+    "plan": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn")),
     "flash": ("fleet", ("tomli_w",)),
 }
 # What a verb may find missing on its way.
@@ -216,6 +216,58 @@ def _doctor(args: argparse.Namespace) -> None:
     run_doctor(doctor, json=args.json)
 
 
+def _ca(args: argparse.Namespace) -> None:
+    from fleet import verbs
+    from fleet.state import Fleet
+
+    fleet = Fleet(folder=args.fleet)
+    if args.act == "init":
+        verbs.init_authority(fleet, name=args.name)
+    else:
+        verbs.serve_authority(fleet, host=args.host, port=args.port, names=args.name, approve=args.approve)
+
+
+def _device(args: argparse.Namespace) -> None:
+    from fleet import verbs
+    from fleet.state import Fleet
+
+    fleet = Fleet(folder=args.fleet)
+    if args.act == "add":
+        verbs.add_device(fleet, args.device, hours=args.hours, out=args.out)
+    elif args.act == "list":
+        verbs.list_devices(fleet, as_json=args.json)
+    elif args.act == "revoke":
+        verbs.revoke_device(fleet, args.device, broker=args.broker)
+    elif args.act == "approve":
+        verbs.approve_device(fleet, args.device)
+    else:
+        verbs.issue_device(fleet, args.device, csr=args.csr, out=args.out)
+
+
+def _broker_config(args: argparse.Namespace) -> None:
+    from fleet.broker_config import write_broker_config
+    from fleet.state import Fleet
+
+    write_broker_config(
+        Fleet(folder=args.fleet),
+        args.run_files,
+        out=args.out,
+        at=args.at,
+        names=args.name,
+        bind=args.bind,
+        mosquitto=args.mosquitto,
+        acl_plugin=args.acl_plugin,
+        operator=args.operator,
+        audit=args.audit,
+    )
+
+
+def _enroll(args: argparse.Namespace) -> None:
+    from edge_client.enroll.options import run_enroll
+
+    run_enroll(args)
+
+
 # ------------------------------------------------------------------ the command line
 
 
@@ -318,11 +370,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_files(verbs)
     _add_doctor(verbs)
     _add_field(verbs)
-    _add_fleet(verbs)
     broker = _verb(verbs, "broker", _broker, "start an MQTT broker and say how to connect")
     broker.add_argument("--host", default="127.0.0.1", help="address to listen on; other computers reach 0.0.0.0 (default %(default)s)")
     broker.add_argument("--port", type=_port, default=1883, help="default %(default)s")
     broker.add_argument("--engine", choices=("auto", "mosquitto", "embedded"), default="auto", help="auto: mosquitto where it is installed")
+    _add_fleet(verbs, broker)
     return parser
 
 
@@ -430,12 +482,22 @@ def _add_field(verbs: Any) -> None:
     add_plan(_verb(verbs, "plan", _plan, ABOUT), count=_count, shape=_shape, codec=_codec)
 
 
-def _add_fleet(verbs: Any) -> None:
+def _add_fleet(verbs: Any, broker: argparse.ArgumentParser) -> None:
+    from edge_client.enroll.options import ABOUT, add_enroll
+
+    add_enroll(_verb(verbs, "enroll", _enroll, ABOUT))
     if importlib.util.find_spec("fleet") is None:  # a board's image has the device's rooms alone
         return
-    from fleet.flash.options import ABOUT, add_flash
+    from fleet.flash.options import ABOUT as FLASH
+    from fleet.flash.options import add_flash
+    from fleet.options import add_broker_config, add_ca, add_device
 
-    add_flash(_verb(verbs, "flash", _flash, ABOUT))
+    add_ca(_verb(verbs, "ca", _ca, "the fleet's certificate authority: make it, run it"), port=_port)
+    add_device(_verb(verbs, "device", _device, "the fleet's devices: add, list, approve, revoke"), hours=_seconds)
+    acts = broker.add_subparsers(dest="act", metavar="ACT", title="acts")
+    about = "write what a mosquitto needs to serve a run with mutual TLS"
+    add_broker_config(_verb(acts, "config", _broker_config, about))
+    add_flash(_verb(verbs, "flash", _flash, FLASH))
 
 
 def _verb(

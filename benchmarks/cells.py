@@ -26,7 +26,7 @@ from simulation.parties import Parties, client_command, server_command
 from wire.runfile import Run, load_run
 from wire.spool import SpoolConfig
 
-__all__ = ["Keyed", "cell_arguments", "missing", "run_cells", "stored", "train", "train_on_line"]
+__all__ = ["Keyed", "cell_arguments", "exported", "missing", "run_cells", "stored", "train", "train_on_line"]
 
 _EXPORTING = threading.Lock()  # tracing patches torch for the whole process
 
@@ -47,7 +47,7 @@ def train(table: Mapping[str, Any], *, on_event: Callable[[Mapping[str, Any]], N
     Every party is a process. Raises CutlayerError.
     """
     begun = time.perf_counter()
-    with _exported(table) as (path, run), start_broker(engine="mosquitto") as broker:
+    with exported(table) as (path, run), start_broker(engine="mosquitto") as broker:
         with Parties(run) as parties:
             parties.start(run.server.name, server_command(path, broker.url))
             for client in run.clients:
@@ -71,7 +71,7 @@ def train_on_line(
     """The same in virtual time, in this process; each party's ``peak_rss_mb`` is this process's. ``on_event`` hears the coordinator:
     seconds of line time, the event's name, its fields. Raises CutlayerError."""
     begun = time.perf_counter()
-    with _exported(table) as (_, run):
+    with exported(table) as (_, run):
         run = dataclasses.replace(run, spool=SpoolConfig(limit_bytes=0))
         maker = TrainMaker(run)
 
@@ -93,7 +93,7 @@ def train_on_line(
 
 
 @contextlib.contextmanager
-def _exported(table: Mapping[str, Any]) -> Iterator[tuple[Path, Run]]:
+def exported(table: Mapping[str, Any]) -> Iterator[tuple[Path, Run]]:
     """A run file and its run, in a folder of their own, with bundles."""
     with tempfile.TemporaryDirectory(prefix="cutlayer-cell-") as folder:
         path = Path(folder, "run.toml")

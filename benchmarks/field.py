@@ -1,19 +1,20 @@
 """How long to 85 % on Fashion-MNIST over each line: split with each codec, federated averaging, and uploading the raw data once.
 
-A cell is a method on a link, simulated: actors, codecs and engines are real, the line and the boards are the presets'. Cells that
-``docs/benchmarks/field.json`` has already are not run again. About half an hour of one core.
+A cell is a method: trained once in virtual time, and what was sent then sent again over each line, by real drivers (cost mode). Cells that
+``docs/benchmarks/field.json`` has already are not run again. About ten minutes of one core.
 
     python -m benchmarks.field [--jobs 1] [--only TEXT] [--again]        writes docs/benchmarks/field.md and field.json
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.cells import cell_arguments, missing, run_cells, stored, train_on_line
+from benchmarks.cells import cell_arguments, exported, missing, run_cells, stored
 from benchmarks.common import PAGES, prose
 from benchmarks.field_page import LINKS, TARGET, write_field_page
 from benchmarks.paper_costs import MODELS
 from benchmarks.paper_data import part_of_fashion
 from benchmarks.paper_models import fashion
 from benchmarks.paper_runs import Pace
+from simulation.field.cost import cost_maker
 from simulation.field.presets import load_device, load_link
+from simulation.field.sizes import Sizes, whole_sizes
+from simulation.field.world import World
+from wire.runfile import Run
+from wire.spool import SpoolConfig
 
-__all__ = ["METHODS", "Cell", "Method", "cells", "main"]
+__all__ = ["METHODS", "Cell", "Method", "main"]
 
 RESULTS = PAGES / "field.json"
 BOARD, SERVER = "pi-zero-2w", "server"
 TRAIN, TEST, CLIENTS = 10_000, 2_000, 10
 RAW_SAMPLES = (1000, 2000, 3000, 4000, 5000, 6000, 8000, 10_000)
-_WAYS, _USES = ("up", "down"), ("train", "control")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +78,13 @@ METHODS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
+    """A method, over all links."""
+
     method: Method
-    link: str
 
     @property
     def key(self) -> str:
-        return f"{self.method.name} | {self.link}"
+        return self.method.name
 
     def table(self, data: Path) -> dict[str, Any]:
         method = self.method
@@ -96,32 +102,52 @@ class Cell:
             "lr_schedule": {"kind": "cosine", "warmup_steps": 20},
             "codec": dict(method.codec),
             "data": part_of_fashion(data, train=TRAIN, test=TEST),
-            "clients": [
-                {"name": f"c{at}", "threads": 1, "data": {"shard": f"{at}/{method.clients}"}} for at in range(1, method.clients + 1)
-            ],
+            "clients": [self._client(at) for at in range(1, method.clients + 1)],
             "server": {"threads": 1},
         }
 
-    def _client(self, at: int) -> dict[str, Any]:
-        return {"name": f"c{at}", "threads": 1, "data": {"shard": f"{at}/{self.method.clients}"}}
-
-
-def cells() -> list[Cell]:
-    return [Cell(method=method, link=link) for method in METHODS for link in LINKS]
-
 
 def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
-    """One run. ``trained_s``: line time at the end of each epoch, what evaluation took left out; ``bytes``: of all clients, both ways."""
-    pace = Pace()
-    results = train_on_line(cell.table(data), load_link(cell.link), load_device(BOARD), load_device(SERVER), on_event=pace.hear)
-    server = results.pop("server")
+    """Train once, which is the same over every line, and then send what was sent over each of them.
+
+    ``trained_s``: by link, line time at the end of each epoch, what evaluation took left out; ``bytes``: of all clients, both ways, without
+    evaluation.
+    """
+    begun_s = time.perf_counter()
+    with exported(cell.table(data)) as (_, run):
+        run = dataclasses.replace(run, spool=SpoolConfig(limit_bytes=0))
+        history: list[float] = []
+
+        def hear(time_s: float, party: str, event: str, fields: Mapping[str, Any]) -> None:
+            if event == "metrics" and party == run.coordinator:
+                history.append(float(fields["accuracy"]))
+
+        sizes = whole_sizes(run, hear=hear)
+        lines = {name: _over(run, sizes, name) for name in LINKS}
     return {
-        "accuracy": server["metrics"]["test"]["accuracy"],
-        "seconds": server["seconds"],
-        "history": [entry["accuracy"] for entry in server["history"]],
-        "trained_s": pace.trained_s,
-        "bytes": sum(found["bytes_by_use"][way].get(use, 0) for found in results.values() for way, use in product(_WAYS, _USES)),
+        "accuracy": history[-1],
+        "seconds": time.perf_counter() - begun_s,
+        "history": history,
+        "trained_s": {name: trained_s for name, (trained_s, _) in lines.items()},
+        "bytes": lines[LINKS[0]][1],
     }
+
+
+def _over(run: Run, sizes: Sizes, link: str) -> tuple[list[float], int]:
+    pace = Pace()
+
+    def hear(time_s: float, party: str, event: str, fields: Mapping[str, Any]) -> None:
+        if party == run.coordinator:
+            pace.hear(time_s, event, fields)
+
+    world = World(run, load_link(link), load_device(BOARD), load_device(SERVER), cost_maker(run, sizes), hear)
+    world.build()
+    world.start()
+    while not world.over and world.clock.step():
+        pass
+    traffic = [client.driver.traffic for client in world.clients.values()]
+    world.close()
+    return pace.trained_s, sum(found[use] for each in traffic for found in (each.up, each.down) for use in ("train", "control"))
 
 
 # ------------------------------------------------------------ the raw data once
@@ -170,7 +196,7 @@ def main() -> None:
         if arguments.again or "raw" not in results:
             results["raw"] = raw_upload(folder)
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        todo = missing(cells(), RESULTS, arguments)
+        todo = missing([Cell(method=method) for method in METHODS], RESULTS, arguments)
         results = run_cells(todo, RESULTS, lambda cell: run_cell(cell, folder), jobs=arguments.jobs)
     write_field_page(results, [method.name for method in METHODS], about=_about())
 

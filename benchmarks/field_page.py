@@ -18,9 +18,10 @@ BARS_S = {"bar": 7200.0, "stretch": 3600.0}
 _SLOWEST = "gsm-csd"
 
 
-def to_target(cell: Mapping[str, Any]) -> float | None:
+def to_target(cell: Mapping[str, Any], link: str) -> float | None:
     """Seconds of line time until the first evaluation of ``TARGET`` or more; None: it was never there."""
-    return next((time_s for accuracy, time_s in zip(cell["history"], cell["trained_s"], strict=True) if accuracy >= TARGET), None)
+    times = zip(cell["history"], cell["trained_s"][link], strict=True)
+    return next((time_s for accuracy, time_s in times if accuracy >= TARGET), None)
 
 
 def write_field_page(results: Mapping[str, Any], methods: Sequence[str], *, about: Sequence[str]) -> None:
@@ -46,8 +47,7 @@ def _raw_s(results: Mapping[str, Any], link: str) -> float:
 
 
 def _seconds(results: Mapping[str, Any], method: str, link: str) -> float | None:
-    cell = results.get(f"{method} | {link}")
-    return None if cell is None else to_target(cell)
+    return to_target(results[method], link) if method in results else None
 
 
 def _times(results: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
@@ -88,7 +88,7 @@ def _accuracies(results: Mapping[str, Any], methods: Sequence[str]) -> list[str]
     """Of each method, which are the same over every line."""
     lines = ["| method | accuracy after each epoch, % | bytes of all clients, all epochs |", "|---|---|---|"]
     for method in methods:
-        cell = next((results[key] for link in LINKS if (key := f"{method} | {link}") in results), None)
+        cell = results.get(method)
         if cell is not None:
             lines.append(f"| {method} | {', '.join(f'{100 * value:.1f}' for value in cell['history'])} | {size(cell['bytes'])} |")
     return [*lines, ""]

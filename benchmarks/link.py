@@ -57,7 +57,7 @@ LOWBIT = (
     ("lowbit:rate_weight=2e-5", "lowbit"),
 )
 # Behind `relu5` each activation carries more of the loss: bits cost nothing there.
-LATER_CUT = (("lowbit:levels=15,step=0.5", "lowbit:step=2"), ("lowbit:step=0.5", "lowbit:step=4"))
+LATER_CUT = (("lowbit:levels=15,step=0.5", "lowbit:step=2"),)
 UPLINK_ALONE = ("lowbit:rate_weight=3e-5", "fp32")
 
 

@@ -93,7 +93,7 @@ def _what(work: Work) -> list[str]:
             f"training step, {work.split / 1e6:.2f} million a sample are the client's when it is split,",
             f"{work.whole / 1e6:.2f} million when it is not. All clients really train, with the ONNX segments, codecs and frames of a run",
             "in the field, but in virtual time (docs/guide-simulate.md): weights and bytes are those of real processes to the last bit,",
-            "which tests hold. Batches are of 50 samples, and with 100 clients of 10 (20 each of a large batch). Learning rates were set",
+            "which tests hold. Batches are of 50 samples, and with 100 clients of 20. Learning rates were set",
             "once and not searched.",
             "*Relay*: clients take turns and hand their segment on. *Parallel*: SplitFed v2, the clients' segments averaged once an epoch.",
             "*Federated*: averaged once an epoch; int8: differences of weights. *Large-batch*: one step of all clients' batches together,",

@@ -3,7 +3,7 @@
 ``stem`` cells are real processes over a real broker: they train the client segment of Table 2's replay on images of 3 x 32 x 32, to see
 what a codec makes of its activations. ``curve`` cells are simulated: the same actors, codecs and engines in virtual time, over ``LINE``,
 between boards and a server of the presets. They train Fashion-MNIST for Figure 3: a sixth of its training samples, shared out to 10 or 100
-clients, evenly or by a Dirichlet distribution of 0.3 over labels, tested after each epoch on half of its test samples.
+clients, evenly or by a Dirichlet distribution of 0.3 over labels, tested after each epoch on a fifth of its test samples.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STEM_SAMPLES, STEM_EPOCHS, STEM_BATCH = 3000, 4, 32
 AT, SHAPE = "pool2", (1, 28, 28)
 LINE = Link(name="250 kbit/s", up_bps=250_000, down_bps=250_000, round_trip_s=0.1)
 BOARD, SERVER = "pi-4", "server"
-TRAIN_SAMPLES, TEST_SAMPLES = 10_000, 5_000
+TRAIN_SAMPLES, TEST_SAMPLES = 10_000, 2_000
 _SGD = {"kind": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
 
@@ -96,8 +96,8 @@ class Setting:
 SETTINGS = (
     Setting(clients=10, even=True, seeds=(0, 1, 2), epochs=10, batch_size=50, large_batch=50),
     Setting(clients=10, even=False, seeds=(0, 1, 2), epochs=10, batch_size=50, large_batch=50),
-    Setting(clients=100, even=True, seeds=(0,), epochs=10, batch_size=10, large_batch=20),
-    Setting(clients=100, even=False, seeds=(0,), epochs=10, batch_size=10, large_batch=20),
+    Setting(clients=100, even=True, seeds=(0,), epochs=10, batch_size=20, large_batch=20),
+    Setting(clients=100, even=False, seeds=(0,), epochs=10, batch_size=20, large_batch=20),
 )
 
 

@@ -1,1 +1,1 @@
-"""What an operator does on their own computer: cards, identities and updates of the devices. Imports ``wire`` and no other room."""
+"""On an operator's own computer: cards, identities, updates and the broker's configuration. Imports ``wire`` only, never torch."""

@@ -155,7 +155,8 @@ class TorchEngine:
 
     def _run(self, tensors: tuple[Tensor, ...], *, training: bool) -> tuple[Tensor, ...]:
         self._module.train(training)
-        given = tensors if self._loss is None else tensors[:-1]
+        # An operation that works in place may come first behind a cut; PyTorch refuses it on what a gradient is asked of.
+        given = tuple(tensor.clone() if tensor.requires_grad else tensor for tensor in (tensors if self._loss is None else tensors[:-1]))
         outputs = _tuple(functional_call(self._module, self._parameters | self._buffers, given))
         return outputs if self._loss is None else (loss_of(self._loss, outputs[0], tensors[-1], unlabelled=self._unlabelled),)
 

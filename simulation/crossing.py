@@ -31,28 +31,31 @@ def engine_for(run: Run, segment: RunSegment) -> TorchEngine:
     )
 
 
-def packets_of(run: Run, frame: Frame, *, part_bytes: int | None = None) -> tuple[int, ...]:
-    """Sizes of the PUBLISH packets of a message of the run's first client: over MQTT 5, with its topic spelled out.
+def packets_of(run: Run, frame: Frame, *, part_bytes: int | None = None, alias: bool = False) -> tuple[int, ...]:
+    """Sizes of the PUBLISH packets of a message of the run's first client, over MQTT 5.
 
-    ``part_bytes``: of one payload at most; left out, the run file's.
+    ``part_bytes``: of one payload at most; left out, the run file's. ``alias``: the topic is a number, as where the broker grants aliases
+    and after the first packet; otherwise it is spelled out.
     """
     (line,) = run.graph().slice_for(run.clients[0].name).lines
     topic, _ = run.topics(line)
+    topic_bytes, properties_bytes = (0, 4) if alias else (len(topic), 1)
     parts = encode(frame, run_tag=run.tag, part_bytes=part_bytes or run.broker.part_bytes)
-    return tuple(publish_bytes(len(topic), len(part), properties_bytes=1) for part in parts)
+    return tuple(publish_bytes(topic_bytes, len(part), properties_bytes=properties_bytes) for part in parts)
 
 
 class Crossing:
     """The cut of a run that has one, at both of its ends, with the encoders of both. ``engines``, by segment: what they take and give is
     all that is read of them.
 
-    A step's ``forward`` comes before its ``backward``. Raises RunFileError where a codec does not fit a tensor.
+    A step's ``forward`` comes before its ``backward``. ``alias``: the client's broker grants topic aliases for what goes up.
+    Raises RunFileError where a codec does not fit a tensor.
     """
 
-    def __init__(self, run: Run, engines: Mapping[str, Engine], *, part_bytes: int | None = None) -> None:
+    def __init__(self, run: Run, engines: Mapping[str, Engine], *, part_bytes: int | None = None, alias: bool = False) -> None:
         graph = run.graph()
         (edge,) = graph.edges
-        self._run, self._edge, self._part_bytes = run, edge, part_bytes
+        self._run, self._edge, self._part_bytes, self._alias = run, edge, part_bytes, alias
         self._source, self._target = (
             Cuts(run, graph.slice_for(graph.party_of(name, 0)), {name: engines[name]}) for name in (edge.source, edge.target)
         )
@@ -79,4 +82,5 @@ class Crossing:
         return Work(segment=segment, lane=0, step=step, global_step=step, mode=Mode.TRAIN)
 
     def _packets(self, kind: Kind, payloads: Mapping[str, bytes]) -> tuple[int, ...]:
-        return packets_of(self._run, Frame(kind=kind, payload=payloads[self._edge.name]), part_bytes=self._part_bytes)
+        frame = Frame(kind=kind, payload=payloads[self._edge.name])
+        return packets_of(self._run, frame, part_bytes=self._part_bytes, alias=self._alias and kind is Kind.FORWARD)

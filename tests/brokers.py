@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import ipaddress
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -31,8 +33,10 @@ __all__ = [
     "Authority",
     "Broker",
     "embedded",
+    "free_port",
     "mosquitto",
     "mosquitto_acl",
+    "mosquitto_as_written",
     "mosquitto_dropping",
     "mosquitto_limited",
     "mosquitto_password",
@@ -148,6 +152,26 @@ def mosquitto_dropping(payload_bytes: int) -> Iterator[Broker]:
         yield broker
 
 
+@contextlib.contextmanager
+def mosquitto_as_written(folder: Path, *, port: int, program: str = MOSQUITTO) -> Iterator[Broker]:
+    """With the mosquitto.conf that is in ``folder``; ``keys`` name no certificate."""
+    config = folder / "mosquitto.conf"
+    if os.getuid() == 0:  # as in _mosquitto
+        config.write_text(config.read_text() + "user root\n")
+    process = _Mosquitto(config, port, program)
+    process.start()
+    try:
+        yield Broker(process=process, port=port, folder=folder, keys={"url": f"mqtts://127.0.0.1:{port}", "ca": "ca.pem"})
+    finally:
+        process.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _password_file(folder: Path, username: str, password: str) -> str:
     (folder / "password.txt").write_text(password + "\n")
     (folder / "wrong.txt").write_text("not it\n")
@@ -164,9 +188,7 @@ def _folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _mosquitto(folder: Path, lines: list[str], *, scheme: str = "mqtt", **keys: str) -> Iterator[Broker]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # `user root` counts only where the tests run as root: mosquitto would become someone who cannot read the files.
     rows = ["user root", f"listener {port} 127.0.0.1", "set_tcp_nodelay true", *lines]
     (folder / "mosquitto.conf").write_text("\n".join(rows) + "\n")
@@ -182,11 +204,12 @@ def _mosquitto(folder: Path, lines: list[str], *, scheme: str = "mqtt", **keys: 
 class _Mosquitto:
     config: Path
     port: int
+    program: str = MOSQUITTO
     running: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
         with open(self.config.with_name("log"), "ab") as log:
-            self.running = subprocess.Popen([MOSQUITTO, "-c", str(self.config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.running = subprocess.Popen([self.program, "-c", str(self.config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline_s = time.monotonic() + READY_S
         while time.monotonic() < deadline_s and self.running.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
@@ -194,6 +217,10 @@ class _Mosquitto:
             time.sleep(0.01)
         self.stop()
         raise AssertionError(f"mosquitto does not come up: {self.config.with_name('log').read_text()}")
+
+    def reload(self) -> None:
+        assert self.running is not None
+        self.running.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
         if self.running is not None:

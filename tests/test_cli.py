@@ -109,7 +109,7 @@ def test_version_and_help() -> None:
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     verbs = ("demo", "run", "serve", "client", "predict", "slice", "key", "export", "assemble", "graph", "doctor", "broker")
-    for verb in (*verbs, "pause", "resume", "drain"):
+    for verb in (*verbs, "plan", "pause", "resume", "drain"):
         with pytest.raises(SystemExit) as left:
             cutlayer.main([verb, "--help"])
         assert left.value.code == 0
@@ -153,6 +153,7 @@ BASE_INSTALL = "sys.modules.update(dict.fromkeys(['torch', 'torchmetrics', 'onnx
         ("serve r.toml", "server"),
         ("export r.toml --out o", "export"),
         ("graph r.toml", "simulation"),
+        ("plan r.toml --link gprs --device pi-4", "simulation"),
     ],
 )
 def test_a_missing_extra_is_named(words: str, extra: str, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {"wire", "edge_client", "server", "export", "simulation", "fleet"}
-LATER_ROOMS: set[str] = set()
 
 # Room -> rooms it may import beside itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -27,8 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "edge_client": {"wire"},
     "server": {"wire"},
     "export": {"wire"},
-    "simulation": {"wire", "edge_client", "server", "export", "cutlayer"},
     "fleet": {"wire"},
+    "simulation": {"wire", "edge_client", "server", "export", "cutlayer"},
 }
 # Room -> the extra that installs what it imports; None: the base install, which is the device.
 EXTRA = {"wire": None, "edge_client": None, "server": "server", "export": "export", "simulation": "simulation", "fleet": "fleet"}
@@ -100,7 +99,7 @@ def _complaints(room: str, source: str, *, file: str) -> Iterator[str]:
         where = f"{file}:{getattr(node, 'lineno', 0)} imports {name}"
         if top in sys.stdlib_module_names or top == room or top in MAY_IMPORT[room]:
             continue
-        if top in ROOMS | LATER_ROOMS | {"cutlayer", "tests", "benchmarks"}:
+        if top in ROOMS | {"cutlayer", "tests", "benchmarks"}:
             yield f"{where}: {room} may import {', '.join(sorted(MAY_IMPORT[room])) or 'no other room'}"
         elif (room, top) in OPTIONAL:
             if node in at_import:
@@ -140,17 +139,17 @@ def _loaded_by(rooms: list[str]) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("rooms", [["wire"], ["edge_client"]], ids=lambda rooms: "+".join(rooms))
+@pytest.mark.parametrize("rooms", [["wire"], ["edge_client"], ["fleet"]], ids=lambda rooms: "+".join(rooms))
 def test_the_device_loads_nothing_heavy(rooms: list[str]) -> None:
     tops = {name.partition(".")[0] for name in _loaded_by(rooms)}
     assert sorted(tops & set(HEAVY)) == []
-    assert sorted(tops & (ROOMS | LATER_ROOMS) - MAY_IMPORT[rooms[0]] - {rooms[0]}) == []
+    assert sorted(tops & ROOMS - MAY_IMPORT[rooms[0]] - {rooms[0]}) == []
 
 
 @pytest.mark.parametrize("room", ["server", "export"])
 def test_the_torch_rooms_load_no_other_room(room: str) -> None:
     tops = {name.partition(".")[0] for name in _loaded_by([room])}
-    assert sorted((tops & (ROOMS | LATER_ROOMS)) - {room, "wire"}) == []
+    assert sorted((tops & ROOMS) - {room, "wire"}) == []
 
 
 def test_the_command_loads_no_room_before_its_verb() -> None:

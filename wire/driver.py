@@ -16,9 +16,7 @@ from typing import Any, Protocol
 from wire.actor import Actor
 from wire.aligning import Aligner, counts_of
 from wire.attendance import MISSED, missed_steps
-from wire.averaging import Rounds
-from wire.cut import Cuts
-from wire.engine import Engine
+from wire.engine import Stateful
 from wire.errors import BrokerRefused, CheckpointError, CutlayerError, FrameError, OtherVersion, PeerMismatch
 from wire.frames import Frame, Kind
 from wire.graph import Line, PartySlice
@@ -59,9 +57,9 @@ from wire.post import Post
 from wire.recall import Recall
 from wire.requests import Requests
 from wire.runfile import Run
-from wire.runner import Runner
+from wire.seams import Averages, EncoderStates, PartyStore, StepRunner
 from wire.spool import Spool
-from wire.store import Checkpoint, LedgerRow, Store, collected_path, dump_state, load_state, weights_of, write_atomically
+from wire.store import Checkpoint, LedgerRow, dump_state, load_state, weights_of
 from wire.traffic import Traffic
 from wire.transport.base import Delivered, LinkDown, LinkUp, Received, Refused, Transport, TransportEvent
 
@@ -93,13 +91,13 @@ class Driver:
         party: PartySlice,
         *,
         actor: Actor,
-        runner: Runner,
-        engines: Mapping[str, Engine],
-        cuts: Cuts,
+        runner: StepRunner,
+        engines: Mapping[str, Stateful],
+        cuts: EncoderStates,
         shared: frozenset[str],
-        rounds: Rounds,
+        rounds: Averages,
         facts: Mapping[str, Any],
-        store: Store,
+        store: PartyStore,
         spool: Spool,
         aligner: Aligner | None = None,
         transport: Transport,
@@ -427,7 +425,7 @@ class Driver:
                 return Executed(op="collect", blobs=blobs)
             case "keep":
                 for name, blob in effect.blobs.items():
-                    write_atomically(collected_path(self._store.folder, int(effect.args["lane"]), name), blob)
+                    self._store.keep_weights(int(effect.args["lane"]), name, blob)
             case "evaluate":
                 metrics, told = self._runner.measured()
                 if metrics:

@@ -10,12 +10,24 @@ from numpy.typing import NDArray
 
 from wire.manifest import TensorSpec
 
-__all__ = ["Array", "Engine"]
+__all__ = ["Array", "Engine", "Stateful"]
 
 Array = NDArray[np.generic]
 
 
-class Engine(Protocol):
+class Stateful(Protocol):
+    """What is saved and handed over."""
+
+    def state(self) -> dict[str, Array]:
+        """Everything that training continues from, bit for bit: ``p.*``, ``b.*``, ``s.*`` as in the manifest. No steps in flight."""
+        ...
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        """Take up a ``state()``; drops residuals. Raises CheckpointError for missing, surplus or misshapen tensors."""
+        ...
+
+
+class Engine(Stateful, Protocol):
     """A segment on one device. Not thread-safe. Steps are the run's global step numbers; several may be in flight."""
 
     @property
@@ -55,12 +67,4 @@ class Engine(Protocol):
 
     def parameters(self) -> dict[str, Array]:
         """Copies of parameters and buffers under PyTorch's names."""
-        ...
-
-    def state(self) -> dict[str, Array]:
-        """Everything that training continues from, bit for bit: ``p.*``, ``b.*``, ``s.*`` as in the manifest. No steps in flight."""
-        ...
-
-    def load_state(self, state: Mapping[str, Array]) -> None:
-        """Take up a ``state()``; drops residuals. Raises CheckpointError for missing, surplus or misshapen tensors."""
         ...

@@ -36,7 +36,7 @@ def load_key(folder: Path) -> X25519PrivateKey:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
             if not path.exists():
-                _write_private(path, X25519PrivateKey.generate().private_bytes_raw())
+                write_atomically(path, X25519PrivateKey.generate().private_bytes_raw(), private=True)
             found = path.read_bytes()
     if len(found) != KEY_BYTES:
         raise StorageError(f"{path} has {len(found)} bytes, so it is no key; remove it, and a new one is made at the next start")
@@ -140,18 +140,5 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
-        os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    """Whole or not at all, and at no time readable by others."""
-    beside = path.with_name(path.name + ".new")
-    beside.unlink(missing_ok=True)
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)

@@ -30,6 +30,7 @@ class Limits:
     graph_bytes: int = 1 << 30  # one ONNX file of a bundle
     missed_steps: int = 1 << 22  # of a lane, that a party which comes back writes down
     run_file_bytes: int = 1 << 20
+    enrolment_bytes: int = 32 << 10  # what a device and the fleet's certificate authority say to each other, or a PEM file of theirs
     request_bytes: int = 4096  # a file by which another command asks a running party for something
     dataset_bytes: int = 8 << 30  # one data file, unpacked
     gathered_bytes: int = 32 << 20  # weights that lanes give to the coordinator at a time, unless one lane's are more

@@ -39,7 +39,18 @@ from wire.transport.mqtt import MqttTransport
 if TYPE_CHECKING:
     from wire.keys import PeerKeys
 
-__all__ = ["Party", "PartySetup", "aligned", "client_id", "for_prediction", "make_party", "peak_rss_bytes", "run_party"]
+__all__ = [
+    "Party",
+    "PartySetup",
+    "aligned",
+    "client_id",
+    "for_prediction",
+    "make_actor",
+    "make_party",
+    "peak_rss_bytes",
+    "peer_keys",
+    "run_party",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +97,14 @@ class Party:
     name: str
     driver: Driver
     store: Store
-    _cuts: Cuts
+    cuts: Cuts
+    setup: PartySetup
     _runner: Runner
-    _setup: PartySetup
 
     def result(self) -> dict[str, Any]:
         """JSON-ready."""
-        found = _result(self.name, self.driver, self._setup)
-        return found | {"labels_published": self._cuts.labels_sent, **self._runner.kept.plain()}
+        found = _result(self.name, self.driver, self.setup)
+        return found | {"labels_published": self.cuts.labels_sent, **self._runner.kept.plain()}
 
 
 def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> dict[str, Any]:
@@ -127,7 +138,7 @@ def make_party(
     party = run.slice_for(name)
     digest = setup.digest or run.digest
     cuts = Cuts(run, party, setup.engines)
-    keys = _keys(run, party, observer)
+    keys = peer_keys(run, party, observer)
     aligner = _aligner(run, party, setup)
     store = Store(run.state_of(name), digest=digest)
     runner = Runner(
@@ -147,7 +158,14 @@ def make_party(
     driver = Driver(
         run,
         party,
-        actor=_actor(run, party, setup, digest=digest, public_key=keys.public if keys is not None else b""),
+        actor=make_actor(
+            run,
+            party,
+            program=setup.program,
+            training=setup.training,
+            digest=digest,
+            public_key=keys.public if keys is not None else b"",
+        ),
         runner=runner,
         engines=setup.engines,
         cuts=cuts,
@@ -163,7 +181,7 @@ def make_party(
         training=setup.training,
         clock=clock,
     )
-    return Party(name=name, driver=driver, store=store, _cuts=cuts, _runner=runner, _setup=setup)
+    return Party(name=name, driver=driver, store=store, cuts=cuts, setup=setup, _runner=runner)
 
 
 def _mqtt(run: Run, name: str, setup: PartySetup) -> MqttTransport:
@@ -175,9 +193,9 @@ def client_id(run: Run, name: str, *, training: bool = True) -> str:
     return f"{run.name}-{name}" + ("" if training else "-predict")
 
 
-def _actor(run: Run, party: PartySlice, setup: PartySetup, *, digest: str, public_key: bytes) -> Actor:
-    absences = run.absences and setup.training
-    program = setup.program
+def make_actor(run: Run, party: PartySlice, *, program: Program | None, digest: str, public_key: bytes, training: bool = True) -> Actor:
+    """The actor of a party as the run file wants it; ``program`` of the coordinator alone."""
+    absences = run.absences and training
     if absences and isinstance(program, TrainingProgram):
         program = Attendance(program, lanes=run.lanes, handed_on=run.schedule == "relay")
     return Actor(
@@ -202,7 +220,7 @@ def _spool(run: Run, name: str, setup: PartySetup, observer: Observer) -> Spool:
     return Spool(path, config, say=lambda text: observer("note", kind="spool", text=text))
 
 
-def _keys(run: Run, party: PartySlice, observer: Observer) -> PeerKeys | None:
+def peer_keys(run: Run, party: PartySlice, observer: Observer) -> PeerKeys | None:
     """Of a party that has a line to another client; None for others."""
     lines = [line for line in party.lines if line.edge == PEER]
     if not lines:

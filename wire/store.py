@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as dump_tensors
 
-from wire.engine import Array, Engine
+from wire.engine import Array, Stateful
 from wire.errors import CheckpointError, StorageError
 from wire.limits import LIMITS
 
@@ -66,17 +66,23 @@ def _remedy(exc: OSError) -> str:
     return f"{exc.strerror or exc}; check the disk and its permissions, then start again"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of it or nothing, on disk when this returns. Raises StorageError."""
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
+    """All of it or nothing, on disk when this returns. ``private``: at no time readable by others. Raises StorageError."""
     beside = path.with_name(path.name + ".new")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
+        if private:
+            beside.unlink(missing_ok=True)  # an old one may have another mode
+        with open(beside, "wb", opener=_open_private if private else None) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
         _sync_folder(path.parent)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL, 0o600)
 
 
 def _sync_folder(path: Path) -> None:
@@ -102,7 +108,7 @@ def load_state(data: bytes, *, where: str) -> dict[str, Array]:
         raise CheckpointError(f"{where} is not readable as safetensors ({exc})") from exc
 
 
-def weights_of(engine: Engine) -> dict[str, Array]:
+def weights_of(engine: Stateful) -> dict[str, Array]:
     """An engine's parameters and buffers, without the optimizer's state, named as in ``state()``."""
     return {name: value for name, value in engine.state().items() if name.startswith(("p.", "b."))}
 
@@ -280,6 +286,10 @@ class Store:
         older = [id for id in self.checkpoints() if id < checkpoint.id]
         for id in older[: -(KEPT_CHECKPOINTS - 1)]:
             shutil.rmtree(self.folder / "checkpoints" / str(id), ignore_errors=True)
+
+    def keep_weights(self, lane: int, segment: str, weights: bytes) -> None:
+        """What a lane's client gave away at the end."""
+        write_atomically(collected_path(self.folder, lane, segment), weights)
 
     def load(self, id: int) -> Checkpoint:
         """Read a checkpoint and cut the ledger back to it; newer checkpoints are of a future that is given up, and go."""

@@ -3,6 +3,6 @@
 Formats: IDX, NPZ, CIFAR binary, a folder of images by class, CSV and TSV. ``wire.data_config.DataConfig`` says what can be asked for.
 """
 
-from edge_client.data.source import DataSource, open_source
+from edge_client.data.source import DataSource, count_batches, open_source
 
-__all__ = ["DataSource", "open_source"]
+__all__ = ["DataSource", "count_batches", "open_source"]

@@ -25,7 +25,7 @@ from wire.errors import DataError
 from wire.feed import Batch
 from wire.rng import generator, permutation
 
-__all__ = ["DataSource", "open_source"]
+__all__ = ["DataSource", "count_batches", "open_source"]
 
 _READERS: dict[str, Callable[[Request], Samples]] = {
     "idx": read_idx,
@@ -75,7 +75,7 @@ class DataSource:
         self._places: NDArray[np.int64] | None = None  # of an aligned source: where its samples are in ours
         self.samples = len(samples.rows)
         self.classes = samples.classes
-        self._batches = _count(self.samples, batch_size, min_batch if train else 1, drop_last=train and config.drop_last)
+        self._batches = count_batches(self.samples, batch_size, min_batch if train else 1, drop_last=train and config.drop_last)
         self.least = 1 if not train else batch_size if config.drop_last else min_batch
 
     @property
@@ -115,7 +115,7 @@ class DataSource:
         other = copy.copy(self)
         other._places, other._order = places, None
         other.samples, other.least = len(places), least
-        other._batches = _count(len(places), self._batch_size, least, drop_last=False)
+        other._batches = count_batches(len(places), self._batch_size, least, drop_last=False)
         return other
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
@@ -233,7 +233,8 @@ def _hold_out(rows: NDArray[np.int64], fraction: float, split: Split, seed: int)
     return rows[chosen if split == "validation" else ~chosen]
 
 
-def _count(samples: int, batch_size: int, min_batch: int, *, drop_last: bool) -> int:
+def count_batches(samples: int, batch_size: int, min_batch: int, *, drop_last: bool) -> int:
+    """Of an epoch, where a last one of fewer than ``min_batch`` samples is left out. Raises DataError where there is none."""
     full, rest = divmod(samples, batch_size)
     if batch_size < min_batch:
         raise DataError(f"`batch_size` is {batch_size}, but this network trains on {min_batch} samples or more at a time")

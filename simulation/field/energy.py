@@ -6,14 +6,13 @@ ends where the next burst begins. That is exact where all pauses are longer than
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from simulation.field.device import Device
 from simulation.field.link import Link
 
-__all__ = ["JOULES_PER_WH", "Joules", "battery_empty_s", "joules_of"]
+__all__ = ["JOULES_PER_WH", "Joules", "joules_of"]
 
 JOULES_PER_WH = 3600.0
 _BUSY_LINE = ("up", "down")
@@ -56,21 +55,3 @@ def joules_of(
         flops=device.flop_j * flops,
         idle=(device.idle_w + radio.idle_w) * time_s,
     )
-
-
-def battery_empty_s(device: Device, drawn: Sequence[tuple[float, float]]) -> float | None:
-    """When the device's battery is empty: between two of ``drawn``, (time, joules so far) in order, by a straight line from (0, 0) on.
-
-    None: it lasts longer than these, or the device hangs on the mains. Raises ValueError where time or joules go backwards.
-    """
-    points = [(0.0, 0.0), *drawn]
-    pairs = list(itertools.pairwise(points))
-    if any(before[0] > after[0] or before[1] > after[1] for before, after in pairs):
-        raise ValueError("time and joules so far must not go backwards")
-    if device.battery_wh is None:
-        return None
-    full = device.battery_wh * JOULES_PER_WH
-    for (begin_s, less), (end_s, more) in pairs:
-        if more >= full:
-            return begin_s + (end_s - begin_s) * (full - less) / (more - less)
-    return None

@@ -21,6 +21,11 @@ class Conditions:
         if min(self.up, self.down) < 0:
             raise ValueError(f"factors of a line's rates are {self.up} and {self.down}; they must be 0 or more")
 
+    @property
+    def is_outage(self) -> bool:
+        """Nothing goes through at least one way, so nothing is answered."""
+        return min(self.up, self.down) <= 0
+
 
 class Weather(Protocol):
     """How a line's rates change over time. ``at`` is pure: the same answer for the same moment, whatever was asked before."""
@@ -62,7 +67,7 @@ class Link:
     Rates are bits a second of IP packets with ``frame_bytes`` of the layer below; ``round_trip_s`` of an idle line, beside the time that
     bits take; ``jitter_s``: mean of an exponential delay that each burst has more, each way; ``loss``: share of packets lost, each way.
     ``half_duplex``: both ways share the time of one. ``duty_cycle``: share of the time that a sender may send. ``setup_s``: before TCP can
-    begin (a modem that attaches, a satellite that is found). ``cell``: how many clients share the rates. ``tls``: with a handshake of it.
+    begin (a modem that attaches, a satellite that is found). ``cell``: how many clients share the rates.
     """
 
     name: str

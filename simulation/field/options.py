@@ -26,6 +26,7 @@ def add_simulate_options(parser: argparse.ArgumentParser, *, count: Callable[[st
         default="train",
         help="train: engines really run (default); cost: they are charged for, with sizes of a short training: for thousands of clients",
     )
+    parser.add_argument("--samples", type=count, metavar="N", help="of each client, whatever its data (with --mode cost)")
     how.add_argument("--real", action="store_true", help="not virtual: processes of this computer, each client behind a shaped line")
     parser.add_argument(
         "--sweep", nargs="+", metavar="KEY=A,B", help="a grid, like link=gprs,edge,3g clients=10,100; keys: link device codec clients …"

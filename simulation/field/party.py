@@ -7,7 +7,7 @@ modelled device, and what the driver then sends leaves at that later time. The n
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from export.flops import Flops
@@ -96,8 +96,10 @@ class VirtualParty:
         self.time = time
         self.ended_s: float | None = None
         self._clock = clock
-        self._wake_s: float | None = None
+        self._wake_s: float | None = None  # when it will be turned
+        self._alarm_s: float | None = None  # when its timers will be looked at
         self._driver: Driver | None = None
+        self.on_end: Callable[[], None] = lambda: None
         self._left = False  # it is over, and its transport may still have something to say
 
     def take(self, driver: Driver) -> None:
@@ -117,6 +119,8 @@ class VirtualParty:
         self._wake_at(self.time.now())
 
     def _begin(self) -> None:
+        if self._left:
+            return  # its battery was empty before
         self.driver.begin()
         self._plan()
 
@@ -138,19 +142,42 @@ class VirtualParty:
 
     def _plan(self) -> None:
         """When to be woken next, beside by what arrives."""
-        timer_s = self.driver.next_timer_s
         if self.driver.busy:
             self._wake_at(self.time.now())
-        elif timer_s is not None:
-            self._wake_at(max(timer_s, self.time.now()))
+        elif (timer_s := self.driver.next_timer_s) is not None:
+            self._alarm_at(max(timer_s, self.time.now()))
+
+    def _alarm_at(self, at_s: float) -> None:
+        """An alarm stands until it rings, though most timers are set anew or cancelled by then: there is one for many of them."""
+        if self._alarm_s is None or at_s < self._alarm_s:
+            self._alarm_s = at_s
+            self._clock.at(at_s, lambda: self._ring(at_s))
+
+    def _ring(self, at_s: float) -> None:
+        if self._alarm_s != at_s or self._left:
+            return  # another was set before this one
+        self._alarm_s = None
+        timer_s = self.driver.next_timer_s
+        if timer_s is None:
+            return
+        due_s = max(timer_s, self.time.now())
+        if due_s <= self._clock.now_s:
+            self._wake_at(due_s)
+        else:
+            self._alarm_at(due_s)
 
     def closed(self) -> None:
         """Its transport has said all, and closed."""
-        self.ended_s = self.time.now()
+        self._end()
 
     def stop(self) -> None:
         """Close what it holds, before its end."""
         if not self._left:
             self._left = True
             self.driver.end()
-        self.ended_s = self.ended_s or self.time.now()
+        self._end()
+
+    def _end(self) -> None:
+        if self.ended_s is None:
+            self.ended_s = self.time.now()
+            self.on_end()

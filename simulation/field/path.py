@@ -74,8 +74,11 @@ class Path:
     def segment_bytes(self) -> int:
         return self.link.mtu_bytes - HEADER_BYTES
 
-    def send(self, size_bytes: int, then: Callable[[], None]) -> None:
-        """Let ``size_bytes`` of TCP payload cross; ``then`` is called when the last of them has arrived."""
+    def send(self, size_bytes: int, then: Callable[[], None], *, answered: bool = False) -> None:
+        """Let ``size_bytes`` of TCP payload cross; ``then`` is called when the last of them has arrived.
+
+        ``answered``: the other end has something to say at once, so its last acknowledgement rides along.
+        """
         segments = -(-size_bytes // self.segment_bytes)
         lost, stall_s = self._losses(segments)
         overhead_bytes = HEADER_BYTES + self.link.frame_bytes
@@ -89,17 +92,23 @@ class Path:
         self._arrived_s = max(self._arrived_s, arrives_s)
         self.clock.at(self._arrived_s, then)
         if self.back is not None:
-            self.clock.at(through_s, lambda: self._acknowledge(segments, through_s - begin_s))
+            self.clock.at(through_s, lambda: self._acknowledge(segments, through_s - begin_s, answered))
 
     def abandon(self) -> None:
         """The connection is given up: what was on its way no longer holds the line."""
-        now_s = self.clock.now_s
-        self.medium.free_s = min(self.medium.free_s, now_s)
+        now_s, ahead_s = self.clock.now_s, 0.0
         self._arrived_s = min(self._arrived_s, now_s)
-        while self.busy and self.busy[-2] >= now_s:
-            del self.busy[-2:]
-        if self.busy:
-            self.busy[-1] = min(self.busy[-1], now_s)
+        while self.busy and self.busy[-1] > now_s:
+            ahead_s += self.busy[-1] - max(self.busy[-2], now_s)
+            if self.busy[-2] < now_s:
+                self.busy[-1] = now_s
+            else:
+                del self.busy[-2:]
+        free_s = self.medium.free_s
+        if self.link.cell > 1:  # what others of the cell have on their way still takes its time
+            self.medium.free_s = max(min(free_s, now_s), free_s - ahead_s / self.link.duty_cycle)
+        else:
+            self.medium.free_s = min(free_s, now_s)
 
     def _occupy(self, begin_s: float, through_s: float, bits: float) -> None:
         """``bits`` were on the line; a duty cycle makes the sender be silent afterwards."""
@@ -111,11 +120,11 @@ class Path:
         else:
             self.busy.extend((begin_s, through_s))
 
-    def _acknowledge(self, segments: int, took_s: float) -> None:
+    def _acknowledge(self, segments: int, took_s: float, answered: bool) -> None:
         """One packet for every second segment, but not later than a moment after each."""
         assert self.back is not None
         each_s = took_s / segments
-        count = segments if each_s > _DELAYED_ACK_S else -(-segments // 2)
+        count = (segments if each_s > _DELAYED_ACK_S else -(-segments // 2)) - answered
         back = self.back
         bits = 8 * count * (HEADER_BYTES + back.link.frame_bytes)
         back.line_bytes += bits // 8
@@ -128,15 +137,21 @@ class Path:
         """When the last of ``bits`` is on the line that begin at ``begin_s``. Raises Stuck where the weather never lets them."""
         rate_bps = min(self.rate_bps, self._lossy_bps())
         time_s = self._opening(begin_s, segments, rate_bps)
+        down_s: float | None = None  # since when nothing crosses; one outage can be several pieces of weather, as rows of a trace
         for _ in range(_CHANGES):
             conditions = self.link.weather.at(time_s)
             now_bps = rate_bps * (conditions.up if self.upward else conditions.down)
+            if now_bps > 0 and down_s is not None:
+                time_s, down_s = self._tried_again(down_s, time_s), None
+                continue
             if now_bps > 0 and time_s + bits / now_bps <= conditions.until_s:
                 return time_s + bits / now_bps
             if conditions.until_s == math.inf:
                 break
+            if now_bps <= 0 and down_s is None:
+                down_s = time_s
             bits -= now_bps * (conditions.until_s - time_s)
-            time_s = conditions.until_s if now_bps > 0 else self._tried_again(time_s, conditions.until_s)
+            time_s = conditions.until_s
         raise Stuck(f"the line `{self.link.name}` is down for good from {time_s:.0f} s on")
 
     def _opening(self, begin_s: float, segments: int, rate_bps: float) -> float:
@@ -175,13 +190,16 @@ class Path:
             return 0, 0.0
         draws = self._chances()
         again = draws.geometric(1 - self.link.loss, segments) - 1
+        lost = int(again.sum())
+        if not lost:
+            return 0, 0.0
         rtt_s = self.link.round_trip_s
         timeout_s = max(_LEAST_RTO_S, 1.5 * rtt_s)
         fast = again[: max(0, segments - _TAIL_SEGMENTS)]
         stalls = [rtt_s] * bool(fast.any())  # several losses in a window are repaired in one round trip (RFC 6675)
         stalls += [timeout_s * (2 ** int(times) - 1) for times in again[len(fast) :] if times]
         stalls += [timeout_s * (2 ** (int(times) - 1) - 1) for times in fast if times > 1]
-        return int(again.sum()), max(stalls, default=0.0)
+        return lost, max(stalls, default=0.0)
 
     def _chances(self) -> np.random.Generator:
         if self._random is None:

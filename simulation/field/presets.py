@@ -70,13 +70,16 @@ def load_link(text: str) -> Link:
     return link
 
 
-def load_device(text: str) -> Device:
-    """The device's name is ``text``. Raises UsageError: no such name (with those there are), a file or a constant at fault."""
+def load_device(text: str, *, this: Device | None = None) -> Device:
+    """The device's name is ``text``; ``this``: what this computer was measured to be, else it is measured now.
+
+    Raises UsageError: no such name (with those there are), a file or a constant at fault.
+    """
     base, given = _split(text)
     if base == THIS:
         from simulation.field.measure import measure_device
 
-        data = dataclasses.asdict(measure_device())
+        data = dataclasses.asdict(this or measure_device())
     else:
         data = _read(Path(base)) if _is_path(base) else _computed(_preset("device", base))
     return _parsed(Device, _merged(data, given) | {"name": text}, where=f"device `{text}`")

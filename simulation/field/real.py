@@ -46,7 +46,8 @@ def run_over_line(run: Run, link: Link, *, screen: Screen, lines: LineKind | Non
     shape_of(link, chosen)
     check_line(run, link)
     _check_new(run)
-    run.with_broker("mqtt://127.0.0.1:1883")  # keys and certificates of a broker of one's own have no place here
+    if run.broker.tls:
+        raise UsageError("[broker] asks for TLS, and `--real` runs over a broker of its own without it; leave `url` and certificates out")
     if not all((run.bundles / name / "manifest.json").is_file() for name in run.client_segments):
         export_run(run, run.bundles)
     begun_s = time.monotonic()

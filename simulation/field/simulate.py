@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.metadata
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from export.prepare import export_run
 from simulation.field.account import account, both
+from simulation.field.cost import CostMaker, cost_maker
 from simulation.field.device import Device
 from simulation.field.energy import JOULES_PER_WH
 from simulation.field.link import Link
@@ -18,6 +22,7 @@ from simulation.field.path import HEADER_BYTES, Stuck
 from simulation.field.presets import constants_of
 from simulation.field.result import FieldResult, Moment, PartyResult
 from simulation.field.resume import Kept, Standing
+from simulation.field.sizes import sampled_sizes
 from simulation.field.train import TrainMaker
 from simulation.field.world import Client, World
 from wire.errors import UsageError
@@ -30,6 +35,7 @@ __all__ = ["LIMIT_S", "Interrupted", "Setting", "check_line", "codec_of", "simul
 LIMIT_S = 366 * 86400.0
 _PARTIES = 200  # that a result tells of one by one
 _TIMELINES = 24
+_NOTES = 20  # of a kind that are shown
 _LEAST_LOOK_S = 1.0  # between two looks at a battery
 
 
@@ -69,35 +75,57 @@ def simulate(
     run: Run,
     setting: Setting,
     *,
+    mode: Literal["train", "cost"] = "train",
+    samples: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FieldResult:
     """Train ``run`` in virtual time, from its last checkpoint where it was interrupted. Its state lies where the run file says.
 
-    Raises CutlayerError for what the parties' own processes would refuse, and UsageError for a line that cannot carry it. A run that does
-    not end is a result that says why.
+    ``mode`` "cost": nothing is trained, but for a few steps of the first clients; see ``simulation.field.cost``. ``samples``: in cost mode,
+    so many for each client. Raises CutlayerError for what the parties' own processes would refuse, and UsageError for a line that cannot
+    carry it. A run that does not end is a result that says why.
     """
     check_line(run, setting.link)
+    if mode == "cost":
+        say("training a few steps, to see how long messages are")
+        sizes = sampled_sizes(run, run.path(run.state_dir) / "sample", samples=samples)
+        with _rare_collections():
+            return _Simulation(run, setting, cost_maker(run, sizes, samples=samples), say, progress).result()
     if not all((run.bundles / name / "manifest.json").is_file() for name in run.client_segments):
         export_run(run, run.bundles)
     return _Simulation(run, setting, TrainMaker(run), say, progress).result()
 
 
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Thousands of parties are millions of objects that stay to the end; looking through them again and again finds little."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 class _Simulation:
     def __init__(
-        self, run: Run, setting: Setting, maker: TrainMaker, say: Callable[[str], None], progress: Callable[[int, int], None]
+        self, run: Run, setting: Setting, maker: TrainMaker | CostMaker, say: Callable[[str], None], progress: Callable[[int, int], None]
     ) -> None:
         self._run, self._setting, self._say, self._progress = run, setting, say, progress
         self._maker = maker
+        self._trains = isinstance(maker, TrainMaker)
         self._world = World(run, setting.link, setting.device, setting.server_device, maker, self._hear)
-        words = repr((run.digest, setting.link, setting.device, setting.server_device))
+        words = repr((importlib.metadata.version("cutlayer"), run.digest, setting.link, setting.device, setting.server_device))
         self._kept = Kept(run.path(run.state_dir) / run.name / "field.json", words)
         self._begun = Standing()
         self._history: list[Moment] = []
         self._metrics: dict[str, dict[str, float]] = {}
         self._why = ""
         self._linked_s: float | None = None
-        self._done = self._total = 0
+        self._done = self._total = self._told = self._epoch = 0
+        self._notes: Counter[str] = Counter()
+        self._own: defaultdict[str, dict[str, dict[str, float]]] = defaultdict(dict)  # by split and client
 
     def result(self) -> FieldResult:
         begun_s = time.perf_counter()
@@ -111,7 +139,7 @@ class _Simulation:
         except Stuck as exc:
             self._why = str(exc)
         except KeyboardInterrupt as exc:
-            self._why = "interrupted; the same command goes on from the last checkpoint"
+            self._why = "interrupted; the same command " + ("goes on from the last checkpoint" if self._trains else "begins anew")
             self._world.close()
             raise Interrupted(self._summed(time.perf_counter() - begun_s)) from exc
         finally:
@@ -120,6 +148,8 @@ class _Simulation:
 
     def _take_up(self) -> None:
         """Go on where an interrupted simulation stood at the newest checkpoint that all parties have."""
+        if not isinstance(self._maker, TrainMaker):
+            return
         self._begun = self._kept.load(self._maker.checkpoints)
         self._world.clock.now_s = self._begun.time_s
         self._history, self._metrics = list(self._begun.history), dict(self._begun.metrics)
@@ -139,17 +169,45 @@ class _Simulation:
             self._linked_s = time_s
         if event == "step" and party in self._world.servers:
             self._done = max(self._done, int(fields["global_step"]) + 1)
-            self._progress(self._done, self._total)
+            self._advance()
+        elif event == "metrics" and party in self._world.clients:
+            self._own_measured(time_s, party, fields)
         elif party != self._run.coordinator:
             return
         elif event == "command":
             self._total = int(fields.get("total_steps", self._total))
-        elif event == "checkpoint":
+            self._epoch = int(fields.get("epoch", self._epoch))
+        elif event == "checkpoint" and self._trains:
             self._kept.save(int(fields["id"]), self._standing(time_s))
-        elif event == "metrics":
+        elif event == "metrics" and self._trains:
             self._measured(time_s, fields)
         elif event == "note" and fields["kind"] not in ("repeat", "void"):
-            self._say(f"after {time_s:,.0f} s: {fields['text']}")
+            self._note(time_s, str(fields["kind"]), str(fields["text"]))
+
+    def _note(self, time_s: float, kind: str, text: str) -> None:
+        self._notes[kind] += 1
+        if self._notes[kind] <= _NOTES:
+            self._say(f"after {time_s:,.0f} s: {text}")
+        elif self._notes[kind] == _NOTES + 1:
+            self._say(f"after {time_s:,.0f} s: more like this, which are not shown")
+
+    def _advance(self) -> None:
+        """Tell how far it is, not more often than anybody could see."""
+        share = 1000 * self._done // max(1, self._total)
+        if share != self._told or self._total < 1000:
+            self._told = share
+            self._progress(self._done, self._total)
+
+    def _own_measured(self, time_s: float, party: str, fields: Mapping[str, Any]) -> None:
+        """The loss is at the clients, and in the field each keeps what it measures to itself: here the mean is told, by samples."""
+        clients = self._world.clients
+        told = self._own[str(fields["split"])]
+        told[party] = {key: value for key, value in fields.items() if isinstance(value, float)}
+        if len(told) == len(clients):
+            samples = sum(client.samples for client in clients.values())
+            mean = {key: sum(told[name][key] * client.samples for name, client in clients.items()) / samples for key in told[party]}
+            told.clear()
+            self._measured(time_s, {**fields, **mean})
 
     def _measured(self, time_s: float, fields: Mapping[str, Any]) -> None:
         numbers = {key: value for key, value in fields.items() if isinstance(value, float)}
@@ -194,7 +252,8 @@ class _Simulation:
             client.battery_empty_s = clock.now_s
             client.party.stop()
             if not self._run.absences or self._world.over:
-                epoch = f"in epoch {len(self._history) + 1}" if self._history else "before the first epoch was over"
+                over = len(self._history) if self._trains else self._epoch
+                epoch = f"in epoch {over + 1}" if over else "before the first epoch was over"
                 self._why = f"the battery of `{client.party.name}` was empty after {clock.now_s:,.0f} s, {epoch}"
             return
         most_w = device.idle_w + link.radio.idle_w + device.flop_j * device.flops + link.radio.tail_w
@@ -211,7 +270,7 @@ class _Simulation:
         found = {key: sum(getattr(client, key) for client in clients) for key in _SUMMED}
         return FieldResult(
             run=run.name,
-            mode="train",
+            mode="train" if self._trains else "cost",
             link=setting.link.name,
             device=setting.device.name,
             codec=codec_of(run),

@@ -63,7 +63,7 @@ class Cell:
     @property
     def file(self) -> str:
         """Of its kept result; a name that a person can tell, and all settings by their hash."""
-        said = "_".join(f"{key}-{value}" for key, value in self.settings.items())
+        said = "_".join(f"{key}-{value}" for key, value in self.settings.items()) or "cell"
         settings = json.dumps([[key, getattr(self, key)] for key in ("run", "mode", *KEYS)])
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', said)[:80]}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.json"
 

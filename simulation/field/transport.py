@@ -139,6 +139,8 @@ class VirtualTransport:
 
     def _hang_up(self) -> None:
         on_closed, self.on_closed = self.on_closed, lambda: None
+        if self._connection is not None:
+            self._broker.leave(self._connection.subscriber, self._subscriptions)
         self._connection = None
         on_closed()
 
@@ -152,33 +154,51 @@ class VirtualTransport:
         self._connection = connection
         self._attempts += 1
         tls = 1 if self._config.tls else 0
-        rounds = [
+        dialling = [
             (HEADER_BYTES - 40, HEADER_BYTES - 40),  # SYN: 60 bytes of packet, the rest is the path's own header
             *([(_HANDSHAKE_UP_BYTES, _HANDSHAKE_DOWN_BYTES)] * tls),
+        ]
+        greeting = [
             (_connect_bytes(self._client_id), _CONNACK_BYTES),
             (_subscribe_bytes(self._subscriptions), 6 + len(self._subscriptions)),
         ]
-        wait_s = 0.0 if self._line is None else self._line.up.link.setup_s
-        self._clock.after(wait_s, lambda: self._next_round(connection, rounds))
-        self._watch(connection)
 
-    def _next_round(self, connection: _Connection, rounds: list[tuple[int, int]]) -> None:
+        def dialled() -> None:
+            self._ask(connection, greeting, lambda: self._set_up(connection))
+
+        wait_s = 0.0 if self._line is None else self._line.up.link.setup_s
+        self._clock.after(wait_s, lambda: self._ask(connection, dialling, dialled))
+
+    def _ask(self, connection: _Connection, rounds: list[tuple[int, int]], then: Callable[[], None]) -> None:
+        """Bytes there and back, round after round; what takes longer than ``connect_timeout_s`` in all is given up."""
+        if self._line is not None:
+            stage = connection.stage
+            self._clock.after(self._config.connect_timeout_s, lambda: self._lose(connection) if connection.stage == stage else None)
+
+        def all_answered() -> None:
+            connection.stage += 1
+            then()
+
+        self._next_round(connection, rounds, all_answered)
+
+    def _next_round(self, connection: _Connection, rounds: list[tuple[int, int]], then: Callable[[], None]) -> None:
         if connection is not self._connection:
             return
         if not rounds:
-            self._set_up(connection)
+            then()
             return
         (up, down), rest = rounds[0], rounds[1:]
         began_s = self._clock.now_s
 
         def answered() -> None:
             connection.window.answered(self._clock.now_s - began_s)
-            self._next_round(connection, rest)
+            self._next_round(connection, rest, then)
 
         connection.send(up, lambda: connection.answer(down, answered))
 
     def _set_up(self, connection: _Connection) -> None:
         connection.up = True
+        self._watch(connection)
         self.connections += 1
         self._delay_s = FIRST_DELAY_S
         self._broker.subscribe(connection.subscriber, self._subscriptions)
@@ -189,14 +209,13 @@ class VirtualTransport:
         if self._line is None:
             return
         weather = self._line.up.link.weather
-        now_s = self._clock.now_s
-        conditions = weather.at(now_s)
-        if min(conditions.up, conditions.down) <= 0:
-            until_s = conditions.until_s
-            dies_s = now_s + SILENCE * connection.window.keepalive_s if connection.up else now_s + self._config.connect_timeout_s
-            if dies_s < until_s:
-                self._clock.at(dies_s, lambda: self._lose(connection))
-                return
+        conditions = weather.at(self._clock.now_s)
+        dies_s = self._clock.now_s + SILENCE * connection.window.keepalive_s
+        while conditions.is_outage and conditions.until_s <= dies_s:
+            conditions = weather.at(conditions.until_s)  # one outage can be several pieces of weather, as rows of a trace
+        if conditions.is_outage:
+            self._clock.at(dies_s, lambda: self._lose(connection))
+            return
         if conditions.until_s < math.inf:
             self._clock.at(conditions.until_s, lambda: self._watch(connection) if connection is self._connection else None)
 
@@ -242,7 +261,7 @@ class VirtualTransport:
         if connection.dead:
             return
         if connection is self._connection:
-            connection.answer(ACK_BYTES, lambda: self._acknowledged(connection, token, flying))
+            connection.confirm(lambda: self._acknowledged(connection, token, flying))
         self._broker.publish(topic, payload)  # also what the kernel still had when the party closed its end
 
     def _acknowledged(self, connection: _Connection, token: int, flying: Flying) -> None:
@@ -255,7 +274,7 @@ class VirtualTransport:
     def received(self, connection: _Connection, topic: str, payload: bytes) -> None:
         """A publish has arrived for us."""
         if connection is self._connection:
-            connection.send(ACK_BYTES, lambda: self._broker.acknowledged(connection.subscriber))
+            connection.send(ACK_BYTES, lambda: self._broker.acknowledged(connection.subscriber), answered=False)
             self._tell(Received(topic=topic, payload=payload))
 
     def _tell(self, event: TransportEvent) -> None:
@@ -269,6 +288,7 @@ class _Connection:
     def __init__(self, owner: VirtualTransport, clock: Clock, line: Line | None, config: BrokerConfig, goodput: Goodput) -> None:
         self.up = False
         self.dead = False  # given up, with all that was on its way
+        self.stage = 0  # of becoming up: dialled, greeted
         self.aliases = Aliases()
         self.aliases.maximum = _ALIASES
         keepalive_s = config.keepalive_s or goodput.keepalive_s
@@ -278,19 +298,26 @@ class _Connection:
         self._clock, self._line = clock, line
         self._record_bytes = _RECORD_BYTES if config.tls else 0
 
-    def send(self, size_bytes: int, then: Callable[[], None]) -> None:
-        """To the broker."""
+    def send(self, size_bytes: int, then: Callable[[], None], *, answered: bool = True) -> None:
+        """To the broker. ``answered``: it says something about it."""
         if self._line is None:
-            self._clock.after(0.0, then)
+            then()  # who is beside the broker takes what comes before anything else does
         else:
-            self._line.up.send(size_bytes + self._record_bytes, then)
+            self._line.up.send(size_bytes + self._record_bytes, then, answered=answered)
 
     def answer(self, size_bytes: int, then: Callable[[], None]) -> None:
         """From the broker."""
         if self._line is None:
-            self._clock.after(0.0, then)
+            then()  # who is beside the broker takes what comes before anything else does
         else:
             self._line.down.send(size_bytes + self._record_bytes, then)
+
+    def confirm(self, then: Callable[[], None]) -> None:
+        """The broker's PUBACK; who is beside it gets one when all that it sends at this moment is sent."""
+        if self._line is None:
+            self._clock.after(0.0, then)
+        else:
+            self.answer(ACK_BYTES, then)
 
     def lost(self) -> None:
         self.dead = True

@@ -7,7 +7,7 @@ import json as json_module
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,16 +17,20 @@ from rich.table import Table
 
 from simulation.field.configure import KEYS, configured
 from simulation.field.device import Device
-from simulation.field.presets import load_device, load_link, refusal
+from simulation.field.presets import THIS, load_device, load_link, refusal
 from simulation.field.real import run_over_line
 from simulation.field.report import write_report
 from simulation.field.report.words import duration, energy, size
+from simulation.field.report.write import strict_json
 from simulation.field.result import FieldResult
 from simulation.field.simulate import Interrupted, Setting, codec_of, simulate
 from simulation.field.sweep import Cell, parse_sweep, run_sweep
 from simulation.screen import Screen
-from wire.errors import CutlayerError
+from wire.errors import CutlayerError, UsageError
+from wire.limits import LIMITS
+from wire.parse import parse
 from wire.runfile import Run, load_run
+from wire.store import write_atomically
 
 __all__ = ["run_simulate"]
 
@@ -41,6 +45,7 @@ def run_simulate(
     codec: str | None = None,
     epochs: int | None = None,
     mode: Literal["train", "cost"] = "train",
+    samples: int | None = None,
     real: bool = False,
     sweep: Sequence[str] | None = None,
     out: Path | None = None,
@@ -52,15 +57,20 @@ def run_simulate(
     Raises CutlayerError. A cell of a sweep that cannot be simulated is a result with its reason; a single one raises.
     """
     run = load_run(run_file)
+    if samples is not None and (real or mode != "cost"):
+        raise UsageError("--samples is for --mode cost, where clients need no data of their own; leave it out, or set `limit` in [data]")
     if epochs is not None:
         run = dataclasses.replace(run, epochs=epochs)
-    base = _base(run, "real" if real else mode, link=link, device=device, clients=clients, codec=codec)
-    cells = parse_sweep(sweep or (), base, known={"link": _known_link, "device": load_device})
     out = out or Path(run.base) / f"field-{run.name}"
-    one = _Simulator(run, load_device(server_device), out, alone=not sweep)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
+    boards = _Boards(out)
+    base = _base(run, "real" if real else mode, link=link, device=device, clients=clients, codec=codec)
+    cells = parse_sweep(sweep or (), base, known={"link": _known_link, "device": boards.load})
+    one = _Simulator(run, boards, server_device, out, samples, alone=not sweep, again=again)
     lines = {cell.link: load_link(cell.link) for cell in cells if not _is_refused(cell.link)}
-    boards = {name: load_device(name) for name in dict.fromkeys((server_device, *(cell.device for cell in cells)))}
-    basis = f"{Path(run_file).read_text()}\n{epochs}\n{server_device}\n{lines}\n{boards}"
+    known = [boards.load(name) for name in dict.fromkeys((server_device, *(cell.device for cell in cells)))]
+    basis = f"{Path(run_file).read_text()}\n{epochs}\n{samples}\n{lines}\n{known}"
     with Screen() as screen:
         try:
             results = run_sweep(cells, partial(one.simulate, screen=screen), folder=out, screen=screen, basis=basis, again=again)
@@ -72,7 +82,7 @@ def run_simulate(
             screen.say(f"what is done is in {out}")
             raise
     if json:
-        print(json_module.dumps({"report": str(out / "report.html"), "cells": [_summary(result) for result in results]}))
+        print(strict_json({"report": str(out / "report.html"), "cells": [_summary(result) for result in results]}).decode())
     else:
         _print(results, out)
 
@@ -86,11 +96,38 @@ class _Failed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class _Boards:
+    """Devices by name. What this computer is measured to be is kept in ``folder``, or nothing could go on from where it was."""
+
+    folder: Path
+    loaded: dict[str, Device] = field(default_factory=dict)
+
+    def load(self, text: str) -> Device:
+        if text not in self.loaded:
+            self.loaded[text] = load_device(text, this=self._this() if text.partition(",")[0] == THIS else None)
+        return self.loaded[text]
+
+    def _this(self) -> Device:
+        path = self.folder / "this.json"
+        if path.is_file() and path.stat().st_size <= LIMITS.request_bytes:
+            try:
+                return parse(Device, json_module.loads(path.read_text()), where=str(path), error=UsageError)
+            except ValueError as exc:
+                raise UsageError(f"{path} is not what was measured of this computer ({exc}); remove it") from exc
+        found = load_device(THIS)
+        write_atomically(path, json_module.dumps(dataclasses.asdict(found)).encode())
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class _Simulator:
     run: Run
-    server: Device
+    boards: _Boards
+    server_device: str
     out: Path
+    samples: int | None
     alone: bool
+    again: bool
 
     def simulate(self, cell: Cell, *, screen: Screen) -> FieldResult:
         try:
@@ -101,15 +138,17 @@ class _Simulator:
             raise
 
     def _simulate(self, cell: Cell, screen: Screen) -> FieldResult:
-        link, device = load_link(cell.link), load_device(cell.device)
+        link, device = load_link(cell.link), self.boards.load(cell.device)
         state = self.out / "cells" / Path(cell.file).stem
+        if self.again and state.is_dir():
+            shutil.rmtree(state)
         run = configured(self.run, {key: getattr(cell, key) for key in KEYS if getattr(cell, key) != _own(self.run, key)}, state=state)
         if cell.mode == "real":
             result = run_over_line(run, link, screen=screen)
         else:
-            setting = Setting(link=link, device=device, server_device=self.server)
+            setting = Setting(link=link, device=device, server_device=self.boards.load(self.server_device))
             with screen.bar(cell.link) as advance:
-                result = simulate(run, setting, say=screen.say, progress=advance)
+                result = simulate(run, setting, mode=cell.mode, samples=self.samples, say=screen.say, progress=advance)
         shutil.rmtree(state)  # checkpoints of all clients, which nobody needs once the result is there
         return result
 

@@ -18,7 +18,7 @@ from wire.driver import Driver
 from wire.process import client_id
 from wire.runfile import Run
 
-__all__ = ["Client", "Maker", "Seat", "World"]
+__all__ = ["Client", "Hear", "Maker", "Seat", "World"]
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +30,8 @@ class Client:
     line: Line
     samples: int  # of its own, for training
     battery_empty_s: float | None = None
+    _outages: list[float] = field(default_factory=list)
+    _weather_s: float = 0.0  # until when they are known
 
     @property
     def driver(self) -> Driver:
@@ -37,15 +39,16 @@ class Client:
 
     def outages(self) -> list[float]:
         """Begin and end of each time in which its line was down, one after the other, until now."""
-        found: list[float] = []
-        now_s, at_s, weather = self.party.time.now(), 0.0, self.line.up.link.weather
-        while at_s < now_s:
-            conditions = weather.at(at_s)
-            until_s = min(conditions.until_s, now_s)
-            if min(conditions.up, conditions.down) <= 0:
-                found += (at_s, until_s)
-            at_s = until_s
-        return found
+        now_s, weather = self.party.time.now(), self.line.up.link.weather
+        while self._weather_s < now_s:  # what has been looked at stays as it is: a run of months has many changes
+            conditions = weather.at(self._weather_s)
+            if conditions.is_outage:
+                self._outages += (self._weather_s, conditions.until_s)
+            self._weather_s = conditions.until_s
+        return [min(time_s, now_s) for time_s in self._outages]
+
+
+Hear = Callable[[float, str, str, Mapping[str, Any]], None]
 
 
 class Maker(Protocol):
@@ -79,13 +82,14 @@ class World:
     device: Device
     server_device: Device
     maker: Maker
-    hear: Callable[[float, str, str, Mapping[str, Any]], None]
+    hear: Hear
     tap: Callable[[str, bytes], None] | None = None
     clock: Clock = field(default_factory=Clock)
     clients: dict[str, Client] = field(default_factory=dict)
     servers: dict[str, VirtualParty] = field(default_factory=dict)
     _broker: VirtualBroker = field(default_factory=VirtualBroker)
     _cells: list[tuple[Medium, Medium]] = field(default_factory=list)
+    _there: int = 0  # clients that have not left
 
     def build(self) -> None:
         """Raises CutlayerError, as the parties' own processes would."""
@@ -99,6 +103,8 @@ class World:
             driver, samples = self.maker.client(client.name, seat)
             party.take(driver)
             self.clients[client.name] = Client(party, seat.transport, line, samples)
+            party.on_end = self._left
+            self._there += 1
 
     def _seat(self, name: str, device: Device, *, line: Line | None) -> tuple[VirtualParty, Seat]:
         time = OwnTime(self.clock, device)
@@ -145,7 +151,10 @@ class World:
     @property
     def over(self) -> bool:
         """Every client has left."""
-        return all(client.party.ended_s is not None for client in self.clients.values())
+        return self._there == 0
+
+    def _left(self) -> None:
+        self._there -= 1
 
     def close(self) -> None:
         for party in (*self.servers.values(), *(client.party for client in self.clients.values())):

@@ -16,7 +16,7 @@ from simulation.plan.places import Place
 from simulation.plan.subject import Subject, run_at
 from wire.cut import IDS, LABELS
 from wire.engine import Array
-from wire.errors import CodecError, RunFileError, UsageError
+from wire.errors import CodecError, GraphError, RunFileError, UsageError
 from wire.feed import Batch
 from wire.ids import keyed_ids
 
@@ -27,11 +27,19 @@ _STEPS = 4  # in which each codec's bytes are measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Sizes of the PUBLISH packets of each measured step, of ``samples`` samples; labels, or ids, are among what goes up."""
+    """Sizes of the PUBLISH packets of each measured step, of ``samples`` samples; labels, or ids, are among what goes up.
+
+    Up the topic is an alias, as most brokers grant it; down it is spelled out.
+    """
 
     samples: int
     up: tuple[tuple[int, ...], ...]
     down: tuple[tuple[int, ...], ...]
+
+    @property
+    def publishes(self) -> float:
+        """Packets of a step, both ways."""
+        return sum(map(len, (*self.up, *self.down))) / len(self.up)
 
     @property
     def up_bytes(self) -> float:
@@ -69,8 +77,11 @@ def train_whole(subject: Subject, steps: int) -> Iterator[int]:
     engine = engine_for(run, segment)
     for step in range(steps):
         batch = subject.samples.batch(step)
-        engine.forward(step, *batch.inputs, subject.target(batch))
-        _sound(engine, step)
+        try:
+            engine.forward(step, *batch.inputs, subject.target(batch))
+            _sound(engine, step)
+        except RuntimeError as exc:
+            raise GraphError(f"PyTorch cannot train {subject.name}: {str(exc).splitlines()[0][:200]}") from exc
         yield step + 1
     trained = engine.parameters()
     with torch.no_grad():
@@ -97,7 +108,7 @@ def measure(subject: Subject, place: Place, codecs: Sequence[str], *, part_bytes
     lines: dict[str, Crossing] = {}
     for codec in codecs:
         try:
-            lines[codec] = Crossing(run_at(subject.run, place.names[0], codec), engines, part_bytes=part_bytes)
+            lines[codec] = Crossing(run_at(subject.run, place.names[0], codec), engines, part_bytes=part_bytes, alias=True)
         except RunFileError as exc:
             found.refused[codec] = str(exc)
     sizes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {codec: [] for codec in lines}

@@ -30,6 +30,7 @@ class Place:
     segments: dict[str, RunSegment]
     manifest: BundleManifest
     flops: Flops  # of the client's segment, a sample
+    server_flops: Flops
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -88,7 +89,14 @@ def _place(subject: Subject, name: str, segments: dict[str, RunSegment], inputs:
         input_names=bottom.input_names,
         output_names=bottom.output_names,
     )
-    return Place(names=(name,), segments=segments, manifest=manifest, flops=flops_of(bottom.module, inputs))
+    top = segments["top"]
+    return Place(
+        names=(name,),
+        segments=segments,
+        manifest=manifest,
+        flops=flops_of(bottom.module, inputs),
+        server_flops=flops_of(top.module, top.examples),
+    )
 
 
 def _depth(segment: RunSegment) -> int:

@@ -12,7 +12,8 @@ from simulation.datasets import dataset_at
 from simulation.field.device import Device
 from simulation.field.link import Link
 from simulation.field.presets import load_device, load_link
-from simulation.plan.cost import epoch_of, part_bytes_on
+from simulation.field.simulate import check_line
+from simulation.plan.cost import Board, epoch_of, part_bytes_on
 from simulation.plan.measure import leakage_at, measure, train_whole
 from simulation.plan.places import Place, find_places
 from simulation.plan.show import show
@@ -26,6 +27,7 @@ __all__ = ["CODECS", "plan_of", "run_plan"]
 
 CODECS = ("fp32", "fp16", "int8", "int4", "lowbit")
 _USUAL = "int8"
+_SERVER = "server"  # the device at the other end
 _MODES: tuple[MemoryMode, ...] = ("fast", "low")
 
 
@@ -53,6 +55,7 @@ def run_plan(
         else:
             facts = None if data is None else dataset_at(data, data_dir, Path(folder))
             subject, own = subject_of(model, data=facts, input_shape=input_shape, batch_size=batch_size), _USUAL
+        check_line(subject.run, line)
         plan = plan_of(
             subject,
             line,
@@ -124,9 +127,11 @@ def _row(subject: Subject, link: Link, device: Device, place: Place, *, codecs: 
     run = subject.run
     memory, memory_bytes = _memory(place, device, batch=subject.samples.batch_size, in_flight=run.in_flight)
     found = measure(subject, place, codecs, part_bytes=part_bytes_on(link, most_bytes=run.broker.part_bytes))
+    client = Board(device=device, flops=place.flops, memory=memory)
+    server = Board(device=load_device(_SERVER), flops=place.server_flops)
     costs = {}
     for codec, traffic in found.traffic.items():
-        cost = epoch_of(link, device, traffic=traffic, flops=place.flops, memory=memory, samples=epoch, in_flight=run.in_flight)
+        cost = epoch_of(link, client, server, traffic=traffic, samples=epoch, in_flight=run.in_flight)
         costs[codec] = CodecCost(
             up_bytes=traffic.up_bytes,
             down_bytes=traffic.down_bytes,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from simulation.plan.table import Plan, Row
+from simulation.plan.table import CodecCost, Plan, Row
 from simulation.plan.units import mebibytes, short, time_of
 
 __all__ = ["show"]
@@ -20,13 +21,15 @@ _MARKS = {True: "★", False: "•"}
 _ASCII = str.maketrans({"★": "*", "•": "+", "…": "..."})
 
 
-def show(plan: Plan) -> None:
-    """Print it to stdout."""
-    terminal = Console(highlight=False)
-    console = terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH)
+def show(plan: Plan, console: Console | None = None) -> None:
+    """Print it, where nothing else is said to stdout."""
+    if console is None:
+        terminal = Console(highlight=False)
+        console = terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH)
     for text in _above(plan):
         console.print(_text(text, console))
-    console.print(_table(plan, console))
+    for table in _tables(plan, console):
+        console.print(table)
     for text in _below(plan):
         console.print(_text(text, console))
 
@@ -53,27 +56,53 @@ def _below(plan: Plan) -> Iterator[str]:
     yield from plan.remarks
 
 
-def _table(plan: Plan, console: Console) -> Table:
+def _tables(plan: Plan, console: Console) -> Iterator[Table]:
+    """One, or where that is too wide what crosses and what it takes one below the other."""
+    sent, taken = _sent(plan), _taken(plan)
+    whole = _table(plan, console, (*sent, *taken))
+    if Measurement.get(console, console.options.update(max_width=10_000), whole).maximum <= console.width:
+        yield whole
+    else:
+        yield _table(plan, console, sent)
+        yield _table(plan, console, taken)
+
+
+_Column = tuple[str, Callable[[Row], str]]
+
+
+def _table(plan: Plan, console: Console, columns: Sequence[_Column]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("cut after", overflow="fold")
-    columns = ("activations", *(f"{codec}, B" for codec in plan.codecs), "FLOP", "memory, MiB", "an epoch", "energy, J", "leakage")
-    for name in columns:
-        table.add_column(name, justify="right")
+    for name, _ in columns:
+        table.add_column(name, justify="right", overflow="fold")
     for at, row in enumerate(plan.rows):
         mark = _MARKS[at == plan.recommended] if at in plan.front else ""
         style = "bold green" if at == plan.recommended else "" if at in plan.front else "dim"
-        table.add_row(*(_text(cell, console, style) for cell in (mark, row.cut, *_cells(plan, row))))
+        table.add_row(*(_text(cell, console, style) for cell in (mark, row.cut, *(cell(row) for _, cell in columns))))
     return table
 
 
-def _cells(plan: Plan, row: Row) -> Iterator[str]:
-    yield f"{row.activations:,}"
-    for codec in plan.codecs:
-        yield f"{row.costs[codec].round_trip_bytes:,.0f}" if codec in row.costs else "-"
-    yield short(row.flops.step)
-    yield f"{mebibytes(row.memory_bytes)}{' (low)' if row.memory == 'low' else ''}{'' if row.fits else ' too large'}"
-    cost = row.costs.get(plan.main)
-    yield "-" if cost is None else str(time_of(cost.seconds))
-    yield "-" if cost is None else short(cost.joules)
-    yield "-" if row.leakage is None else f"{row.leakage:.2f}"
+def _sent(plan: Plan) -> tuple[_Column, ...]:
+    def size_with(codec: str) -> Callable[[Row], str]:
+        return lambda row: f"{row.costs[codec].round_trip_bytes:,.0f}" if codec in row.costs else "-"
+
+    return (("activations", lambda row: f"{row.activations:,}"), *((f"{codec}, B", size_with(codec)) for codec in plan.codecs))
+
+
+def _taken(plan: Plan) -> tuple[_Column, ...]:
+    def cost(row: Row, tell: Callable[[CodecCost], str]) -> str:
+        return tell(row.costs[plan.main]) if plan.main in row.costs else "-"
+
+    return (
+        ("FLOP", lambda row: short(row.flops.step)),
+        ("memory, MiB", _memory),
+        ("an epoch", lambda row: cost(row, lambda found: str(time_of(found.seconds)))),
+        ("energy, J", lambda row: cost(row, lambda found: short(found.joules))),
+        ("leakage", lambda row: "-" if row.leakage is None else f"{row.leakage:.2f}"),
+    )
+
+
+def _memory(row: Row) -> str:
+    how = " (low)" if row.memory == "low" else ""
+    return f"{mebibytes(row.memory_bytes)}{how}{'' if row.fits else ' too large'}"

@@ -171,7 +171,7 @@ def _table(model: str, args: Mapping[str, Any], example: Tensor, loss: str, batc
         "loss": loss,
         "model": {"build": model, "args": dict(args), "cut": [_ANY], "input_shape": list(example.shape[1:])},
         "optimizer": {"kind": "sgd", "lr": 0.01},
-        "data": {} if data is None else dict(data.data),
+        "data": {"kind": "npz", "path": "random"} if data is None else dict(data.data),
         "clients": [{"name": "client"}],
     }
 
@@ -190,6 +190,8 @@ def _output(model: nn.Module, example: Tensor) -> Tensor:
             module.training = mode
     if not isinstance(found, Tensor):
         raise RunFileError(f"the model gives a {type(found).__name__}; a network with one loss at its end gives one tensor")
+    if not 1 <= found.dim() <= 2:
+        raise RunFileError(f"the model gives {list(found.shape[1:])} a sample; labels that cross a cut are a class, or a row of numbers")
     return found
 
 

@@ -207,3 +207,18 @@ def test_a_label_without_an_output_is_told_and_changes_nothing(label: int) -> No
         engine.forward(0, *x, np.array([0, label, 1]))
     identical(engine.state(), before)
     engine.forward(0, *x, np.array([0, 0, 1]))
+
+
+def test_an_operation_that_works_in_place_may_come_first() -> None:
+    """As of many networks that are cut after a BatchNorm; what arrived is not written over."""
+    x, grad = np.array([[-1.0, 2.0, 3.0]], np.float32), np.ones((1, 3), np.float32)
+    found = []
+    for inplace in (True, False):
+        engine = _open(nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(3, 3, bias=False)), [3], [3])
+        engine.load_state({"p.1.weight": np.eye(3, dtype=np.float32)})
+        made, back = engine.forward(0, x)[0], engine.backward(0, grad)[0]
+        assert back is not None
+        found.append({"made": made, "back": back})
+    identical(*found)
+    assert found[0]["back"].tolist() == [[0.0, 1.0, 1.0]]
+    assert x.tolist() == [[-1.0, 2.0, 3.0]]

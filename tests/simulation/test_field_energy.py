@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simulation.field.device import Device
-from simulation.field.energy import battery_empty_s, joules_of
+from simulation.field.energy import joules_of
 from simulation.field.link import Link, RadioEnergy
 
 BOARD = Device(name="board", flops=1e9, step_s=0.0, idle_w=2.0, flop_j=1e-9, memory_bytes=1 << 29)
@@ -46,20 +44,3 @@ def test_more_work_never_takes_less(line_bytes: int, connections: int, bursts: i
 def test_nothing_below_zero() -> None:
     with pytest.raises(ValueError, match="0 or more"):
         joules_of(BOARD, LINK, spent_s={"up": -1.0}, flops=0, line_bytes=0, connections=0, bursts=0)
-
-
-def test_a_battery_is_empty_between_two_readings() -> None:
-    board = dataclasses.replace(BOARD, battery_wh=0.1)  # 360 J
-    assert battery_empty_s(board, [(100, 200), (200, 300), (300, 420)]) == pytest.approx(250)
-    assert battery_empty_s(board, [(100, 720)]) == pytest.approx(50)
-    assert battery_empty_s(board, [(100, 200), (200, 360)]) == pytest.approx(200)
-    assert battery_empty_s(board, [(100, 200), (200, 359)]) is None
-    assert battery_empty_s(board, []) is None
-    assert battery_empty_s(BOARD, [(100, 1e9)]) is None
-
-
-def test_readings_that_go_backwards() -> None:
-    board = dataclasses.replace(BOARD, battery_wh=1.0)
-    for drawn in ([(100, 5), (50, 6)], [(100, 5), (200, 4)]):
-        with pytest.raises(ValueError, match="backwards"):
-            battery_empty_s(board, drawn)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulation.field.clock import Clock
 from simulation.field.link import Conditions, Link
 from simulation.field.path import HEADER_BYTES, Medium, Path, Stuck
-from simulation.field.weather import outages
+from simulation.field.weather import Steps, outages
 
 MSS = 1500 - HEADER_BYTES
 
@@ -59,6 +59,14 @@ def test_acknowledgements_take_their_share_of_the_way_back() -> None:
     assert down.line_bytes == 2 * HEADER_BYTES
 
 
+def test_an_answer_carries_the_last_acknowledgement() -> None:
+    clock, up, down = ways(link())
+    up.send(4 * MSS, lambda: None, answered=True)
+    while clock.step():
+        pass
+    assert down.line_bytes == 3 * HEADER_BYTES
+
+
 def test_both_ways_of_a_half_duplex_line_take_turns() -> None:
     clock, up, down = ways(link(half_duplex=True, down_bps=8000.0))
     found: list[float] = []
@@ -87,6 +95,31 @@ def test_an_outage_holds_a_burst_until_tcp_tries_again() -> None:
 class NeverUp:
     def at(self, time_s: float) -> Conditions:
         return Conditions(up=0.0, down=0.0)
+
+
+def test_tcp_tries_again_as_rarely_where_a_trace_tells_an_outage_in_many_rows() -> None:
+    rates = tuple(0.0 if 1 <= second < 100 else 1.0 for second in range(101))
+    rows = Steps(begins_s=tuple(map(float, range(101))), up=rates, down=rates)
+    found = []
+    for weather in (outages([(1.0, 99.0)]), rows):
+        clock, up, _ = ways(link(weather=weather))
+        found.append(arrivals(clock, up, [2 * MSS]))
+    assert found[0] == found[1]
+    assert found[0][0] > 101
+
+
+def test_who_gives_up_leaves_the_others_of_its_cell_their_time() -> None:
+    clock, shared, cell = Clock(), Medium(), link(cell=3)
+    one, other, third = (Path(clock=clock, link=cell, upward=True, medium=shared, name=name) for name in "abc")
+    arrived: list[float] = []
+    one.send(MSS, lambda: None)
+    other.send(MSS, lambda: arrived.append(clock.now_s))
+    one.abandon()
+    for _ in range(2):
+        third.send(MSS, lambda: arrived.append(clock.now_s))
+    while clock.step():
+        pass
+    assert max(arrived) == pytest.approx(3 * 1.5), "three bursts of 1.5 s each cannot all be through earlier"
 
 
 def test_a_line_that_is_down_for_good_says_so() -> None:

@@ -155,6 +155,17 @@ def test_more_clients_share_the_data_of_the_first(run_file: Path, tmp_path: Path
     assert len({party.name for party in result.parties}) == 5
 
 
+def test_what_clients_measure_for_themselves_is_told_as_their_mean(tmp_path: Path) -> None:
+    model = {"build": "digits-cnn", "cut": ["pool1", "pool2"]}
+    path = small_run(tmp_path, samples=48, test_samples=32, model=model, schedule="independent", weights_leave=False)
+    run = run_in(path, tmp_path / "simulated")
+    result = simulate(run, setting("lan"))
+    assert result.finished
+    assert [moment.epoch for moment in result.history] == [0, 1]
+    own = [json.loads((run.state_of(client.name) / "metrics.json").read_text())["test"]["accuracy"] for client in run.clients]
+    assert result.metrics["test"]["accuracy"] == pytest.approx(sum(own) / 2)
+
+
 def test_faster_boards_and_lines_end_sooner(run_file: Path, tmp_path: Path) -> None:
     slow = Device(name="slow", flops=1e6, step_s=0.1, idle_w=1.0, flop_j=0.0, memory_bytes=1 << 29)
     times = [
@@ -185,6 +196,16 @@ def test_the_command_reports_a_grid_and_what_cannot_be(run_file: Path, tmp_path:
     assert again_code == 0
     assert json.loads(again_out.splitlines()[-1])["cells"] == cells
     assert "2 of 4 cells are in" in again_err
+
+
+def test_this_computer_is_measured_once(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("simulate", run_file, "--link", "lan", "--device", "this", "--out", tmp_path / "out", "--json")
+    code, out, err = said(capsys, *arguments)
+    assert code == 0, err
+    again_code, again, again_err = said(capsys, *arguments)
+    assert again_code == 0
+    assert again == out
+    assert "1 of 1 cells are in" in again_err
 
 
 @pytest.mark.parametrize(

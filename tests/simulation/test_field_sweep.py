@@ -47,6 +47,7 @@ def test_a_grid_has_every_combination_the_last_key_first() -> None:
     assert cells[0].settings == {"link": "gprs", "codec": "int8", "clients": 10}
     assert {dataclasses.replace(cell, link="gprs", codec="int8", clients=4, varied=()) for cell in cells} == {BASE}
     assert len({cell.file for cell in cells}) == len(cells)
+    assert BASE.file.startswith("cell-"), "not with a dash, which a shell's tools take for an option"
 
 
 def test_options_keep_their_commas_and_keys_may_be_repeated() -> None:

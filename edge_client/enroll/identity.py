@@ -1,0 +1,102 @@
+"""The folder of a device's identity, as ``[broker]`` of a run file names it.
+
+key.pem     its private key, readable by its owner alone; made once, and it never leaves
+ca.pem      the fleet's authority, which the device was given
+cert.pem    what the authority has signed; last to come, so a device that has it has all
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from wire.errors import StorageError, UsageError
+from wire.limits import LIMITS
+from wire.store import write_atomically
+
+__all__ = ["Identity", "load_certificate", "read_file"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """``folder`` need not exist yet."""
+
+    folder: Path
+
+    @property
+    def key_pem(self) -> Path:
+        return self.folder / "key.pem"
+
+    @property
+    def ca_pem(self) -> Path:
+        return self.folder / "ca.pem"
+
+    @property
+    def cert_pem(self) -> Path:
+        return self.folder / "cert.pem"
+
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        """Made where there is none. Raises StorageError."""
+        if not self.key_pem.exists():
+            key = ec.generate_private_key(ec.SECP256R1())
+            form = serialization.PrivateFormat.PKCS8
+            write_atomically(self.key_pem, key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()), private=True)
+        try:
+            found = serialization.load_pem_private_key(read_file(self.key_pem), password=None)
+        except (ValueError, TypeError) as exc:
+            raise StorageError(f"{self.key_pem} is no private key; remove {self.folder}, and enrol with a new token") from exc
+        if not isinstance(found, ec.EllipticCurvePrivateKey):
+            raise StorageError(f"{self.key_pem} is another kind of key; remove {self.folder}, and enrol with a new token")
+        return found
+
+    def certificate(self) -> x509.Certificate | None:
+        """None: not there yet. Raises StorageError."""
+        return load_certificate(read_file(self.cert_pem), what=str(self.cert_pem)) if self.cert_pem.exists() else None
+
+    def request(self, name: str) -> str:
+        """A certificate request for the key, in PEM form."""
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(self.key(), hashes.SHA256())
+        return csr.public_bytes(serialization.Encoding.PEM).decode()
+
+    def check(self, certificate: x509.Certificate, *, name: str, ca: x509.Certificate, now_s: float) -> None:
+        """Raises UsageError unless ``certificate`` is ours: signed by ``ca``, for this name and key, and good now."""
+        try:
+            certificate.verify_directly_issued_by(ca)
+        except (ValueError, TypeError, InvalidSignature) as exc:
+            raise UsageError("the certificate is not signed by the authority that this device was given; give it the right ca.pem") from exc
+        names = [str(attribute.value) for attribute in certificate.subject]
+        if names != [name]:
+            raise UsageError(f"the certificate is made out to {', '.join(names)[:80]!r}, not to {name!r}; give each device its own folder")
+        if certificate.public_key() != self.key().public_key():
+            raise UsageError(f"the certificate is for another key than {self.key_pem}; remove {self.folder}, and enrol with a new token")
+        now = datetime.datetime.fromtimestamp(now_s, datetime.UTC)
+        if now > certificate.not_valid_after_utc:
+            ended = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+            raise UsageError(f"the certificate ended on {ended}; enrol with a new token, or set this computer's clock right")
+        if now < certificate.not_valid_before_utc:
+            raise UsageError(f"the certificate begins on {certificate.not_valid_before_utc:%Y-%m-%d}; set this computer's clock right")
+
+
+def load_certificate(data: bytes, *, what: str) -> x509.Certificate:
+    """Raises StorageError; ``what`` names the source."""
+    try:
+        return x509.load_pem_x509_certificate(data)
+    except ValueError as exc:
+        raise StorageError(f"{what} is not a certificate in PEM form") from exc
+
+
+def read_file(path: Path) -> bytes:
+    """A small file. Raises StorageError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(LIMITS.enrolment_bytes)
+    except OSError as exc:
+        raise StorageError(f"cannot read {path}: {(exc.strerror or str(exc)).lower()}") from exc
