@@ -24,6 +24,7 @@ __all__ = ["ETHERNET_BYTES", "LineBytes", "LineShape", "ShapedLines", "broker_at
 
 ETHERNET_BYTES = 14  # of header, which tbf counts with each IP packet
 _BURST_SPARE_BYTES = 64
+_CABLE_SPARE = 1.05  # tbf before a cable, which keeps the rate itself: at the same rate each packet that is late would leave it idle
 _QUEUED_FRAMES = 4  # at least, or a slow line's queue would hold less than one packet
 _ENDS = 200
 _HUB = "198.18.0.1"  # RFC 2544: addresses for measurements
@@ -168,7 +169,8 @@ class ShapedLines:
         else:
             hub.run("ip", "link", "add", there, "type", "veth", "peer", "name", here, "netns", end.path)
         for (namespace, name), rate_bps, last in zip(self._sides(at), (shape.down_bps, shape.up_bps), (1, 2), strict=True):
-            _set_up(namespace, name, shape, rate_bps, address=f"198.18.{at + 1}.{last}/30")
+            held_bps = round(rate_bps * (_CABLE_SPARE if shape.round_trip_s else 1))
+            _set_up(namespace, name, shape, held_bps, address=f"198.18.{at + 1}.{last}/30")
         end.run("ip", "route", "add", "default", "via", f"198.18.{at + 1}.1")
 
 

@@ -19,6 +19,8 @@ from wire.errors import CutlayerError, UsageError
 
 __all__ = ["LineKind", "Lines", "Outages", "lines_for", "shape_of"]
 
+_QUEUE_S = 5.0  # modems hold seconds; the modelled line holds all that TCP gives it
+
 LineKind = Literal["namespaces", "proxy"]
 _LONGEST_WAIT_S = 3600.0
 
@@ -36,6 +38,7 @@ def shape_of(link: Link, lines: LineKind) -> LineShape:
             round_trip_s=link.round_trip_s,
             mtu_bytes=link.mtu_bytes,
             frame_bytes=link.frame_bytes,
+            queue_s=_QUEUE_S,
         )
     except ValueError as exc:
         raise UsageError(f"link `{link.name}` cannot be made of a real line: {exc}") from exc
