@@ -20,6 +20,7 @@ import numpy as np
 
 from simulation.field.clock import Clock
 from simulation.field.link import Link
+from simulation.field.timer import LEAST_RTO_S, RetransmissionTimer
 from wire.errors import CutlayerError
 from wire.rng import generator
 
@@ -29,7 +30,7 @@ HEADER_BYTES = 52  # IPv4 and TCP with timestamps
 _FIRST_SEGMENTS = 10
 _TAIL_SEGMENTS = 3  # as many acknowledgements behind a loss show it without a timeout
 _MATHIS = math.sqrt(1.5)
-_LEAST_RTO_S, _LONGEST_RTO_S = 0.2, 120.0
+_LONGEST_RTO_S = 120.0
 _DELAYED_ACK_S = 0.04
 _CHANGES = 100_000  # of weather that one burst may wait through
 
@@ -61,6 +62,8 @@ class Path:
     back: Path | None = None
     line_bytes: int = field(default=0, init=False)
     busy: array[float] = field(default_factory=lambda: array("d"), init=False)
+    _timer: RetransmissionTimer = field(default_factory=RetransmissionTimer, init=False)
+    _own_through_s: float = field(default=-math.inf, init=False)
     _arrived_s: float = field(default=0.0, init=False)
     _window: int = field(default=_FIRST_SEGMENTS, init=False)
     _last_s: float = field(default=-math.inf, init=False)
@@ -82,10 +85,13 @@ class Path:
         segments = -(-size_bytes // self.segment_bytes)
         lost, stall_s = self._losses(segments)
         overhead_bytes = HEADER_BYTES + self.link.frame_bytes
-        bits = 8 * (size_bytes + segments * overhead_bytes + lost * (min(size_bytes, self.segment_bytes) + overhead_bytes))
         begin_s = max(self.clock.now_s, self.medium.free_s)
+        first_bytes = min(size_bytes, self.segment_bytes) + overhead_bytes
+        again = lost + self._said_again(begin_s, first_bytes)
+        bits = 8 * (size_bytes + segments * overhead_bytes + again * first_bytes)
         through_s = self._through(begin_s, bits, segments)
         self._occupy(begin_s, through_s, bits)
+        self._own_through_s = through_s
         arrives_s = through_s + self.link.round_trip_s / 2 + stall_s
         if self.link.jitter_s:
             arrives_s += float(self._chances().exponential(self.link.jitter_s))
@@ -94,10 +100,20 @@ class Path:
         if self.back is not None:
             self.clock.at(through_s, lambda: self._acknowledge(segments, through_s - begin_s, answered))
 
+    def _said_again(self, begin_s: float, first_bytes: int) -> int:
+        """How often TCP repeats the first segment because its acknowledgement takes longer than it has learned to wait."""
+        now_s, rtt_s = self.clock.now_s, self.link.round_trip_s
+        takes_s = 8 * first_bytes / self.rate_bps
+        queued = self._own_through_s > now_s  # acknowledgements of what is ahead come meanwhile
+        silence_s = begin_s + takes_s - self._own_through_s if queued else begin_s + takes_s - now_s + rtt_s
+        return self._timer.answered(begin_s - now_s + takes_s + rtt_s, silence_s)
+
     def abandon(self) -> None:
         """The connection is given up: what was on its way no longer holds the line."""
         now_s, ahead_s = self.clock.now_s, 0.0
         self._arrived_s = min(self._arrived_s, now_s)
+        self._own_through_s = min(self._own_through_s, now_s)
+        self._timer = RetransmissionTimer()
         while self.busy and self.busy[-1] > now_s:
             ahead_s += self.busy[-1] - max(self.busy[-2], now_s)
             if self.busy[-2] < now_s:
@@ -157,7 +173,7 @@ class Path:
     def _opening(self, begin_s: float, segments: int, rate_bps: float) -> float:
         """When the burst would have begun, had TCP's window been open: a flow that was idle sends ten segments, then waits for answers."""
         rtt_s, each_s = self.link.round_trip_s, 8 * self.link.mtu_bytes / rate_bps
-        if begin_s - self._last_s > max(_LEAST_RTO_S, 2 * rtt_s):
+        if begin_s - self._last_s > max(LEAST_RTO_S, 2 * rtt_s):
             self._window = _FIRST_SEGMENTS
         wait_s, left = 0.0, segments
         while left > self._window and self._window * each_s < rtt_s:
@@ -175,7 +191,7 @@ class Path:
 
     def _tried_again(self, down_s: float, up_s: float) -> float:
         """TCP notices that the line is there again at its next attempt."""
-        wait_s = max(_LEAST_RTO_S, 1.5 * self.link.round_trip_s)
+        wait_s = max(LEAST_RTO_S, 1.5 * self.link.round_trip_s)
         tried_s = down_s
         while tried_s < up_s:
             tried_s += wait_s
@@ -194,7 +210,7 @@ class Path:
         if not lost:
             return 0, 0.0
         rtt_s = self.link.round_trip_s
-        timeout_s = max(_LEAST_RTO_S, 1.5 * rtt_s)
+        timeout_s = max(LEAST_RTO_S, 1.5 * rtt_s)
         fast = again[: max(0, segments - _TAIL_SEGMENTS)]
         stalls = [rtt_s] * bool(fast.any())  # several losses in a window are repaired in one round trip (RFC 6675)
         stalls += [timeout_s * (2 ** int(times) - 1) for times in again[len(fast) :] if times]
