@@ -50,6 +50,7 @@ _NEEDS = {
     "graph": ("simulation", ("torch", "rich")),
     "simulate": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn", "matplotlib", "jinja2", "markupsafe")),
     "plan": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn")),
+    "flash": ("fleet", ("tomli_w",)),
 }
 # What a verb may find missing on its way.
 _EXTRA_OF = {"PIL": "images", "iotcore": "server"}
@@ -185,6 +186,12 @@ def _plan(args: argparse.Namespace) -> None:
     from simulation.plan.plan import run_plan
 
     run_plan(**{key: value for key, value in vars(args).items() if key not in ("verb", "call")})
+
+
+def _flash(args: argparse.Namespace) -> None:
+    from fleet.flash.verb import FlashOptions, run_flash
+
+    run_flash(FlashOptions(**{key: value for key, value in vars(args).items() if key not in ("verb", "call")}))
 
 
 def _halt(args: argparse.Namespace) -> None:
@@ -481,6 +488,8 @@ def _add_fleet(verbs: Any, broker: argparse.ArgumentParser) -> None:
     add_enroll(_verb(verbs, "enroll", _enroll, ABOUT))
     if importlib.util.find_spec("fleet") is None:  # a board's image has the device's rooms alone
         return
+    from fleet.flash.options import ABOUT as FLASH
+    from fleet.flash.options import add_flash
     from fleet.options import add_broker_config, add_ca, add_device
 
     add_ca(_verb(verbs, "ca", _ca, "the fleet's certificate authority: make it, run it"), port=_port)
@@ -488,6 +497,7 @@ def _add_fleet(verbs: Any, broker: argparse.ArgumentParser) -> None:
     acts = broker.add_subparsers(dest="act", metavar="ACT", title="acts")
     about = "write what a mosquitto needs to serve a run with mutual TLS"
     add_broker_config(_verb(acts, "config", _broker_config, about))
+    add_flash(_verb(verbs, "flash", _flash, FLASH))
 
 
 def _verb(

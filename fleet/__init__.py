@@ -1,1 +1,1 @@
-"""The operator's computer: who belongs to the fleet, and the configuration of its broker. Imports ``wire`` only, never torch."""
+"""On an operator's own computer: cards, identities, updates and the broker's configuration. Imports ``wire`` only, never torch."""

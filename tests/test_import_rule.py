@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulation": {"wire", "edge_client", "server", "export", "cutlayer"},
 }
 # Room -> the extra that installs what it imports; None: the base install, which is the device.
-EXTRA = {"wire": None, "edge_client": None, "server": "server", "export": "export", "simulation": "simulation", "fleet": None}
+EXTRA = {"wire": None, "edge_client": None, "server": "server", "export": "export", "simulation": "simulation", "fleet": "fleet"}
 # Import name -> distribution, where they differ.
 DISTRIBUTION = {"PIL": "pillow", "paho": "paho-mqtt", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 # (room, import name): optional there, so imported only inside the function that needs it.

@@ -1,0 +1,255 @@
+"""``cutlayer flash``: reads what the options name, then hands it to the target that they name."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from fleet.flash.boot_files import FirstBoot, host_name
+from fleet.flash.compose import write_compose
+from fleet.flash.detect import find_format, open_boot
+from fleet.flash.disk import Disk, check_disk, look_at, write_disk
+from fleet.flash.image import copy_image, provision
+from fleet.flash.manifest import imager_line, imager_manifest
+from fleet.flash.payload import DEVICE_NAME, Payload, carried, device_run, read_bundle_files
+from fleet.flash.ssh import install_over_ssh, look_over_ssh
+from fleet.flash.wheels import choose_wheels, fetch_wheels
+from fleet.flash.wifi import Wifi, parse_wifi, read_wifi
+from wire.errors import UsageError
+from wire.store import write_atomically
+from wire.transport.broker_config import BrokerConfig
+
+__all__ = ["ENROL_PORT", "FlashOptions", "run_flash"]
+
+ENROL_PORT = 8884
+_T = TypeVar("_T")
+_TOKEN_BYTES = 4096
+_KEYS_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlashOptions:
+    """The command line's, under their names; see ``fleet.flash.options``."""
+
+    act: str | None
+    image: Path | None
+    device: str | None
+    run: Path | None
+    bundle: Path | None
+    wheels: Path | None
+    broker: str | None
+    out: Path | None
+    fleet: Path
+    token_file: Path | None
+    enrol_at: str | None
+    user: str | None
+    authorized_keys: Path | None
+    wifi: str | None
+    wifi_passphrase_file: Path | None
+    wifi_open: bool
+    format: str | None
+    memory: str
+    manifest: Path | None
+    to: Path | None
+    yes: bool
+    fixed_disk: bool
+    ssh: str | None
+    compose: Path | None
+    python: list[str] | None
+    arch: str
+    client: Path | None
+
+
+def run_flash(options: FlashOptions, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    """Raises CutlayerError, in one line, for all that the operator can mend."""
+    if options.act == "fetch-wheels":
+        wheels = _given(options.wheels, "--wheels")
+        fetch_wheels(wheels, pythons=options.python or ("3.11", "3.13"), arch=options.arch, client=options.client)
+        return
+    targets = [
+        name for name, value in (("--image", options.image), ("--ssh", options.ssh), ("--compose", options.compose)) if value is not None
+    ]
+    if len(targets) > 1:
+        raise UsageError(f"{' and '.join(targets)} are two targets; give one")
+    if options.ssh is not None:
+        _flash_host(options, options.ssh)
+    elif options.compose is not None:
+        _flash_compose(options, options.compose)
+    elif options.to is not None:
+        _flash_card(options, options.to, now=clock())
+    else:
+        _flash_image(options, _given(options.image, "--image"), _given(options.out, "--out"), now=clock())
+
+
+def _flash_host(options: FlashOptions, target: str) -> None:
+    device = _device(options)
+    payload, token = _payload(options, device), _token(options, device)
+    host = look_over_ssh(target)
+    wheels = choose_wheels(_given(options.wheels, "--wheels"), python=host.python, arch=host.arch)
+    print(install_over_ssh(target, carried(replace(payload, wheels=wheels), token)), end="")
+    print(f"{target} is `{device}` now (Python {host.python}, {host.arch})")
+
+
+def _flash_compose(options: FlashOptions, out: Path) -> None:
+    device = _device(options)
+    payload = _payload(options, device, keys="/keys")
+    memory = "512m" if options.memory.endswith("%") else options.memory.lower()
+    token = _token(options, device)
+    write_compose(
+        out, device=device, run=payload.run, bundle=payload.bundle, ca=payload.ca, token=token, enrol=payload.enrol or "", memory=memory
+    )
+    print(f"{out}: a compose project that is `{device}`; on the board: chown -R 10001:10001 data keys && docker compose up --build -d")
+
+
+def _flash_card(options: FlashOptions, device: Path, *, now: datetime) -> None:
+    """The copy, then the card. The disk is looked at before anything is made, and again before it is written."""
+    image = _given(options.image, "--image")
+    check_disk(look_at(device), image_bytes=0, fixed=options.fixed_disk)
+    kept = options.out is not None
+    out = options.out or Path(f"{_device(options)}.card.img")
+    try:
+        _flash_image(options, image, out, now=now)
+        disk = look_at(device)
+        check_disk(disk, image_bytes=out.stat().st_size, fixed=options.fixed_disk)
+        print(disk.describe())
+        if not options.yes and not _agreed(disk):
+            raise UsageError(f"nothing was written to {device}")
+        written = write_disk(out, device)
+        print(f"{device}: {written} bytes written and read back; take the card out")
+    finally:
+        if not kept:
+            out.unlink(missing_ok=True)
+
+
+def _agreed(disk: Disk) -> bool:
+    try:
+        return input(f"everything on it will be lost; type {disk.name} to write it: ").strip() == disk.name
+    except EOFError as exc:
+        raise UsageError("there is no terminal to ask at; say --yes") from exc
+
+
+def _flash_image(options: FlashOptions, image: Path, out: Path, *, now: datetime) -> None:
+    device = _device(options)
+    first = FirstBoot(
+        host=host_name(device),
+        instance=f"cutlayer-{device}-{secrets.token_hex(8)}",
+        wifi=_wifi(options),
+        user=options.user,
+        keys=_keys(options),
+    )
+    if out.exists() and out.samefile(image):
+        raise UsageError(f"--out {out} is the image itself, which stays as it is; choose another name")
+    payload, token = _payload(options, device), _token(options, device)
+    beside = out.with_name(out.name + ".new")
+    try:
+        copy_image(image, beside)
+        with open(beside, "rb") as copy:
+            kind = find_format(open_boot(copy, name=str(image)), name=str(image), wanted=options.format)
+        wheels = choose_wheels(_given(options.wheels, "--wheels"), python=kind.python, arch="aarch64")
+        extra = carried(replace(payload, wheels=wheels), token)
+        done = provision(image, beside, kind=kind, first=first, extra=extra, now=now)
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)
+    print(f"{out}: {image.name} that becomes `{device}` at its first start ({kind.name}, Python {kind.python})")
+    print(f"on its boot partition: {', '.join(done.files)}; read back, and all else as in {image.name}")
+    if token is not None:
+        print("it holds the device's enrolment token: write the card, then remove the file")
+    if options.manifest is not None:
+        text = imager_manifest(out, device=device, size_bytes=done.size_bytes, sha256=done.sha256, day=now.date())
+        write_atomically(options.manifest, text.encode())
+        print(f"{options.manifest}: for rpi-imager --repo {options.manifest}")
+    if options.to is None:
+        print(f"write it: {imager_line(out, sha256=done.sha256)}")
+
+
+def _payload(options: FlashOptions, device: str, *, keys: str = "/var/lib/cutlayer/identity") -> Payload:
+    """Without wheels, which depend on the image."""
+    url = _given(options.broker, "--broker")
+    secure = _broker(url).url.startswith("mqtts:")
+    return Payload(
+        device=device,
+        run=device_run(_given(options.run, "--run"), device=device, broker=url, identity=secure, keys=keys),
+        bundle=read_bundle_files(_given(options.bundle, "--bundle")),
+        wheels=(),
+        ca=_authority(options) if secure else None,
+        enrol=options.enrol_at or f"{urlsplit(url).hostname}:{ENROL_PORT}",
+        memory=options.memory,
+    )
+
+
+# ------------------------------------------------------------------ what the options name
+
+
+def _given(value: _T | None, option: str) -> _T:
+    if value is None:
+        raise UsageError(f"`cutlayer flash` needs {option}; `cutlayer flash --help` lists what there is")
+    return value
+
+
+def _device(options: FlashOptions) -> str:
+    device = _given(options.device, "--device")
+    if not DEVICE_NAME.fullmatch(device):
+        raise UsageError(f"--device {device!r} is no device's name: 1 to 64 letters, digits, `-` or `_`")
+    return device
+
+
+def _broker(url: str) -> BrokerConfig:
+    try:
+        return BrokerConfig(url=url)
+    except ValueError as exc:
+        raise UsageError(f"--broker: {exc}") from exc
+
+
+def _authority(options: FlashOptions) -> bytes:
+    path = options.fleet / "ca" / "ca.pem"
+    if not path.exists():
+        raise UsageError(
+            f"{path} is not there, and {options.broker} speaks TLS; make the authority with `cutlayer ca init`, or give --fleet DIR"
+        )
+    return path.read_bytes()
+
+
+def _token(options: FlashOptions, device: str) -> bytes | None:
+    """None: the broker speaks no TLS, so the device gets no identity."""
+    if _broker(_given(options.broker, "--broker")).url.startswith("mqtt:"):
+        return None
+    path = options.token_file or options.fleet / "tokens" / f"{device}.token"
+    if not path.exists():
+        raise UsageError(f"{path} is not there; make the token with `cutlayer device add {device}`, or give --token-file FILE")
+    with open(path, "rb") as file:
+        token = file.read(_TOKEN_BYTES + 1)
+    if not token.strip() or len(token) > _TOKEN_BYTES:
+        raise UsageError(f"{path} is no enrolment token; make one with `cutlayer device add {device}`")
+    return token
+
+
+def _wifi(options: FlashOptions) -> Wifi | None:
+    if options.wifi is None:
+        return None
+    try:
+        network = parse_wifi(options.wifi)
+    except ValueError as exc:
+        raise UsageError(f"--wifi: {exc}") from exc
+    return read_wifi(network, passphrase_file=options.wifi_passphrase_file, open_network=options.wifi_open)
+
+
+def _keys(options: FlashOptions) -> tuple[str, ...]:
+    if (options.user is None) is not (options.authorized_keys is None):
+        raise UsageError("--user and --authorized-keys go together: nobody logs in with a password")
+    if options.user is None or options.authorized_keys is None:
+        return ()
+    if not options.user.isidentifier() or not options.user.islower() or options.user in ("root", "pi", "cutlayer"):
+        raise UsageError(f"--user {options.user!r} cannot be used; take another name of small letters, digits and `_`")
+    with open(options.authorized_keys, encoding="utf-8", errors="replace") as file:
+        lines = [line.strip() for line in file.read(_KEYS_BYTES).splitlines()]
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys or not all(line.isprintable() for line in keys) or any("PRIVATE KEY" in line for line in lines):
+        raise UsageError(f"{options.authorized_keys} holds no public keys, one a line, like ssh-ed25519 AAAA… name")
+    return keys
