@@ -106,6 +106,9 @@ class Cell:
             "server": {"threads": 1},
         }
 
+    def _client(self, at: int) -> dict[str, Any]:
+        return {"name": f"c{at}", "threads": 1, "data": {"shard": f"{at}/{self.method.clients}"}}
+
 
 def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
     """Train once, which is the same over every line, and then send what was sent over each of them.
