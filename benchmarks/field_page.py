@@ -75,8 +75,9 @@ def _times(results: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
         ),
         "",
         *prose(
-            "**Not understood yet**: over `gsm-csd` the messages of fp32, 200 kB each way, crossed about ten times each in this simulation, so",
-            "that figure says nothing of fp32 there but that nobody should send it (87 hours an epoch of all of Fashion-MNIST if each crosses once).",
+            "**Not understood yet**: over `gsm-csd` the messages of fp32, 200 kB each way, crossed about ten times each in this",
+            "simulation, so that figure says nothing of fp32 there but that nobody should send it (87 hours an epoch of all of",
+            "Fashion-MNIST if each crosses once).",
         ),
         "",
         *_accuracies(results, methods),
