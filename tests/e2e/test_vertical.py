@@ -179,7 +179,8 @@ def test_split_and_aligned_equals_the_whole_table(missing: str, exported: Path, 
 
 def test_a_run_that_was_killed_sees_the_same_records_in_the_same_order(exported: Path, tmp_path: Path) -> None:
     """Also where the killed party has lost its alignment, and all are asked again."""
-    calm, cut_off = (copy_of(exported, tmp_path / name, align={"missing": "zero"}) for name in ("calm", "cut"))
+    # Long enough that a fast computer is not through before we have read how far it is.
+    calm, cut_off = (copy_of(exported, tmp_path / name, align={"missing": "zero"}, epochs=12) for name in ("calm", "cut"))
     with start_broker() as broker, field(calm, broker) as run:
         run.finish()
         wanted = run.weights(), run.losses()
