@@ -74,12 +74,6 @@ def _times(results: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
             "for speed.",
         ),
         "",
-        *prose(
-            "**Not understood yet**: over `gsm-csd` the messages of fp32, 200 kB each way, crossed about ten times each in this",
-            "simulation, so that figure says nothing of fp32 there but that nobody should send it (87 hours an epoch of all of",
-            "Fashion-MNIST if each crosses once).",
-        ),
-        "",
         *_accuracies(results, methods),
     ]
 
@@ -92,7 +86,7 @@ def _cell(seconds: float | None, best: float | None) -> str:
 
 def _accuracies(results: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
     """Of each method, which are the same over every line."""
-    lines = ["| method | accuracy after each epoch, % | bytes of all clients, all epochs, over the first link |", "|---|---|---|"]
+    lines = ["| method | accuracy after each epoch, % | bytes of all clients, all epochs |", "|---|---|---|"]
     for method in methods:
         cell = results.get(method)
         if cell is not None:

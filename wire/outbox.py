@@ -29,7 +29,7 @@ class Outbox:
     def __init__(self, emit: Callable[[Effect], None], *, resend_after_s: float, resend_limit_s: float = 60.0) -> None:
         self._emit = emit
         self._resend_after_s = resend_after_s
-        self._resend_limit_s = resend_limit_s
+        self._resend_limit_s = max(resend_limit_s, resend_after_s)  # who says that answers take long is not asked more often
         self._kept: dict[Hashable, _Kept] = {}
         self._on: dict[Line, dict[Hashable, None]] = {}  # keys by line, in the order of ``_kept``
         self._tokens: dict[int, Hashable] = {}
