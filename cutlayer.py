@@ -176,22 +176,27 @@ def _graph(args: argparse.Namespace) -> None:
     show_run(args.run_file, svg=args.svg, json=args.json)
 
 
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Of a verb whose room takes them by the names that they have on the command line."""
+    return {key: value for key, value in vars(args).items() if key not in ("verb", "call")}
+
+
 def _simulate(args: argparse.Namespace) -> None:
     from simulation.field.verb import run_simulate
 
-    run_simulate(**{key: value for key, value in vars(args).items() if key not in ("verb", "call")})
+    run_simulate(**_options(args))
 
 
 def _plan(args: argparse.Namespace) -> None:
     from simulation.plan.plan import run_plan
 
-    run_plan(**{key: value for key, value in vars(args).items() if key not in ("verb", "call")})
+    run_plan(**_options(args))
 
 
 def _flash(args: argparse.Namespace) -> None:
     from fleet.flash.verb import FlashOptions, run_flash
 
-    run_flash(FlashOptions(**{key: value for key, value in vars(args).items() if key not in ("verb", "call")}))
+    run_flash(FlashOptions(**_options(args)))
 
 
 def _halt(args: argparse.Namespace) -> None:

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from edge_client.boundary import exit_code_of
 from edge_client.process import run_client
-from wire.errors import CutlayerError, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,14 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=("auto", "stock", "ort-training"), help="instead of the run file's for this client")
     parser.add_argument("--log", choices=("text", "json"), default="text", help="what to print while running (default %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        run_client(args.run_file, party=args.party, bundle=args.bundle, broker=args.broker, engine=args.engine, log=args.log)
-    except KeyboardInterrupt:
-        return 130
-    except CutlayerError as exc:
-        print(f"cutlayer: error: {exc}", file=sys.stderr)
-        return exit_code(exc)
-    return 0
+    options = {"party": args.party, "bundle": args.bundle, "broker": args.broker, "engine": args.engine, "log": args.log}
+    return exit_code_of(lambda: run_client(args.run_file, **options))
 
 
 __all__ = ["main"]

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from edge_client.boundary import exit_code_of
 from edge_client.enroll.options import ABOUT, add_enroll, run_enroll
-from wire.errors import CutlayerError, exit_code
 
 __all__ = ["main"]
 
@@ -16,14 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit codes are those of ``cutlayer enroll``."""
     parser = argparse.ArgumentParser(prog="python -m edge_client.enroll", description=f"{ABOUT[0].upper()}{ABOUT[1:]}.", allow_abbrev=False)
     add_enroll(parser)
-    try:
-        run_enroll(parser.parse_args(argv))
-    except KeyboardInterrupt:
-        return 130
-    except CutlayerError as exc:
-        print(f"cutlayer: error: {exc}", file=sys.stderr)
-        return exit_code(exc)
-    return 0
+    args = parser.parse_args(argv)
+    return exit_code_of(lambda: run_enroll(args))
 
 
 if __name__ == "__main__":
