@@ -497,6 +497,8 @@ class Actor:
         if self._program is not None:
             self._open_epoch(max(epoch, self._epoch) + 1)
         elif self._party.parent is not None:
+            # What runs is not answered any more: the answer may overtake this message, and would be without the child's part.
+            self._running = None
             self._send_control(self._party.parent, Control(kind="lost", body={"epoch": epoch}))
 
     # ------------------------------------------------------------ commands
@@ -510,7 +512,10 @@ class Actor:
             self._start(seq, command)
         elif seq == self._last_seq and self._last_done and ("c", self._party.parent, self._last_done) not in self._outbox:
             # A parent that restarted while we joined asks again; the process that had our answer is no more.
-            self._answer_parent()
+            if self._running is None:
+                self._lost(self._epoch)
+            else:
+                self._answer_parent()
 
     def _start(self, seq: int, command: Command) -> None:
         self._last_seq = seq
@@ -657,8 +662,10 @@ class Actor:
         assert self._barrier is not None
         absent = absent_lanes(running.result)
         if len(absent) == self._party.lanes:
-            self._emit(Note(kind="alone", text="no client is there; waiting for one"))
-            self._barrier.nobody_is_there()
+            if self._barrier.nobody_is_there():
+                self._open_epoch(self._epoch + 1)
+            else:
+                self._emit(Note(kind="alone", text="no client is there; waiting for one"))
             return
         found = restore_command(running.result, running.program or {}, lanes=self._party.lanes, confirmed=self._confirmed)
         if found is None:

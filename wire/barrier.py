@@ -48,8 +48,10 @@ class Barrier:
         self._joiners = not self.waiting and under_way not in ENDS
         return not self._joiners
 
-    def nobody_is_there(self) -> None:
-        self.waiting = self._alone = True
+    def nobody_is_there(self) -> bool:
+        """All clients have left a join unanswered. True: one has come since, so begin the next epoch of the run now."""
+        self.waiting = self._alone = not self._joiners
+        return self._joiners
 
     def new_epoch(self) -> None:
         self.waiting = self._alone = self._joiners = False

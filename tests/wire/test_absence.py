@@ -46,9 +46,12 @@ def check(setup: Setup, world: World) -> None:
 
 
 def rows_of(world: World, party: str, edge: str, lane: int) -> dict[int, bool]:
-    """Of a party that was left out, those of where it left: what it has beyond that is of a run that was given up."""
-    disk = world.disks[party]
-    away = world.disks[world.root].newest[1]["away"].get(str(lane))
+    """Of a party that was left out, those of where it left: what it has beyond that is of a run that was given up.
+
+    Who leaves after the last save has all of the run, and was only not told that it is over.
+    """
+    disk, root = world.disks[party], world.disks[world.root]
+    away = root.newest[1]["away"].get(str(lane), max(root.checkpoints))
     at = max(disk.checkpoints) if disk.finished else away
     assert disk.finished or not disk.checkpoints or at in disk.checkpoints, f"{party} has not what it needs to come back"
     rows = [row for row in disk.checkpoints[at][2] if row[:2] == (edge, lane)] if disk.checkpoints else []
@@ -112,6 +115,49 @@ FAULTS = st.builds(
 def test_whoever_is_there_each_step_ends_alike_at_both_ends(name: str, seed: int, faults, late, in_flight: int, schedule) -> None:
     setup = absent_run(name, schedule=schedule, in_flight=in_flight)
     check(setup, World(setup, seed=seed, faults=faults, late=late))
+
+
+FOUND = {  # each has failed once
+    "one leaves between the last save and the end": (
+        "clinics",
+        1,
+        "independent",
+        1,
+        (),
+        Faults(lost=1, repeated=1, naps=2, early=1, leaves=1),
+    ),
+    "an answer overtakes that a lane is lost": (
+        "hop",
+        2843808100,
+        "relay",
+        1,
+        ("c2",),
+        Faults(lost=4, repeated=9, restarts=2, naps=4, leaves=1, halts=1),
+    ),
+    "asked again after a lane was lost": (
+        "towers",
+        2721214224,
+        "independent",
+        2,
+        ("c0",),
+        Faults(lost=5, repeated=9, restarts=2, naps=3, early=3, leaves=3, halts=1, ordered=False),
+    ),
+    "one is back before the coordinator knows that all are away": (
+        "hop",
+        1697022870,
+        "independent",
+        1,
+        ("c0",),
+        Faults(lost=7, repeated=1, restarts=2, naps=3, leaves=4, halts=1, ordered=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(FOUND))
+def test_cases_that_were_found(case: str) -> None:
+    name, seed, schedule, in_flight, late, faults = FOUND[case]
+    setup = absent_run(name, schedule=schedule, in_flight=in_flight)
+    check(setup, World(setup, seed=seed, faults=dataclasses.replace(faults), late=frozenset(late)))
 
 
 def turns(world: World, wanted, limit: int = 20_000) -> None:
