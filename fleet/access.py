@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 
 from wire.enrolment import check_device_name
 from wire.errors import GraphError, UsageError
+from wire.fleet.talk import DEVICE_TOPICS
 from wire.process import for_prediction
 from wire.runfile import Run
 
 __all__ = ["Rights", "access_list", "rights_of"]
-
-DEVICE_TOPICS = "cl/1/d"  # {DEVICE_TOPICS}/{device}/up/… is written and …/down/… read by that device alone
 
 
 @dataclass(slots=True, kw_only=True)

@@ -31,6 +31,11 @@ class Limits:
     missed_steps: int = 1 << 22  # of a lane, that a party which comes back writes down
     run_file_bytes: int = 1 << 20
     enrolment_bytes: int = 32 << 10  # what a device and the fleet's certificate authority say to each other, or a PEM file of theirs
+    release_files: int = 512  # of one release
+    release_bytes: int = 1 << 30  # of all files of one release
+    release_manifest_bytes: int = 60 << 10  # goes into one message
+    chunk_bytes: int = 48 << 10  # of a release's file, in one message
+    talk_bytes: int = 64 << 10  # a message between the operator and a device
     request_bytes: int = 4096  # a file by which another command asks a running party for something
     dataset_bytes: int = 8 << 30  # one data file, unpacked
     gathered_bytes: int = 32 << 20  # weights that lanes give to the coordinator at a time, unless one lane's are more
