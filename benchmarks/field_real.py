@@ -24,7 +24,7 @@ from simulation.datasets import materialize
 from simulation.field.configure import configured
 from simulation.field.device import Device
 from simulation.field.link import Link
-from simulation.field.presets import THIS, load_device
+from simulation.field.presets import THIS, THIS_SERVER, load_device
 from simulation.field.real import run_over_line
 from simulation.field.result import FieldResult
 from simulation.field.simulate import Setting, simulate
@@ -84,7 +84,7 @@ def told(result: FieldResult) -> dict[str, Any]:
     }
 
 
-def measured(case: Case, device: Device, *, repeat: int) -> dict[str, Any]:
+def measured(case: Case, device: Device, server: Device, *, repeat: int) -> dict[str, Any]:
     """One simulation, and the median of ``repeat`` real runs."""
     with tempfile.TemporaryDirectory(prefix="cutlayer-field-real-") as name, Screen() as screen:
         folder = Path(name)
@@ -94,7 +94,7 @@ def measured(case: Case, device: Device, *, repeat: int) -> dict[str, Any]:
         def again(at: str) -> Run:
             return configured(run, {}, state=folder / at)
 
-        virtual = simulate(again("virtual"), Setting(link=case.link, device=device, server_device=device))
+        virtual = simulate(again("virtual"), Setting(link=case.link, device=device, server_device=server))
         real = [told(run_over_line(again(f"real{at}"), case.link, screen=screen, lines="namespaces")) for at in range(repeat)]
     times = [each["time_s"] for each in real]
     middle = next(each for each in real if each["time_s"] == statistics.median_low(times))
@@ -106,10 +106,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=3, help="real runs of each case, of which the median counts")
     arguments = parser.parse_args()
-    device = load_device(THIS)
+    device, server = load_device(THIS), load_device(THIS_SERVER)
     rows = {}
     for case in CASES:
-        row = measured(case, device, repeat=arguments.repeat)
+        row = measured(case, device, server, repeat=arguments.repeat)
         rows[f"{case.rate_bps} | {case.clients}"] = row
         print(f"{case.link.name}, {case.clients} clients: {json.dumps(row)}", flush=True)
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")

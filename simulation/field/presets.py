@@ -2,7 +2,7 @@
 
 A link is written ``gprs``, or ``gprs,loss=0.05,up_bps=12000`` with constants of one's own, or ``field/mast.toml`` for a file with the keys
 of ``Link``; ``weather=FILE`` names a weather's TOML file or a trace's CSV file. A device likewise: ``pi-4``, ``pi-4,battery_wh=50``,
-``boards/mine.toml``; ``this`` is this computer, measured when asked.
+``boards/mine.toml``; ``this`` and ``this-server`` are this computer, measured when asked.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from wire.errors import UsageError
 from wire.limits import LIMITS
 from wire.parse import parse, plain
 
-__all__ = ["THIS", "constants_of", "load_device", "load_link", "names", "refusal", "sources"]
+__all__ = ["MEASURED", "THIS", "THIS_SERVER", "constants_of", "load_device", "load_link", "names", "refusal", "sources"]
 
 Kind = Literal["link", "device"]
 P = TypeVar("P")
 
-THIS = "this"
+THIS, THIS_SERVER = "this", "this-server"
+MEASURED = (THIS, THIS_SERVER)  # this computer, as a client and as a server
 _GIVEN = "given by the user"
 _MEASURED = "measured on this computer"
 _RULES = {
@@ -41,7 +42,7 @@ _RULES = {
 
 def names(kind: Kind) -> list[str]:
     """All that have a name, those that are refused included."""
-    return [*_table(kind), *([THIS] if kind == "device" else [])]
+    return [*_table(kind), *(MEASURED if kind == "device" else ())]
 
 
 def refusal(name: str) -> str | None:
@@ -71,15 +72,15 @@ def load_link(text: str) -> Link:
 
 
 def load_device(text: str, *, this: Device | None = None) -> Device:
-    """The device's name is ``text``; ``this``: what this computer was measured to be, else it is measured now.
+    """The device's name is ``text``; ``this``: what this computer was measured to be (as that name says), else it is measured now.
 
     Raises UsageError: no such name (with those there are), a file or a constant at fault.
     """
     base, given = _split(text)
-    if base == THIS:
+    if base in MEASURED:
         from simulation.field.measure import measure_device
 
-        data = dataclasses.asdict(this or measure_device())
+        data = dataclasses.asdict(this or measure_device(server=base == THIS_SERVER))
     else:
         data = _read(Path(base)) if _is_path(base) else _computed(_preset("device", base))
     return _parsed(Device, _merged(data, given) | {"name": text}, where=f"device `{text}`")
@@ -87,7 +88,7 @@ def load_device(text: str, *, this: Device | None = None) -> Device:
 
 def sources(kind: Kind, name: str) -> dict[str, str]:
     """Where each constant of ``Link`` (with ``radio.…``) or ``Device`` comes from. Raises UsageError: no such name."""
-    if kind == "device" and name == THIS:
+    if kind == "device" and name in MEASURED:
         return {field.name: _MEASURED for field in dataclasses.fields(Device) if field.name != "name"}
     told = _told(_preset(kind, name, key="sources"))
     if kind == "device":
@@ -106,7 +107,7 @@ def constants_of(thing: Link | Device) -> dict[str, Any]:
     if base not in names(kind):
         return {key: {"value": value, "source": base if _is_path(base) else _GIVEN} for key, value in values.items()}
     told = sources(kind, base)
-    usual = values if base == THIS else _flat(plain(_bare_link(base) if isinstance(thing, Link) else load_device(base)))
+    usual = values if base in MEASURED else _flat(plain(_bare_link(base) if isinstance(thing, Link) else load_device(base)))
     return {
         key: {"value": value, "source": told[key] if usual.get(key) == value else _GIVEN} for key, value in values.items() if key in told
     }

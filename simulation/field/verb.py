@@ -17,7 +17,7 @@ from rich.table import Table
 
 from simulation.field.configure import KEYS, configured
 from simulation.field.device import Device
-from simulation.field.presets import THIS, load_device, load_link, refusal
+from simulation.field.presets import MEASURED, load_device, load_link, refusal
 from simulation.field.real import run_over_line
 from simulation.field.report import write_report
 from simulation.field.report.words import duration, energy, size
@@ -104,17 +104,18 @@ class _Boards:
 
     def load(self, text: str) -> Device:
         if text not in self.loaded:
-            self.loaded[text] = load_device(text, this=self._this() if text.partition(",")[0] == THIS else None)
+            base = text.partition(",")[0]
+            self.loaded[text] = load_device(text, this=self._measured(base) if base in MEASURED else None)
         return self.loaded[text]
 
-    def _this(self) -> Device:
-        path = self.folder / "this.json"
+    def _measured(self, base: str) -> Device:
+        path = self.folder / f"{base}.json"
         if path.is_file() and path.stat().st_size <= LIMITS.request_bytes:
             try:
                 return parse(Device, json_module.loads(path.read_text()), where=str(path), error=UsageError)
             except ValueError as exc:
                 raise UsageError(f"{path} is not what was measured of this computer ({exc}); remove it") from exc
-        found = load_device(THIS)
+        found = load_device(base)
         write_atomically(path, json_module.dumps(dataclasses.asdict(found)).encode())
         return found
 

@@ -10,18 +10,18 @@ import pytest
 
 from simulation.field.device import Device
 from simulation.field.link import CLEAR, Link
-from simulation.field.presets import THIS, constants_of, load_device, load_link, names, refusal, sources
+from simulation.field.presets import MEASURED, constants_of, load_device, load_link, names, refusal, sources
 from simulation.field.weather import Markov, Steps
 from wire.errors import UsageError
 
 LINKS = [name for name in names("link") if refusal(name) is None]
-DEVICES = [name for name in names("device") if name != THIS]
+DEVICES = [name for name in names("device") if name not in MEASURED]
 
 
 def test_what_there_is() -> None:
     assert {"gsm-csd", "gprs", "edge", "3g", "nb-iot", "lte-m", "vsat-geo", "iridium-certus", "lan"} <= set(LINKS)
     assert set(names("link")) - set(LINKS) == {"iridium-sbd", "lorawan-sf7"}
-    assert set(names("device")) == {"pi-zero-2w", "pi-3", "pi-4", "pi-5", "server", "this"}
+    assert set(names("device")) == {"pi-zero-2w", "pi-3", "pi-4", "pi-5", "server", "this", "this-server"}
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,9 @@ def test_bad_devices_are_refused(text: str, said: str) -> None:
         load_device(text)
 
 
-def test_this_computer_is_measured() -> None:
-    device = load_device("this,battery_wh=10")
+@pytest.mark.parametrize("name", MEASURED)
+def test_this_computer_is_measured(name: str) -> None:
+    device = load_device(f"{name},battery_wh=10")
     assert device.flops > 1e8
     assert device.step_s >= 0
     assert device.memory_bytes > 1 << 28
