@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_client.doctor.broker import check_broker
+from edge_client.doctor.broker import BrokerQuestion, is_at_work
+from edge_client.doctor.certificate import check_identity
 from edge_client.doctor.clock import check_clock, newest_s, synchronised
 from edge_client.doctor.disk import check_disk, free_bytes, state_bytes
 from edge_client.doctor.finding import Finding, failed, lines_of, ok, skipped, summary
@@ -79,7 +80,8 @@ class DeviceDoctor:
         memory = check_memory(self._manifests, batch=self._samples, in_flight=self._run.in_flight if self._run else 1, root=self._here.root)
         yield memory
         yield self._check_clock()
-        yield self._check_broker(loaded)
+        yield self._check_certificate(loaded)
+        yield from self._check_broker(loaded)
         yield self._check_disk()
         yield from self._check_steps(ready=packages.status == "ok" and memory.status != "failed")
 
@@ -142,8 +144,8 @@ class DeviceDoctor:
 
         if self._run is not None:
             folder = self._bundle or self._run.bundles
-            party = self._party or self._run.clients[0].name  # all clients of a run hold the same segments
-            yield from ((bundle_path(folder, slot.segment), slot.segment) for slot in self._run.slice_for(party).slots)
+            # All clients of a run hold the same segments.
+            yield from ((bundle_path(folder, slot.segment), slot.segment) for slot in self._run.slice_for(self._name).slots)
         elif self._bundle is not None:
             folders = [self._bundle] if (self._bundle / "manifest.json").exists() else sorted(self._bundle.glob("*/manifest.json"))
             yield from ((path.parent if path.name == "manifest.json" else path, None) for path in folders or [self._bundle])
@@ -153,8 +155,7 @@ class DeviceDoctor:
 
         manifest = read_bundle(path).manifest
         if self._run is not None and segment is not None:
-            party = self._party or self._run.clients[0].name
-            sinks = [slot.segment for slot in self._run.slice_for(party).slots if slot.is_sink]
+            sinks = [slot.segment for slot in self._run.slice_for(self._name).slots if slot.is_sink]
             check_bundle(self._run, segment, manifest, path, has_loss=segment in sinks)
         return _Found(folder=path, manifest=manifest)
 
@@ -165,25 +166,43 @@ class DeviceDoctor:
         files += [found.folder / "manifest.json" for found in self._bundles]
         return check_clock(self._here.now_s(), files_s=newest_s(files), synchronised=self._here.synchronised())
 
-    def _check_broker(self, loaded: frozenset[str]) -> Finding:
-        if self._run is None and self._broker is None:
-            return skipped("broker", self._lacking("--broker"))
-        if "paho-mqtt" not in loaded:
-            return skipped("broker", "cannot be asked before paho-mqtt loads")
+    def _check_certificate(self, loaded: frozenset[str]) -> Finding:
+        if self._run is None:
+            return skipped("certificate", self._lacking())
+        if "cryptography" not in loaded:
+            return skipped("certificate", "cannot be read before cryptography loads")
+        run = self._run
+        return check_identity(run.broker, base_dir=Path(run.base), party=self._party, now_s=self._here.now_s())
+
+    def _check_broker(self, loaded: frozenset[str]) -> Iterator[Finding]:
+        reason = self._lacking("--broker") if self._run is None and self._broker is None else ""
+        if reason or "paho-mqtt" not in loaded:
+            yield skipped("broker", reason or "cannot be asked before paho-mqtt loads")
+            yield skipped("access", "needs a connection")
+            return
         try:
             if self._run is not None:
                 broker, base, name = self._run.with_broker(self._broker).broker, Path(self._run.base), f"{self._run.name}-"
             else:
                 broker, base, name = BrokerConfig(url=self._broker or ""), Path(), ""
         except (CutlayerError, ValueError) as exc:
-            return _refused("broker", exc, advice="check --broker")
+            yield _refused("broker", exc, advice="check --broker")
+            yield skipped("access", "needs a connection")
+            return
         client_id = f"{name}{self._party or socket.gethostname()}-doctor"
-        return check_broker(broker, base_dir=base, client_id=client_id, timeout_s=self._timeout_s)
+        question = BrokerQuestion(broker=broker, base_dir=base, client_id=client_id, timeout_s=self._timeout_s)
+        yield from question.findings(at_work=self._run is not None and is_at_work(self._run.state_of(self._name)))
+
+    @property
+    def _name(self) -> str:
+        """The party, where a run file is there; any client will do where none was named."""
+        assert self._run is not None
+        return self._party or self._run.clients[0].name
 
     def _check_disk(self) -> Finding:
         if self._run is None:
             return skipped("disk", self._lacking())
-        folder = self._run.state_of(self._party or self._run.clients[0].name)
+        folder = self._run.state_of(self._name)
         return check_disk(folder, needed_bytes=state_bytes(self._manifests), free_on=self._here.free_bytes)
 
     def _check_steps(self, *, ready: bool) -> Iterator[Finding]:

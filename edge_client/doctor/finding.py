@@ -11,7 +11,7 @@ from typing import Literal
 __all__ = ["Finding", "Value", "failed", "lines_of", "ok", "skipped", "summary", "warning"]
 
 Value = int | float | str
-_NAME_WIDTH, _STATUS_WIDTH = 9, 7
+_NAME_WIDTH, _STATUS_WIDTH = 11, 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

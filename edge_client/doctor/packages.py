@@ -7,7 +7,7 @@ from edge_client.doctor.finding import Finding, failed, ok
 
 __all__ = ["check_packages", "remedy"]
 
-_RUN = ("numpy", "safetensors", "paho-mqtt", "onnxruntime")
+_RUN = ("numpy", "safetensors", "paho-mqtt", "cryptography", "onnxruntime")
 
 
 def check_packages(*, timeout_s: float) -> tuple[Finding, frozenset[str]]:

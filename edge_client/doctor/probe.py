@@ -15,7 +15,13 @@ from wire.errors import CutlayerError
 __all__ = ["MATMUL", "main"]
 
 # In this order: a package comes after those that it needs.
-_PACKAGES = {"numpy": "numpy", "safetensors": "safetensors.numpy", "paho-mqtt": "paho.mqtt.client", "onnxruntime": "onnxruntime"}
+_PACKAGES = {
+    "numpy": "numpy",
+    "safetensors": "safetensors.numpy",
+    "paho-mqtt": "paho.mqtt.client",
+    "cryptography": "cryptography.x509",
+    "onnxruntime": "onnxruntime",
+}
 _STEPS, _FEWEST_STEPS = 20, 3
 # The model y = x @ x of float32 [n, n], IR version 8, opset 17; tests/edge_client/test_doctor.py makes it anew with the onnx package.
 MATMUL = bytes.fromhex(

@@ -21,7 +21,7 @@ from wire.errors import StorageError, UsageError
 from wire.limits import LIMITS
 from wire.store import write_atomically
 
-__all__ = ["Identity", "load_certificate", "read_file"]
+__all__ = ["Identity", "check_certificate", "load_certificate", "read_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +68,26 @@ class Identity:
 
     def check(self, certificate: x509.Certificate, *, name: str, ca: x509.Certificate, now_s: float) -> None:
         """Raises UsageError unless ``certificate`` is ours: signed by ``ca``, for this name and key, and good now."""
-        try:
-            certificate.verify_directly_issued_by(ca)
-        except (ValueError, TypeError, InvalidSignature) as exc:
-            raise UsageError("the certificate is not signed by the authority that this device was given; give it the right ca.pem") from exc
-        names = [str(attribute.value) for attribute in certificate.subject]
-        if names != [name]:
-            raise UsageError(f"the certificate is made out to {', '.join(names)[:80]!r}, not to {name!r}; give each device its own folder")
         if certificate.public_key() != self.key().public_key():
             raise UsageError(f"the certificate is for another key than {self.key_pem}; remove {self.folder}, and enrol with a new token")
-        now = datetime.datetime.fromtimestamp(now_s, datetime.UTC)
-        if now > certificate.not_valid_after_utc:
-            ended = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-            raise UsageError(f"the certificate ended on {ended}; enrol with a new token, or set this computer's clock right")
-        if now < certificate.not_valid_before_utc:
-            raise UsageError(f"the certificate begins on {certificate.not_valid_before_utc:%Y-%m-%d}; set this computer's clock right")
+        check_certificate(certificate, name=name, ca=ca, now_s=now_s)
+
+
+def check_certificate(certificate: x509.Certificate, *, name: str | None, ca: x509.Certificate, now_s: float) -> None:
+    """Raises UsageError unless it is signed by ``ca``, for this name (None: any), and good now."""
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature) as exc:
+        raise UsageError("the certificate is not signed by the authority that this device was given; give it the right ca.pem") from exc
+    names = [str(attribute.value) for attribute in certificate.subject]
+    if name is not None and names != [name]:
+        raise UsageError(f"the certificate is made out to {', '.join(names)[:80]!r}, not to {name!r}; give each device its own folder")
+    now = datetime.datetime.fromtimestamp(now_s, datetime.UTC)
+    if now > certificate.not_valid_after_utc:
+        ended = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+        raise UsageError(f"the certificate ended on {ended}; enrol with a new token, or set this computer's clock right")
+    if now < certificate.not_valid_before_utc:
+        raise UsageError(f"the certificate begins on {certificate.not_valid_before_utc:%Y-%m-%d}; set this computer's clock right")
 
 
 def load_certificate(data: bytes, *, what: str) -> x509.Certificate:

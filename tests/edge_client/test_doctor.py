@@ -33,7 +33,7 @@ from tests.links import mqtt_link
 from wire.manifest import TensorSpec
 
 ROOT = Path(__file__).parents[2]
-ORDER = ["machine", "python", "packages", "run file", "bundle", "memory", "clock", "broker", "disk", "step"]
+ORDER = ["machine", "python", "packages", "run file", "bundle", "memory", "clock", "certificate", "broker", "access", "disk", "step"]
 RUN = """
 name = "fit"
 epochs = 1
@@ -96,7 +96,8 @@ def test_a_board_that_is_fit(bundle: Path, tmp_path: Path) -> None:
         run_file = _run_file(tmp_path, broker=f"url = '{broker.config().url}'")
         found, done = _command(run_file, "--party", "clinic-a", "--bundle", bundle, cwd=tmp_path)
     assert list(found) == ORDER
-    assert {name: each["status"] for name, each in found.items() if name != "clock"} == {name: "ok" for name in ORDER if name != "clock"}
+    assert {name for name, each in found.items() if each["status"] == "skipped"} == {"certificate", "access"}, "there is no certificate"
+    assert {each["status"] for name, each in found.items() if name not in ("clock", "certificate", "access")} == {"ok"}
     assert found["clock"]["status"] in ("ok", "warning"), "not every computer that tests is in step with a time server"
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout.splitlines()[-1])["ok"] is True
@@ -112,8 +113,8 @@ def test_people_get_aligned_lines(bundle: Path) -> None:
     _, done = _command("--bundle", bundle, "--broker", "mqtt://127.0.0.1:1")
     rows = done.stdout.splitlines()[:-1]
     facts = [row for row in rows if not row.startswith(" ")]
-    assert [row[:9].strip() for row in facts] == [name for name in ORDER if name != "run file"]
-    assert {row[11:18].strip() for row in facts} <= {"ok", "warning", "failed", "skipped"}
+    assert [row[:11].strip() for row in facts] == [name for name in ORDER if name != "run file"]
+    assert {row[13:20].strip() for row in facts} <= {"ok", "warning", "failed", "skipped"}
     at = next(at for at, row in enumerate(rows) if row.startswith("broker"))
     assert "failed" in rows[at]
     assert "connection refused" in rows[at]
@@ -124,18 +125,26 @@ def test_what_failed_is_told_by_the_exit_code_and_one_line(bundle: Path) -> None
     found, done = _command("--bundle", bundle, "--broker", "mqtt://127.0.0.1:1")
     assert found["broker"]["status"] == "failed"
     assert done.returncode == 1
-    assert done.stderr == "cutlayer: error: 1 of 9 checks failed: broker; what to do stands below each\n"
+    assert done.stderr == "cutlayer: error: 1 of 11 checks failed: broker; what to do stands below each\n"
     assert json.loads(done.stdout.splitlines()[-1])["ok"] is False
 
 
 def test_what_is_not_asked_for_is_skipped() -> None:
     found = _found(DeviceDoctor())
-    assert {name for name, each in found.items() if each.status == "skipped"} == {"bundle", "memory", "broker", "disk", "step"}
+    assert {name for name, each in found.items() if each.status == "skipped"} == {
+        "bundle",
+        "memory",
+        "certificate",
+        "broker",
+        "access",
+        "disk",
+        "step",
+    }
 
 
 def test_a_quoted_text_cannot_write_to_the_terminal() -> None:
     (line,) = lines_of(Finding(check="broker", status="failed", fact="a\x1b[2Jb\nc\u202e"))
-    assert line == "broker     failed   a [2Jb c "
+    assert line == "broker       failed   a [2Jb c "
 
 
 def test_the_doctor_itself_loads_no_package() -> None:
@@ -233,7 +242,16 @@ def test_a_numpy_that_kills_leaves_the_doctor_alive(bundle: Path, tmp_path: Path
     found, done = _command(_run_file(tmp_path), "--bundle", bundle, before=tmp_path / "fake")
     assert list(found) == ORDER
     assert "import numpy: died of SIGILL" in found["packages"]["fact"]
-    assert [name for name in ORDER if found[name]["status"] == "skipped"] == ["run file", "bundle", "memory", "broker", "disk", "step"]
+    assert [name for name in ORDER if found[name]["status"] == "skipped"] == [
+        "run file",
+        "bundle",
+        "memory",
+        "certificate",
+        "broker",
+        "access",
+        "disk",
+        "step",
+    ]
     assert done.returncode == 1
 
 

@@ -100,6 +100,17 @@ class MqttTransport:
         """See ``Transport.part_wish``."""
         return 0 if self._goodput.rate is None else self.part_bytes
 
+    @property
+    def tells_refusals(self) -> bool:
+        """Whether the broker says which publishes it refuses: MQTT 3.1.1 has no word for it."""
+        return self._has_mqtt5
+
+    @property
+    def longest_packet_bytes(self) -> int | None:
+        """What the broker said it takes, where it is connected and said so (MQTT 5.0, section 3.2.2.3.6)."""
+        connection = self._connection
+        return None if connection is None else connection.longest_bytes
+
     def packet_bytes(self, topic: str, size_bytes: int, *, arriving: bool = False) -> int:
         """See ``Transport.packet_bytes``."""
         connection = self._connection

@@ -73,7 +73,7 @@ class Connection:
         self._ungranted: dict[int, tuple[str, ...]] = {}
         self._in_flight: dict[int, tuple[int, Flying]] = {}  # by packet id: token, and what is on its way
         self._aliases = Aliases()
-        self._longest_bytes: int | None = None
+        self.longest_bytes: int | None = None
         self._keepalive_s = broker.keepalive_s or goodput.keepalive_s
         self._asked_s = self._pinged_s = time.monotonic()
         self._window = Window(goodput=goodput, most_bytes=broker.part_bytes, keepalive_s=self._keepalive_s)
@@ -169,8 +169,8 @@ class Connection:
             publish = outgoing.popleft()
             taken += len(publish.payload)
             size_bytes = self.packet_bytes(publish.topic, len(publish.payload))
-            if self._longest_bytes is not None and size_bytes > self._longest_bytes:
-                self._sink(Refused(reason=too_large(self._longest_bytes), token=publish.token))
+            if self.longest_bytes is not None and size_bytes > self.longest_bytes:
+                self._sink(Refused(reason=too_large(self.longest_bytes), token=publish.token))
                 continue
             topic, properties = self._aliases.of(publish.topic)
             info = self._client.publish(topic, publish.payload, qos=1, properties=properties)
@@ -232,9 +232,9 @@ class Connection:
 
     def _respect(self, properties: Properties | None) -> None:
         """What the broker says that it can take; paho does not look at it."""
-        self._longest_bytes = getattr(properties, "MaximumPacketSize", None)
-        if self._longest_bytes is not None and self._longest_bytes < self._broker.part_bytes + TOPIC_BYTES:
-            self._ended = BrokerRefused(too_large(self._longest_bytes))
+        self.longest_bytes = getattr(properties, "MaximumPacketSize", None)
+        if self.longest_bytes is not None and self.longest_bytes < self._broker.part_bytes + TOPIC_BYTES:
+            self._ended = BrokerRefused(too_large(self.longest_bytes))
         self._window.limit = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
         self._aliases.maximum = getattr(properties, "TopicAliasMaximum", 0)
         keepalive_s = getattr(properties, "ServerKeepAlive", None)
