@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wire.errors import StorageError, UsageError
+from wire.fleet.talk import agent_identity
 from wire.store import storage_errors
 
 __all__ = ["CertificateRow", "DeviceRow", "Registry", "TokenRow"]
@@ -152,12 +153,13 @@ class Registry:
         return next(self._certificates("WHERE name = ? AND key = ? ORDER BY seq DESC LIMIT 1", name, key), None)
 
     def revoke(self, name: str) -> int:
-        """Take a device out, with its tokens and certificates; returns how many of those were good. Raises UsageError."""
+        """Take a device out, with its tokens, its certificates and its agent's; returns how many of those were good. Raises UsageError."""
         with self.changing():
             self.device(name)
             self._db.execute("UPDATE devices SET revoked_s = ? WHERE name = ? AND revoked_s IS NULL", (self._clock(), name))
             self._db.execute("DELETE FROM tokens WHERE name = ?", (name,))
-            found = self._db.execute("UPDATE certificates SET revoked_s = ? WHERE name = ? AND revoked_s IS NULL", (self._clock(), name))
+            values = (self._clock(), name, agent_identity(name))
+            found = self._db.execute("UPDATE certificates SET revoked_s = ? WHERE name IN (?,?) AND revoked_s IS NULL", values)
             return found.rowcount
 
     def revoked_serials(self) -> list[tuple[int, float]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet.authority import check_hosts, fingerprint, load_csr
-from fleet.enrolment import new_token, sign, token_digest
+from fleet.enrolment import new_token, sign_pair, token_digest
 from fleet.registry import DeviceRow
 from fleet.serve import run_authority
 from fleet.state import Fleet
@@ -92,10 +92,10 @@ def issue_device(fleet: Fleet, name: str, *, csr: Path, out: Path) -> None:
     with fleet.registry() as registry:
         with registry.changing():
             registry.ensure(name)
-            row = sign(name, key, registry, authority)
+            row, agent = sign_pair(name, key, registry, authority)
         fleet.write_crl(registry)
-    write_atomically(out, row.pem.encode())
-    print(f"{out}: the certificate of `{name}` with the key {fingerprint(key)[:_SHOWN_DIGITS]}, until {_date(row.ends_s)}")
+    write_atomically(out, (row.pem + agent.pem).encode())
+    print(f"{out}: the certificates of `{name}` and its agent with the key {fingerprint(key)[:_SHOWN_DIGITS]}, until {_date(row.ends_s)}")
 
 
 def list_devices(fleet: Fleet, *, as_json: bool) -> None:

@@ -56,12 +56,12 @@ def test_a_device_from_added_to_revoked(home: Path, capsys: pytest.CaptureFixtur
         done(capsys, "enroll", "--name", "pi-1", "--write-csr", "pi-1.csr") == "pi-1.csr: to be signed with `cutlayer device issue pi-1`\n"
     )
     issued = done(capsys, "device", "issue", "pi-1", "--csr", "pi-1.csr", "--out", "pi-1.pem")
-    assert "the certificate of `pi-1`" in issued
+    assert "the certificates of `pi-1` and its agent" in issued
     assert "`pi-1` is enrolled" in done(capsys, "enroll", "--name", "pi-1", "--install", "pi-1.pem", "--ca", "fleet/ca/ca.pem")
     row = json.loads(done(capsys, "device", "list", "--json"))["devices"][0]
     assert row["state"] == "enrolled"
     assert row["key"][:16] in issued
-    assert "with 1 certificate;" in done(capsys, "device", "revoke", "pi-1")
+    assert "with 2 certificates;" in done(capsys, "device", "revoke", "pi-1")
     assert "revoked" in done(capsys, "device", "list")
     assert (home / "identity/key.pem").read_text().splitlines()[1] not in said + issued
 
