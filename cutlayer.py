@@ -238,7 +238,9 @@ def _device(args: argparse.Namespace) -> None:
 
     fleet = Fleet(folder=args.fleet)
     if args.act == "add":
-        verbs.add_device(fleet, args.device, hours=args.hours, out=args.out)
+        verbs.add_device(fleet, args.device, hours=args.hours, out=args.out, group=args.group)
+    elif args.act == "group":
+        verbs.group_devices(fleet, args.devices, group=args.group)
     elif args.act == "list":
         verbs.list_devices(fleet, as_json=args.json)
     elif args.act == "revoke":

@@ -64,9 +64,7 @@ def answer(
         return CertificateAnswer(state="refused", reason=str(exc))
 
 
-def sign_pair(
-    name: str, key: ec.EllipticCurvePublicKey, registry: Registry, authority: Authority
-) -> tuple[CertificateRow, CertificateRow]:
+def sign_pair(name: str, key: ec.EllipticCurvePublicKey, registry: Registry, authority: Authority) -> tuple[CertificateRow, CertificateRow]:
     """New certificates of a device and of its agent. Within ``registry.changing``."""
     return sign(name, key, registry, authority), sign(agent_identity(name), key, registry, authority)
 

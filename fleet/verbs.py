@@ -21,6 +21,7 @@ from wire.store import write_atomically
 __all__ = [
     "add_device",
     "approve_device",
+    "group_devices",
     "init_authority",
     "issue_device",
     "list_devices",
@@ -47,16 +48,28 @@ def serve_authority(fleet: Fleet, *, host: str, port: int, names: list[str] | No
     run_authority(fleet, host=host, port=port, names=check_hosts(tuple(dict.fromkeys(names or known))), approve=approve)
 
 
-def add_device(fleet: Fleet, name: str, *, hours: float, out: Path | None) -> None:
+def add_device(fleet: Fleet, name: str, *, hours: float, out: Path | None, group: str | None) -> None:
     """Raises CutlayerError. The token goes into a file alone: a screen is copied and scrolled back."""
     _check(name)
     fleet.authority()
     token, path = new_token(), out or fleet.folder / "tokens" / f"{name}.token"
     expires_s = fleet.clock() + hours * 3600
-    write_atomically(path, f"{token}\n".encode(), private=True)  # first: a token that nobody has is better than one that is not known
     with fleet.registry() as registry:
+        registry.check_free(name)
+        write_atomically(path, f"{token}\n".encode(), private=True)  # first: a token that nobody has is better than one that is not known
         registry.add(name, token_digest=token_digest(token), expires_s=expires_s)
+        if group is not None:
+            registry.put_into(_check(group), [name])
     print(f"{path}: the token with which `{name}` enrols, once, until {_date(expires_s)}")
+
+
+def group_devices(fleet: Fleet, names: list[str], *, group: str | None) -> None:
+    """``group``: None takes them out of theirs. Raises CutlayerError."""
+    fleet.authority()
+    with fleet.registry() as registry:
+        registry.put_into(None if group is None else _check(group), names)
+    where = "no group" if group is None else f"group `{group}`"
+    print(f"{', '.join(f'`{name}`' for name in names)}: in {where}")
 
 
 def approve_device(fleet: Fleet, name: str) -> None:
@@ -109,11 +122,11 @@ def list_devices(fleet: Fleet, *, as_json: bool) -> None:
     if not rows:
         print("no devices yet; `cutlayer device add NAME` adds one")
         return
-    width = max(len(row["name"]) for row in rows)
+    width, groups = max(len(row["name"]) for row in rows), max(len(row["group"] or "") for row in rows)
     for row in rows:
         until = "" if row["until_s"] is None else f"until {_date(row['until_s'])}"
         key = "" if row["key"] is None else f"key {row['key'][:_SHOWN_DIGITS]}"
-        print(f"{row['name']:{width}}  {row['state']:9}  {until:28}  {key}".rstrip())
+        print(f"{row['name']:{width}}  {row['group'] or '':{groups}}{'  ' if groups else ''}{row['state']:9}  {until:28}  {key}".rstrip())
 
 
 def state_of(row: DeviceRow, now_s: float) -> str:
@@ -142,12 +155,12 @@ def _facts(row: DeviceRow, now_s: float) -> dict[str, Any]:
     key = token.key if state in ("waits", "approved") and token else None
     if state in ("enrolled", "expired") and certificate is not None:
         until_s, key = certificate.ends_s, certificate.key
-    return {"name": row.name, "state": state, "until_s": until_s, "key": key}
+    return {"name": row.name, "group": row.group, "state": state, "until_s": until_s, "key": key}
 
 
-def _check(name: str) -> None:
+def _check(name: str) -> str:
     try:
-        check_device_name(name)
+        return check_device_name(name)
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
 
