@@ -237,6 +237,11 @@ PRAGMA synchronous=FULL;
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS devices (name TEXT PRIMARY KEY, added_s REAL, revoked_s REAL, grp TEXT);
 CREATE TABLE IF NOT EXISTS tokens (digest BLOB PRIMARY KEY, name TEXT, expires_s REAL, key TEXT, approved INTEGER DEFAULT 0);
+CREATE TABLE IF NOT EXISTS releases (
+    device TEXT, version INTEGER, digest TEXT, manifest BLOB, signature BLOB, made_s REAL, expires_s REAL, outcome TEXT, reason TEXT,
+    PRIMARY KEY (device, version)
+);
+CREATE TABLE IF NOT EXISTS seen (device TEXT PRIMARY KEY, at_s REAL, round_trip_s REAL, state TEXT);
 CREATE TABLE IF NOT EXISTS certificates (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, serial TEXT UNIQUE, name TEXT, key TEXT, begins_s REAL, ends_s REAL, pem TEXT, revoked_s REAL
 );

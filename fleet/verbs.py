@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet.authority import check_hosts, fingerprint, load_csr
+from fleet.deploy.key import DEPLOY_KEY
 from fleet.enrolment import new_token, sign_pair, token_digest
 from fleet.registry import DeviceRow
 from fleet.serve import run_authority
@@ -40,6 +41,7 @@ def init_authority(fleet: Fleet, *, name: str) -> None:
     fleet.create(name)
     print(f"{fleet.ca_pem}: the authority's certificate, which every device is given")
     print(f"{fleet.ca_pem.with_suffix('.key')}: its key; whoever has it can let anybody in. Keep a copy in a safe place")
+    print(f"{fleet.folder / DEPLOY_KEY}: the key that signs releases; whoever has it can change what devices run. Keep a copy of it too")
 
 
 def serve_authority(fleet: Fleet, *, host: str, port: int, names: list[str] | None, approve: bool) -> None:
