@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,8 @@ def _checked(folder: Path, entry: FileEntry, limit_bytes: int) -> bytes:
 def _read(path: Path, limit_bytes: int) -> bytes:
     try:
         with open(path, "rb") as file:
-            data = file.read(limit_bytes + 1)
+            # Not all that is allowed: `read` takes that much memory before it reads, and a small board has less.
+            data = file.read(min(os.fstat(file.fileno()).st_size, limit_bytes) + 1)
     except FileNotFoundError as exc:
         raise BundleError(f"{path} is not there; give the folder that `cutlayer export` wrote") from exc
     except OSError as exc:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.arm_debs import ArmDebs, unpack
 from tools.arm_container import enter, write_board
 from tools.lock_device import PLATFORMS
 from wire.errors import CutlayerError, UsageError, exit_code
@@ -114,6 +115,21 @@ class ArmImage:
             if name not in self._buildah("containers", "--format", "{{.ContainerName}}").split():
                 self._buildah("from", "--pull-never", "--name", name, IMAGE)
             return Path(self._buildah("mount", name).strip())
+
+    def device_usr(self) -> Path:
+        """The /usr of a device: the Debian below the image, and systemd, whose files are laid there without being set up. Made once."""
+        folder = self.cache / f"usr-{SUITE}"
+        with self._locked():
+            if not folder.is_dir():
+                base = self._base()
+                with tempfile.TemporaryDirectory(prefix="usr-", dir=self.cache) as scratch, self._tidied():
+                    container = self._buildah("from", "--pull-never", base).strip()
+                    root = Path(self._buildah("mount", container).strip())
+                    _do(["cp", "-a", str(root), f"{scratch}/root"])
+                    debs = ArmDebs(Path(scratch) / "apt", status=root / "var/lib/dpkg/status")
+                    unpack(debs.needed("systemd"), Path(scratch) / "root")
+                    os.rename(f"{scratch}/root/usr", folder)
+        return folder
 
     def size_bytes(self) -> int:
         """Of all regular files of the unpacked image; a file with several names counts once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,13 @@ def test_a_tensor_fits_a_shape_for_any_batch_and_no_other(shape: list[int], data
     assert not spec.fits((batch, *shape, 1))
     for at in range(len(shape)):
         assert not spec.fits((batch, *shape[:at], shape[at] + 1, *shape[at + 1 :]))
+
+
+def test_a_small_bundle_takes_little_memory(sound: Path) -> None:
+    """What a limit allows is not taken in advance: a board has less memory than a graph may have bytes."""
+    tracemalloc.start()
+    try:
+        read_bundle(sound).graph(GRAPHS[0])
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20 < LIMITS.graph_bytes
+    finally:
+        tracemalloc.stop()

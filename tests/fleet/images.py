@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = ["BOOKWORM", "SECTOR", "TRIXIE", "fsck", "make_image", "mtools"]
@@ -64,26 +65,37 @@ TRIXIE: dict[str, int | str] = {
 
 
 def make_image(
-    out: Path, files: dict[str, int | str], *, table: str = "dos", wide: bool = True, size_mb: int = 48, cluster_sectors: int = 1
+    out: Path,
+    files: Mapping[str, int | str | bytes],
+    *,
+    table: str = "dos",
+    wide: bool = True,
+    size_mb: int = 48,
+    cluster_sectors: int = 1,
+    root: Path | None = None,
 ) -> Path:
-    """``files``: text, or so many bytes that nothing can guess. ``table``: dos or gpt. ``wide``: FAT32 instead of FAT16. A second partition
-    of random bytes is the root file system's."""
-    sectors, rest = size_mb * 2048, 2048
+    """``files``: contents, or so many bytes that nothing can guess. ``table``: dos or gpt. ``wide``: FAT32 instead of FAT16. The second
+    partition is ``root``, a file system, or random bytes."""
+    sectors, rest = size_mb * 2048, 2048 if root is None else root.stat().st_size // SECTOR
     with open(out, "wb") as image:
         image.truncate((START + sectors + rest + 2048) * SECTOR)
     kinds = ("c", "83") if table == "dos" else ("EBD0A0A2-B9E5-4433-87C0-68B6B72699C7", "0FC63DAF-8483-4772-8E79-3D69D8477DE4")
-    rows = f"label: {table}\nstart={START}, size={sectors}, type={kinds[0]}\nstart={START + sectors}, size={rest}, type={kinds[1]}\n"
+    name = "label-id: 0x4f8a8dd1\n" if table == "dos" else ""
+    rows = f"label: {table}\n{name}start={START}, size={sectors}, type={kinds[0]}\nstart={START + sectors}, size={rest}, type={kinds[1]}\n"
     _do("sfdisk", "--quiet", str(out), text=rows)
     bits = ["-F", "32" if wide else "16", "-s", str(cluster_sectors), "-n", "bootfs"]
     _do("mkfs.vfat", *bits, "--offset", str(START), str(out), str(sectors // 2))
-    with open(out, "r+b") as image:
-        image.seek((START + sectors) * SECTOR)
-        image.write(os.urandom(rest * SECTOR))
+    if root is not None:
+        _do("dd", f"if={root}", f"of={out}", "bs=1M", f"seek={(START + sectors) * SECTOR}", "oflag=seek_bytes", "conv=notrunc,sparse")
+    else:
+        with open(out, "r+b") as image:
+            image.seek((START + sectors) * SECTOR)
+            image.write(os.urandom(rest * SECTOR))
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             path = Path(folder, name)
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(os.urandom(content) if isinstance(content, int) else content.encode())
+            path.write_bytes(os.urandom(content) if isinstance(content, int) else content.encode() if isinstance(content, str) else content)
         mtools("mcopy", out, "-s", *(str(path) for path in sorted(Path(folder).iterdir())), "::/")
     return out
 

@@ -1,4 +1,5 @@
-"""A device's root file system, as far as its first start needs one: its own /etc, /var, /opt and /boot over this computer's /usr."""
+"""A device's root file system, as far as its first start needs one: its own /etc, /var, /opt and /boot over the /usr of this computer, or
+that of an arm64 Debian, which qemu-user runs."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ __all__ = ["ENTER", "Root"]
 # Our own namespace; what is mounted in it goes with it.
 ENTER = """
 set -e
-root=$1; shift
-mount --bind /usr "$root/usr"
+root=$1 usr=$2; shift 2
+mount --bind "$usr" "$root/usr"
 mount -o remount,bind,ro "$root/usr"
 mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=755,size=1m dev "$root/dev"
@@ -33,10 +34,10 @@ _ETC = {
 
 
 class Root:
-    """Needs root. ``boot``: the folder at which the boot partition is mounted."""
+    """Needs root. ``boot``: the folder at which the boot partition is mounted. ``usr``: read-only, with the programs of the device."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, usr: Path = Path("/usr")) -> None:
+        self.folder, self.usr = folder, usr
         self.boot = folder / "boot/firmware"
         for name in ("usr", "proc", "dev", "tmp", "run", "root", "opt", "var/log", "var/lib", "etc/systemd/system", "boot/firmware"):
             (folder / name).mkdir(parents=True)
@@ -53,8 +54,8 @@ class Root:
             (self.boot / name).write_bytes(data)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        enter = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", ENTER, "sh", str(self.folder)]
-        return subprocess.run([*enter, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280)
+        enter = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", ENTER, "sh", str(self.folder), str(self.usr)]
+        return subprocess.run([*enter, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
 
     def read(self, name: str) -> str:
         return (self.folder / name).read_text()

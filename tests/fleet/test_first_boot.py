@@ -14,11 +14,12 @@ import pytest
 from fleet.flash.boot_files import FORMATS, FirstBoot
 from fleet.flash.image import copy_image, provision
 from fleet.flash.payload import Payload, carried, device_run, read_bundle_files
-from fleet.flash.wheels import choose_wheels
+from fleet.flash.wheels import choose_wheels, fetch_wheels
 from fleet.flash.wifi import Wifi
 from tests.fleet.conftest import TOKEN, Desk, write_wheel
 from tests.fleet.images import BOOKWORM, make_image, mtools
 from tests.fleet.root import Root
+from tools.arm_image import ArmImage, missing
 
 PSK = "5" * 60 + "a0b1"
 PYTHON = subprocess.run(
@@ -88,6 +89,25 @@ def _check_installed(root: Root, *, secrets_gone: bool = True) -> None:
 
 
 def test_firstrun_ends_and_the_client_is_there(root: Root, payload: Payload, tmp_path: Path) -> None:
+    _check_firstrun(root, payload, tmp_path)
+
+
+@pytest.mark.timeout(1500)  # the first one bootstraps a Debian
+def test_firstrun_ends_on_arm_and_the_client_is_there(payload: Payload, tmp_path: Path) -> None:
+    """The same with the programs of an arm64 Debian and the wheels for it, all run by qemu-user."""
+    if (lacking := missing()) is not None:
+        pytest.skip(lacking)
+    wheels = tmp_path / "wheels"
+    fetch_wheels(wheels, pythons=["3.11"], arch="aarch64", client=None)
+    root = Root(tmp_path / "root", usr=ArmImage().device_usr())
+    assert root.run("/usr/bin/uname", "-m").stdout == "aarch64\n"
+    chosen = dataclasses.replace(payload, wheels=choose_wheels(wheels, python="3.11", arch="aarch64"))
+    _check_firstrun(root, chosen, tmp_path)
+    libraries = (root.folder / "opt/cutlayer/venv/lib").rglob("*.so*")
+    assert {path.read_bytes()[18:20] for path in libraries if path.is_file()} == {b"\xb7\x00"}, "not all for aarch64"
+
+
+def _check_firstrun(root: Root, payload: Payload, tmp_path: Path) -> None:
     small = {name: 100 if isinstance(content, int) else content for name, content in BOOKWORM.items()}
     root.insert(_flashed("firstrun", payload, make_image(tmp_path / "image.img", small, size_mb=128), tmp_path))
     done = root.run("/bin/sh", "/boot/firmware/firstrun.sh")

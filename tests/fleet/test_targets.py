@@ -145,7 +145,7 @@ _SSH = """\
 # The other computer, for `ssh -- TARGET SCRIPT`: its root file system is {root}.
 printf '%s\\n' "$@" >>{log}
 [ "$2" = gone ] && {{ echo "ssh: Could not resolve hostname gone" >&2; exit 255; }}
-exec unshare --mount --propagation private /bin/sh -c '{enter}' sh {root} /bin/sh -c "$3"
+exec unshare --mount --propagation private /bin/sh -c '{enter}' sh {root} /usr /bin/sh -c "$3"
 """
 
 
