@@ -166,7 +166,6 @@ class Actor:
         self._straggler = straggler or StragglerConfig()
         self._absences = absences
         self._presence = Presence(party.children, self._straggler, absences=absences, emit=self._emit)
-        self._confirmed = -1  # the newest checkpoint that everybody who was there is known to have
         self._effects: list[Effect] = []
         self._outbox = Outbox(self._emit, resend_after_s=timing.resend_after_s)
         # A coordinator without segments takes part for every lane: it has checkpoints of where the run stands.
@@ -535,6 +534,8 @@ class Actor:
             absent = frozenset(command.args.get("absent", []))
             self._steps.open(StepRange.from_plain(command.args["steps"]), _MODES[command.op], absent)
             self._check_steps()
+        elif self._saves_last():
+            self._check_done()
         elif command.op == "fetch":
             self._running.executing = True
             if not self._hand_over.ordered(seq, command.args["lane"]):
@@ -571,6 +572,14 @@ class Actor:
         running = self._running
         if running is not None and running.command.op in _MODES and not running.executing and self._steps.done:
             self._execute()
+
+    def _saves_last(self) -> bool:
+        """Whether we save only when all others have, so that those that leave then are known to hold our newest checkpoint.
+
+        Each keeps two, and may have left with one more than we have: ours before the newest it need not hold.
+        """
+        assert self._running is not None
+        return self._absences and self._program is not None and self._running.command.op == "save"
 
     def _execute(self) -> None:
         running = self._running
@@ -612,7 +621,11 @@ class Actor:
 
     def _check_done(self) -> None:
         running = self._running
-        if running is None or not running.executed or running.waiting:
+        if running is None or running.waiting:
+            return
+        if not running.executing and self._saves_last():
+            self._execute()
+        if not running.executed:
             return
         if self._program is not None:
             self._conclude(self._program, running)
@@ -654,8 +667,6 @@ class Actor:
                 except CutlayerError as exc:
                     self._give_up(str(exc), "the run cannot begin; the coordinator says why", all=True)
                     return
-            if op == "save":
-                self._confirmed = int(running.command.args["id"])
             self._go_on(op)
 
     def _conclude_join(self, program: Program, running: _Running) -> None:
@@ -667,7 +678,7 @@ class Actor:
             else:
                 self._emit(Note(kind="alone", text="no client is there; waiting for one"))
             return
-        found = restore_command(running.result, running.program or {}, lanes=self._party.lanes, confirmed=self._confirmed)
+        found = restore_command(running.result, running.program or {}, lanes=self._party.lanes)
         if found is None:
             self._emit(Exit(error="the parties share no checkpoint; remove the state folders of all of them to start the run anew"))
             return

@@ -45,22 +45,18 @@ def choose_checkpoint(
     shared: Iterable[int],
     programs: Mapping[int, Mapping[str, Any]],
     held: Mapping[int, Sequence[int]],
-    absent: Iterable[int],
-    *,
-    confirmed: int,
 ) -> Choice | None:
     """The newest checkpoint from which no lane misses a step that counts.
 
     ``shared``: those that all who must be there hold; ``programs``: what the coordinator saved with them; ``held``: those of each lane that
-    is there and may be absent. ``confirmed``: up to this one, everybody who was there is known to have saved. None: nothing is shared.
+    is there and may be absent. Nothing need be known of the lanes that are absent: the coordinator saves when all others have, so whoever
+    was there then holds its newest. None: nothing is shared.
     """
     newest_first = sorted(set(shared) & set(programs), reverse=True)
     for id in newest_first:
         away = _away(programs[id])
         own = {lane: away[lane] for lane in held if lane in away}
-        sound = all(own.get(lane, id) in ids for lane, ids in held.items())
-        certain = id <= confirmed or id != max(programs) or id == 0 or all(lane in away for lane in absent)
-        if sound and certain:
+        if all(own.get(lane, id) in ids for lane, ids in held.items()):
             return Choice(id=id, own=own)
     if not newest_first:
         return None
@@ -71,12 +67,10 @@ def choose_checkpoint(
     return Choice(id=id, own=own, lost=lost)
 
 
-def restore_command(
-    result: Mapping[str, Any], programs: Mapping[int, Mapping[str, Any]], *, lanes: int, confirmed: int
-) -> tuple[Command, Choice] | None:
+def restore_command(result: Mapping[str, Any], programs: Mapping[int, Mapping[str, Any]], *, lanes: int) -> tuple[Command, Choice] | None:
     """What follows from the answers to a join. None: the parties share no checkpoint."""
     held = {int(lane): ids for lane, ids in result.get("held", {}).items()}
-    choice = choose_checkpoint(result.get("checkpoints", []), programs, held, absent_lanes(result), confirmed=confirmed)
+    choice = choose_checkpoint(result.get("checkpoints", []), programs, held)
     if choice is None:
         return None
     args: dict[str, Any] = {"id": choice.id}

@@ -150,6 +150,22 @@ FOUND = {  # each has failed once
         ("c0",),
         Faults(lost=7, repeated=1, restarts=2, naps=3, leaves=4, halts=1, ordered=False),
     ),
+    "one leaves with a checkpoint that the coordinator has not yet": (
+        "clinics",
+        2204438029,
+        "relay",
+        2,
+        ("c1",),
+        Faults(repeated=3, restarts=2, cuts=1, naps=4, early=1, leaves=4),
+    ),
+    "one is left out while it holds one checkpoint of the coordinator and a newer one": (
+        "u-shape",
+        2275930789,
+        "relay",
+        1,
+        ("c0",),
+        Faults(lost=4, repeated=3, restarts=2, naps=3, early=2, leaves=1, ordered=False),
+    ),
 }
 
 
@@ -208,6 +224,34 @@ def test_who_dies_is_left_out_and_is_taken_in_again(name: str, schedule: str) ->
     assert any(row[3] for row in ledger)
 
 
+@pytest.mark.parametrize("name", list(GRAPHS))
+def test_the_coordinator_saves_when_all_others_have(name: str) -> None:
+    world = World(absent_run(name))
+    root = world.parties[world.root]
+    while not root.gone:
+        world.turn()
+        assert all(max(root.disk.checkpoints) in disk.checkpoints for disk in world.disks.values())
+    assert max(root.disk.checkpoints) > 0
+
+
+@pytest.mark.parametrize("schedule", ["relay", "independent"])
+@pytest.mark.parametrize("name", ["clinics", "hop", "towers"])
+def test_who_leaves_with_a_newer_checkpoint_than_the_coordinator_loses_nothing(name: str, schedule: str) -> None:
+    """It keeps two, and so no other that the coordinator holds than the coordinator's newest."""
+    setup = absent_run(name, schedule=schedule)
+    world = World(setup)
+    root, mine = world.disks[world.root].checkpoints, world.disks["c1"].checkpoints
+    turns(world, lambda: 0 < max(root) == min(mine))
+    world.stop("c1")
+    world.wakes = False
+    world.start(world.root)
+    turns(world, lambda: any(row[1] == 1 and not row[3] for row in world.parties[world.root].ledger))
+    world.wakes = True
+    world.start("c1")
+    check(setup, world)
+    assert not any(note.kind == "lost" for _, note in world.notes)
+
+
 def test_in_relay_the_weights_pass_over_who_is_absent() -> None:
     """The lane after an absent one goes on from where the lane before it left the weights."""
     setup = absent_run("clinics", schedule="relay", epochs=2, every=100)
@@ -242,36 +286,27 @@ def test_a_run_without_any_client_waits() -> None:
 # ------------------------------------------------------------ from where the run goes on
 
 
-def chosen(shared, programs, held, absent=(), *, confirmed=0) -> Choice | None:
-    return choose_checkpoint(shared, programs, held, absent, confirmed=confirmed)
-
-
 def test_the_newest_checkpoint_that_all_have_is_taken() -> None:
-    assert chosen([4, 5], {4: {}, 5: {}}, {0: [4, 5], 1: [4, 5]}) == Choice(id=5, own={})
+    assert choose_checkpoint([4, 5], {4: {}, 5: {}}, {0: [4, 5], 1: [4, 5]}) == Choice(id=5, own={})
 
 
 def test_who_was_killed_while_it_saved_takes_everybody_back_with_it() -> None:
-    assert chosen([4, 5], {4: {}, 5: {}}, {0: [4, 5], 1: [3, 4]}) == Choice(id=4, own={})
+    assert choose_checkpoint([4, 5], {4: {}, 5: {}}, {0: [4, 5], 1: [3, 4]}) == Choice(id=4, own={})
 
 
 def test_who_was_away_goes_back_to_where_it_left() -> None:
     programs = {8: {"away": {"1": 5}}, 9: {"away": {"1": 5}}}
-    assert chosen([8, 9], programs, {0: [8, 9], 1: [4, 5]}) == Choice(id=9, own={1: 5})
+    assert choose_checkpoint([8, 9], programs, {0: [8, 9], 1: [4, 5]}) == Choice(id=9, own={1: 5})
 
 
-def test_who_is_gone_may_lack_the_last_checkpoint_unless_it_is_known_to_have_it() -> None:
-    programs = {4: {}, 5: {}}
-    assert chosen([4, 5], programs, {0: [4, 5]}, [1]) == Choice(id=4, own={})
-    assert chosen([4, 5], programs, {0: [4, 5]}, [1], confirmed=5) == Choice(id=5, own={})
-    assert chosen([4], programs, {0: [4, 5]}, [1]) == Choice(id=4, own={}), "5 was not ordered before 4 was through"
-    assert chosen([0], {0: {}}, {0: [0]}, [1]) == Choice(id=0, own={})
-    assert chosen([4, 5], {4: {}, 5: {"away": {"1": 3}}}, {0: [4, 5]}, [1]) == Choice(id=5, own={})
+def test_who_has_saved_once_more_than_the_coordinator_goes_back_with_it() -> None:
+    assert choose_checkpoint([4, 5], {4: {}, 5: {}}, {0: [5, 6], 1: [4, 5]}) == Choice(id=5, own={})
 
 
 def test_who_has_lost_its_checkpoints_is_named() -> None:
     programs = {8: {"away": {"1": 5}}, 9: {"away": {"1": 5}}}
-    assert chosen([8, 9], programs, {0: [8, 9], 1: [0]}) == Choice(id=9, own={1: 0}, lost=(1,))
-    assert chosen([], programs, {0: [8]}) is None
+    assert choose_checkpoint([8, 9], programs, {0: [8, 9], 1: [0]}) == Choice(id=9, own={1: 0}, lost=(1,))
+    assert choose_checkpoint([], programs, {0: [8]}) is None
 
 
 def test_missed_steps_are_ranges_of_a_lane() -> None:
