@@ -198,9 +198,17 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _flash(args: argparse.Namespace) -> None:
-    from fleet.flash.verb import FlashOptions, run_flash
+    from fleet.flash.given import FlashOptions
+    from fleet.flash.ready import Maker
+    from fleet.flash.verb import run_flash
 
-    run_flash(FlashOptions(**_options(args)))
+    def export(run: Run) -> None:
+        _require("flash", *_NEEDS["export"])
+        from export.prepare import export_run
+
+        export_run(run, run.bundles)
+
+    run_flash(FlashOptions(**_options(args)), maker=Maker(slice_of=lambda run, party, out: _slicer_of(run)(party, out), export=export))
 
 
 def _deploy(args: argparse.Namespace) -> None:

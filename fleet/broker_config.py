@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from cryptography.x509.oid import ExtensionOID
 from fleet.access import access_list, rights_of
 from fleet.authority import Authority, check_hosts
 from fleet.enrolment import RENEW_AT
+from fleet.identity import bring_identity
+from fleet.registry import Registry
 from fleet.state import Fleet
 from fleet.units import compose_file, units
 from wire.errors import UsageError
@@ -86,6 +89,7 @@ def write_broker_config(
         if operator in {row.name for row in registry.devices()}:
             raise UsageError(f"`{operator}` is a device and the operator's name as well; choose another --operator NAME")
         revoked = [row.name for row in registry.devices() if row.revoked_s is not None]
+        identities = [line for run in runs for line in _server_identity(fleet, registry, run)]
         crl = fleet.write_crl(registry)
     texts = {
         "acl": access_list(rights_of(runs), revoked=revoked, operator=operator),
@@ -104,6 +108,8 @@ def write_broker_config(
         registry.set_setting("operator", operator)
         registry.set_setting("broker", runs[0].broker.url)
     _say(out, plan, runs[0], host)
+    for line in identities:
+        print(line)
 
 
 def mosquitto_conf(plan: BrokerPlan) -> str:
@@ -202,6 +208,19 @@ def _hosts(certificate: x509.Certificate) -> set[str]:
     names = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
     assert isinstance(names, x509.SubjectAlternativeName)
     return {str(each.value) for each in names}
+
+
+def _server_identity(fleet: Fleet, registry: Registry, run: Run) -> Iterator[str]:
+    """Where the run's only server finds its certificate, unless it has enrolled: it mostly runs where this is written. What to say."""
+    broker, servers = run.broker, run.all_servers
+    if not (broker.ca and broker.cert and broker.key) or len(servers) != 1:
+        return
+    cert, key, ca = (run.path(each) for each in (broker.cert, broker.key, broker.ca))
+    if cert.exists():
+        return
+    bring_identity(fleet, registry, servers[0].name, cert=cert, key=key, device=True)
+    write_atomically(ca, fleet.authority().pem.encode())
+    yield f"{cert}: the certificate of `{servers[0].name}`; beside it its key, and the authority's certificate"
 
 
 def _say(out: Path, plan: BrokerPlan, run: Run, host: str) -> None:

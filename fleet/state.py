@@ -37,6 +37,11 @@ class Fleet:
         """The public key that every device is given; there once ``fleet.deploy.key.signing_key`` was called."""
         return self.folder / DEPLOY_PUB
 
+    @property
+    def is_here(self) -> bool:
+        """Whether devices are registered here; a folder may also hold no more than ca.pem and tokens, as they were brought along."""
+        return (self.folder / "fleet.sqlite").exists()
+
     def create(self, name: str) -> None:
         """Make the authority, and the key that signs releases. Raises UsageError where there are: new ones would shut every device out."""
         if (self.folder / "ca" / "ca.key").exists():

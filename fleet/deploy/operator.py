@@ -8,18 +8,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 from collections.abc import Iterator
-from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from fleet.authority import fingerprint
-from fleet.enrolment import RENEW_AT, sign
+from fleet.identity import bring_identity
 from fleet.registry import Registry
 from fleet.state import Fleet
-from wire.errors import StorageError, UsageError
-from wire.limits import LIMITS
-from wire.store import storage_errors, write_atomically
+from wire.errors import UsageError
+from wire.store import storage_errors
 from wire.transport.broker_config import BrokerConfig
 from wire.transport.mqtt import MqttTransport
 
@@ -45,14 +39,7 @@ def acting(fleet: Fleet) -> Iterator[bool]:
 def operator_transport(fleet: Fleet, registry: Registry, url: str) -> MqttTransport:
     """To the broker at ``url``, with a certificate that is good for weeks. Raises UsageError, StorageError."""
     folder, name = fleet.folder / "operator", registry.operator
-    key = _key(folder / "key.pem")
-    public = key.public_key()
-    newest = registry.newest(name, fingerprint(public))
-    if newest is None or newest.revoked_s is not None or not _is_young(newest.begins_s, newest.ends_s, fleet.clock()):
-        with registry.changing():
-            newest = sign(name, public, registry, fleet.authority())
-        fleet.write_crl(registry)
-    write_atomically(folder / "cert.pem", newest.pem.encode())
+    bring_identity(fleet, registry, name, cert=folder / "cert.pem", key=folder / "key.pem", device=False)
     try:
         broker = BrokerConfig(
             url=url, ca=str(fleet.ca_pem.resolve()), cert=str((folder / "cert.pem").resolve()), key=str((folder / "key.pem").resolve())
@@ -60,23 +47,3 @@ def operator_transport(fleet: Fleet, registry: Registry, url: str) -> MqttTransp
     except ValueError as exc:
         raise UsageError(f"the broker's address: {exc}; a fleet's begins with mqtts://") from exc
     return MqttTransport(broker, client_id=name)
-
-
-def _is_young(begins_s: float, ends_s: float, now_s: float) -> bool:
-    return begins_s <= now_s < begins_s + RENEW_AT * (ends_s - begins_s)
-
-
-def _key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Made where there is none. Raises StorageError."""
-    if not path.exists():
-        key = ec.generate_private_key(ec.SECP256R1())
-        form = serialization.PrivateFormat.PKCS8
-        write_atomically(path, key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()), private=True)
-    try:
-        with open(path, "rb") as file:
-            found = serialization.load_pem_private_key(file.read(LIMITS.enrolment_bytes), password=None)
-    except (OSError, ValueError, TypeError) as exc:
-        raise StorageError(f"{path} is no private key ({exc}); remove it, and a new one is made") from exc
-    if not isinstance(found, ec.EllipticCurvePrivateKey):
-        raise StorageError(f"{path} is another kind of key; remove it, and a new one is made")
-    return found

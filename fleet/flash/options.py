@@ -16,10 +16,10 @@ def add_flash(flash: argparse.ArgumentParser) -> None:
     )
     flash.add_argument("--image", type=Path, metavar="FILE", help="Raspberry Pi OS, 64-bit, as published: .img or .img.xz")
     flash.add_argument("--device", metavar="NAME", help="the device's name: a client of the run")
-    flash.add_argument("--run", type=Path, metavar="FILE", help="the device's part of the run, which `cutlayer slice` wrote")
-    flash.add_argument("--bundle", type=Path, metavar="DIR", help="the device bundle that `cutlayer export` wrote")
-    flash.add_argument("--wheels", type=Path, metavar="DIR", help="the client's wheels, which `cutlayer flash fetch-wheels` fetched")
-    flash.add_argument("--broker", metavar="URL", help="as the device reaches it, like mqtts://192.168.0.2:8883")
+    flash.add_argument("--run", type=Path, metavar="FILE", help="the run, or the device's part of it that `cutlayer slice` wrote")
+    flash.add_argument("--bundle", type=Path, metavar="DIR", help="the device bundle that `cutlayer export` wrote (default: exported)")
+    flash.add_argument("--wheels", type=Path, metavar="DIR", help="the client's wheels (default: wheels, fetched where they are missing)")
+    flash.add_argument("--broker", metavar="URL", help="as the device reaches it, like mqtts://192.168.0.2:8883 (default: the run's)")
     flash.add_argument("--out", type=Path, metavar="FILE", help="where to write the copy; only you can read it")
     _add_identity(flash)
     _add_network(flash)
@@ -40,7 +40,9 @@ def _add_targets(flash: argparse.ArgumentParser) -> None:
 
 def _add_identity(flash: argparse.ArgumentParser) -> None:
     flash.add_argument("--fleet", type=Path, default=Path("fleet"), metavar="DIR", help="the fleet's folder (default %(default)s)")
-    flash.add_argument("--token-file", type=Path, metavar="FILE", help="the enrolment token (default: tokens/NAME.token of --fleet)")
+    flash.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="the enrolment token (default: that of --fleet, made anew where it is used or old)"
+    )
     flash.add_argument("--enrol-at", metavar="HOST:PORT", help="where `cutlayer ca serve` answers (default: the broker's host, port 8884)")
     flash.add_argument("--user", metavar="NAME", help="who may log in over ssh with a key of --authorized-keys (default: nobody)")
     flash.add_argument("--authorized-keys", type=Path, metavar="FILE", help="public keys of --user, as in ~/.ssh/authorized_keys")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -15,58 +17,30 @@ from fleet.flash.boot_files import FirstBoot, host_name
 from fleet.flash.compose import write_compose
 from fleet.flash.detect import find_format, open_boot
 from fleet.flash.disk import Disk, check_disk, look_at, write_disk
+from fleet.flash.given import FlashOptions
 from fleet.flash.image import copy_image, provision
 from fleet.flash.manifest import imager_line, imager_manifest
 from fleet.flash.payload import DEVICE_NAME, Payload, carried, device_run, read_bundle_files
+from fleet.flash.ready import Maker, current_token, made_ready
 from fleet.flash.ssh import install_over_ssh, look_over_ssh
 from fleet.flash.wheels import choose_wheels, fetch_wheels
 from fleet.flash.wifi import Wifi, parse_wifi, read_wifi
+from fleet.state import Fleet
 from wire.errors import UsageError
 from wire.store import write_atomically
 from wire.transport.broker_config import BrokerConfig
 
-__all__ = ["ENROL_PORT", "FlashOptions", "run_flash"]
+__all__ = ["ENROL_PORT", "run_flash"]
 
 ENROL_PORT = 8884
 _T = TypeVar("_T")
 _TOKEN_BYTES = 4096
 _KEYS_BYTES = 1 << 16
+_WHEELS = Path("wheels")
+_MEMORY = re.compile(r"[1-9]\d?%|100%|[1-9]\d{0,5}[KMG]")  # as systemd and compose read it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlashOptions:
-    """The command line's, under their names; see ``fleet.flash.options``."""
-
-    act: str | None
-    image: Path | None
-    device: str | None
-    run: Path | None
-    bundle: Path | None
-    wheels: Path | None
-    broker: str | None
-    out: Path | None
-    fleet: Path
-    token_file: Path | None
-    enrol_at: str | None
-    user: str | None
-    authorized_keys: Path | None
-    wifi: str | None
-    wifi_passphrase_file: Path | None
-    wifi_open: bool
-    format: str | None
-    memory: str
-    manifest: Path | None
-    to: Path | None
-    yes: bool
-    fixed_disk: bool
-    ssh: str | None
-    compose: Path | None
-    python: list[str] | None
-    arch: str
-    client: Path | None
-
-
-def run_flash(options: FlashOptions, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+def run_flash(options: FlashOptions, *, maker: Maker, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
     """Raises CutlayerError, in one line, for all that the operator can mend."""
     if options.act == "fetch-wheels":
         wheels = _given(options.wheels, "--wheels")
@@ -77,6 +51,13 @@ def run_flash(options: FlashOptions, *, clock: Callable[[], datetime] = lambda: 
     ]
     if len(targets) > 1:
         raise UsageError(f"{' and '.join(targets)} are two targets; give one")
+    with tempfile.TemporaryDirectory(prefix="cutlayer-flash-") as folder:
+        _flash(made_ready(options, maker, Path(folder)), clock)
+
+
+def _flash(options: FlashOptions, clock: Callable[[], datetime]) -> None:
+    if not _MEMORY.fullmatch(options.memory):
+        raise UsageError(f"--memory {options.memory!r} is no size; write it like 300M, or 75% of what the board has")
     if options.ssh is not None:
         _flash_host(options, options.ssh)
     elif options.compose is not None:
@@ -91,7 +72,7 @@ def _flash_host(options: FlashOptions, target: str) -> None:
     device = _device(options)
     payload, token = _payload(options, device), _token(options, device)
     host = look_over_ssh(target)
-    wheels = choose_wheels(_given(options.wheels, "--wheels"), python=host.python, arch=host.arch)
+    wheels = _wheels(options, python=host.python, arch=host.arch)
     print(install_over_ssh(target, carried(replace(payload, wheels=wheels), token)), end="")
     print(f"{target} is `{device}` now (Python {host.python}, {host.arch})")
 
@@ -151,7 +132,7 @@ def _flash_image(options: FlashOptions, image: Path, out: Path, *, now: datetime
         copy_image(image, beside)
         with open(beside, "rb") as copy:
             kind = find_format(open_boot(copy, name=str(image)), name=str(image), wanted=options.format)
-        wheels = choose_wheels(_given(options.wheels, "--wheels"), python=kind.python, arch="aarch64")
+        wheels = _wheels(options, python=kind.python, arch="aarch64")
         extra = carried(replace(payload, wheels=wheels), token)
         done = provision(image, beside, kind=kind, first=first, extra=extra, now=now)
         os.replace(beside, out)
@@ -220,14 +201,25 @@ def _token(options: FlashOptions, device: str) -> bytes | None:
     """None: the broker speaks no TLS, so the device gets no identity."""
     if _broker(_given(options.broker, "--broker")).url.startswith("mqtt:"):
         return None
-    path = options.token_file or options.fleet / "tokens" / f"{device}.token"
+    path = options.token_file or current_token(Fleet(folder=options.fleet), device)
     if not path.exists():
-        raise UsageError(f"{path} is not there; make the token with `cutlayer device add {device}`, or give --token-file FILE")
+        raise UsageError(f"{path} is not there; make the token with `cutlayer device add {device} --out {path}`")
     with open(path, "rb") as file:
         token = file.read(_TOKEN_BYTES + 1)
     if not token.strip() or len(token) > _TOKEN_BYTES:
         raise UsageError(f"{path} is no enrolment token; make one with `cutlayer device add {device}`")
     return token
+
+
+def _wheels(options: FlashOptions, *, python: str, arch: str) -> list[Path]:
+    """Fetched where no folder was named and the usual one lacks them."""
+    if options.wheels is not None:
+        return choose_wheels(options.wheels, python=python, arch=arch)
+    try:
+        return choose_wheels(_WHEELS, python=python, arch=arch)
+    except UsageError:
+        fetch_wheels(_WHEELS, pythons=(python,), arch=arch, client=options.client)
+        return choose_wheels(_WHEELS, python=python, arch=arch)
 
 
 def _wifi(options: FlashOptions) -> Wifi | None:

@@ -206,3 +206,29 @@ def test_no_file_but_the_key_holds_a_secret(fleet: Fleet, tmp_path: Path) -> Non
     secret = (fleet.folder / "ca" / "ca.key").read_text().splitlines()[1]
     assert [name for name, text in found.items() if "PRIVATE KEY" in text] == ["broker.key"]
     assert not any(secret in text for text in found.values())
+
+
+# ------------------------------------------------------------ the server's identity
+
+KEYS = ('ca = "identity/ca.pem"', 'cert = "identity/cert.pem"', 'key = "identity/key.pem"')
+
+
+def test_the_runs_server_has_its_identity_on_the_spot(fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run_file(tmp_path, *KEYS)
+    written(fleet, tmp_path / "out", path)
+    assert f"{tmp_path}/identity/cert.pem: the certificate of `server`" in capsys.readouterr().out
+    cert, key = tmp_path / "identity/cert.pem", tmp_path / "identity/key.pem"
+    found = x509.load_pem_x509_certificate(cert.read_bytes())
+    assert found.subject.rfc4514_string() == "CN=server"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "identity/ca.pem").read_text() == fleet.authority().pem
+    with fleet.registry() as registry:
+        assert registry.certificate(found.serial_number) is not None, "so that it is renewed and revoked like any other"
+    before = cert.read_bytes()
+    written(fleet, tmp_path / "out", path)
+    assert cert.read_bytes() == before, "whoever has one keeps it"
+
+
+def test_a_run_file_that_names_no_identity_gets_none(fleet: Fleet, tmp_path: Path) -> None:
+    written(fleet, tmp_path / "out", run_file(tmp_path))
+    assert not (tmp_path / "identity").exists()

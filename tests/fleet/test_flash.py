@@ -253,7 +253,6 @@ def test_networks_are_named_with_or_without_a_country() -> None:
         ({"device": "a b"}, "is no device's name"),
         ({"device": "board-2"}, "is the part of `board-1`"),
         ({"bundle": "."}, "holds no device bundle"),
-        ({"run": "WHOLE"}, "is the whole run, and a device gets its own part: cutlayer slice"),
         ({"wheels": "nowhere"}, "cutlayer flash fetch-wheels --wheels nowhere"),
         ({"wheels": "EMPTY"}, "lacks a wheel for Python 3.11 on aarch64"),
         ({"broker": "http://x"}, "must begin with mqtt:// or mqtts://"),
@@ -261,7 +260,7 @@ def test_networks_are_named_with_or_without_a_country() -> None:
         ({"out": None}, "needs --out"),
         ({"out": "IMAGE"}, "is the image itself"),
         ({"fleet": "nowhere"}, "nowhere/ca/ca.pem is not there"),
-        ({"token-file": "nowhere"}, "nowhere is not there; make the token with `cutlayer device add board-1`"),
+        ({"token-file": "nowhere"}, "nowhere is not there; make the token with `cutlayer device add board-1 --out nowhere`"),
         ({"wifi": "x" * 40}, "is not the name of a wireless network"),
         ({"wifi-passphrase-file": "SHORT"}, "has to have 8 to 63 characters"),
         ({"user": "operator"}, "--user and --authorized-keys go together"),
@@ -277,7 +276,6 @@ def test_what_is_wrong_is_one_line(
     (tmp_path / "empty").mkdir()
     (tmp_path / "private").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n")
     places = {
-        "WHOLE": desk.folder / "run.toml",
         "EMPTY": tmp_path / "empty",
         "IMAGE": bookworm,
         "SHORT": tmp_path / "short",

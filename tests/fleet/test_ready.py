@@ -1,0 +1,95 @@
+"""`cutlayer flash --run RUN.toml`, from a whole run: what is missing is made on the way, and nothing is used twice."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import cutlayer
+from fleet.enrolment import token_digest
+from fleet.state import Fleet
+from tests.fleet.conftest import Desk
+from tests.fleet.images import mtools
+
+
+@pytest.fixture
+def words(desk: Desk, bookworm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An operator's folder with a run, an authority and an image, and nothing else: no slice, no bundle, no token."""
+    text = (desk.folder / "run.toml").read_text()
+    table = tomllib.loads(text)
+    assert "broker" not in table
+    (tmp_path / "run.toml").write_text(text + '\n[broker]\nurl = "mqtts://broker.example:8883"\n')
+    for name in desk.folder.iterdir():
+        if name.suffix in (".npz", ".csv", ".py") or name.name == "data":
+            (shutil.copytree if name.is_dir() else shutil.copy)(name, tmp_path / name.name)
+    monkeypatch.chdir(tmp_path)
+    assert cutlayer.main(["ca", "init"]) == 0
+    return [
+        "flash",
+        "--image",
+        str(bookworm),
+        "--device",
+        "board-1",
+        "--run",
+        "run.toml",
+        "--out",
+        "card.img",
+        "--wheels",
+        str(desk.folder / "wheels"),
+    ]
+
+
+def token_on(image: Path) -> bytes:
+    return mtools("mtype", image, "::cutlayer-token")
+
+
+def test_a_card_from_a_run_and_an_authority(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cutlayer.main(words) == 0, capsys.readouterr().err
+    with tarfile.open(fileobj=io.BytesIO(mtools("mtype", tmp_path / "card.img", "::cutlayer-payload.tar"))) as tar:
+        held = {each.name: tar.extractfile(each).read() for each in tar}  # type: ignore[union-attr]
+    run = tomllib.loads(held["run.toml"].decode())
+    assert (run["slice"]["party"], run["broker"]["url"]) == ("board-1", "mqtts://broker.example:8883")
+    assert any(name.startswith("bundle/") and name.endswith("manifest.json") for name in held)
+    fleet = Fleet(folder=tmp_path / "fleet")
+    with fleet.registry() as registry:
+        row = registry.device("board-1")
+    assert row.token is not None
+    assert row.token.key is None
+    assert token_on(tmp_path / "card.img").decode().strip() == (tmp_path / "fleet/tokens/board-1.token").read_text().strip()
+
+
+def test_a_token_serves_until_it_is_used(words: list[str], tmp_path: Path) -> None:
+    assert cutlayer.main(words) == 0
+    first = token_on(tmp_path / "card.img")
+    assert cutlayer.main(words) == 0
+    assert token_on(tmp_path / "card.img") == first, "nobody has used it"
+    fleet = Fleet(folder=tmp_path / "fleet")
+    with fleet.registry() as registry, registry.changing():
+        registry.claim(token_digest(first.decode().strip()), "somebody's key")
+    assert cutlayer.main(words) == 0
+    assert token_on(tmp_path / "card.img") != first
+
+
+def test_a_revoked_device_is_not_let_in_by_the_way(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cutlayer.main(words) == 0
+    assert cutlayer.main(["device", "revoke", "board-1"]) == 0
+    capsys.readouterr()
+    assert cutlayer.main(words) == 2
+    assert capsys.readouterr().err == "cutlayer: error: `board-1` is revoked; `cutlayer device add board-1` lets it in again\n"
+
+
+def test_who_is_no_client_of_the_run_gets_no_card(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words[words.index("board-1")] = "somebody"
+    assert cutlayer.main(words) == 2
+    assert "somebody" in capsys.readouterr().err
+    assert not (tmp_path / "fleet/tokens/somebody.token").exists()
+
+
+def test_a_size_that_is_none(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cutlayer.main([*words, "--memory", "lots"]) == 2
+    assert "--memory 'lots' is no size" in capsys.readouterr().err
