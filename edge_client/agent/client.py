@@ -65,7 +65,8 @@ def check_release(launch: Launch, *, name: str) -> Iterator[float]:
         process.wait()
         said.join()
     if process.returncode:
-        raise BundleError(said.last.removeprefix("cutlayer: error: ") or f"its client ends with {process.returncode}")
+        reason = said.last.removeprefix("cutlayer: error: ").replace(f"{launch.folder}/", "")
+        raise BundleError(reason or f"its client ends with {process.returncode}")
 
 
 def _command(launch: Launch, name: str) -> list[str]:

@@ -160,7 +160,7 @@ class Updates:
         if release.device != self._name or release.version != self.books.highest:
             return False
         if self._fetch is not None and self._fetch.release == release:
-            self._fetch.patient_again()
+            self.link_is_up()  # whoever offers it again may have heard none of our questions
             return True
         if release.version > self.books.settled:
             return release.version == self._ready
@@ -218,7 +218,7 @@ class Updates:
             return False
 
     def link_is_up(self) -> None:
-        """What was asked for before may be lost."""
+        """Somebody is there, and what was asked for before may be lost."""
         if self._fetch is not None:
             self._fetch.ask_anew()
             self._fetch.patient_again()
