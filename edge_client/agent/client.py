@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_client.agent.updates import Launch
+from edge_client.agent.shelf import Launch
 from edge_client.external import check_no_external_data
 from edge_client.heartbeat import ENVIRONMENT, Beat, read_beat
 from wire.errors import BundleError, StorageError

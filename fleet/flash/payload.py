@@ -41,7 +41,7 @@ _DEVICE_FILES = (
 class Payload:
     """``bundle``: files by path below ``bundle/``. ``ca``: PEM, where the broker speaks TLS. ``enrol``: host:port of the authority, or None
     where the device has no identity. ``memory``: systemd's MemoryMax. ``deploy``: PEM, whose releases the device takes; None: nobody's.
-    ``floor``: the fleet's newest release so far; older ones are not for this card, whatever comes to it."""
+    ``floor``: releases up to this one are not for this card, whoever keeps them and offers them again."""
 
     device: str
     run: bytes

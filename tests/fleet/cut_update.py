@@ -24,8 +24,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_client.agent.shelf import Shelf
-from edge_client.agent.updates import Launch, Updates
+from edge_client.agent.shelf import Launch, Shelf
+from edge_client.agent.updates import Updates
 from tests.fleet.operator_peer import Signed, signed
 from wire.errors import BundleError
 from wire.fleet.talk import Chunk, decode_message
