@@ -30,11 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("steady-s", "how long a new release must live, once connected, to be kept"),
         ("health-s", "after how long it is given back otherwise"),
         ("hung-s", "without a sign of life, after which a client is started again"),
+        ("pause-s", "before a client that failed is started again; twice as long each time, up to a minute"),
     ):
         usual_s = getattr(usual, key.replace("-", "_"))
         parser.add_argument(f"--{key}", type=float, default=usual_s, metavar="S", help=f"{about} (default %(default)s)")
     args = parser.parse_args(argv)
-    patience = Patience(steady_s=args.steady_s, health_s=args.health_s, hung_s=args.hung_s)
+    patience = Patience(steady_s=args.steady_s, health_s=args.health_s, hung_s=args.hung_s, pause_s=args.pause_s)
     return exit_code_of(lambda: _run(args.home.resolve(), args.name, patience))
 
 

@@ -14,8 +14,9 @@ from cryptography import x509
 from edge_client.agent.client import check_release
 from edge_client.agent.line import Line, agent_broker
 from edge_client.agent.notify import notify
+from edge_client.agent.offers import Progress
 from edge_client.agent.shelf import Shelf, load_deploy_keys
-from edge_client.agent.updates import Progress, Updates
+from edge_client.agent.updates import Updates
 from edge_client.agent.watch import Patience, Watch
 from edge_client.heartbeat import code_version
 from edge_client.memory import rooms

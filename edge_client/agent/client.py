@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_client.agent.updates import Launch
+from edge_client.agent.shelf import Launch
 from edge_client.external import check_no_external_data
 from edge_client.heartbeat import ENVIRONMENT, Beat, read_beat
 from wire.errors import BundleError, StorageError
@@ -65,7 +65,8 @@ def check_release(launch: Launch, *, name: str) -> Iterator[float]:
         process.wait()
         said.join()
     if process.returncode:
-        raise BundleError(said.last.removeprefix("cutlayer: error: ") or f"its client ends with {process.returncode}")
+        reason = said.last.removeprefix("cutlayer: error: ").replace(f"{launch.folder}/", "")
+        raise BundleError(reason or f"its client ends with {process.returncode}")
 
 
 def _command(launch: Launch, name: str) -> list[str]:

@@ -143,13 +143,14 @@ class Fetch:
 
     def take(self, chunk: Chunk, now_s: float) -> bool:
         """Whether it is a piece that was asked for. Raises StorageError, and BundleError where a file has another hash again and again."""
-        count = self._asked.pop((chunk.sha256, chunk.offset), None)
-        if count is None or self._missing is None:
+        count = self._asked.get((chunk.sha256, chunk.offset))
+        if count is None or self._missing is None or len(chunk.data) != count:
             return False
+        del self._asked[chunk.sha256, chunk.offset]
         self._heard_s = now_s
         self.patient_again()
         each = self._missing[chunk.sha256]
-        if len(chunk.data) != count or chunk.offset != each.have_bytes:
+        if chunk.offset != each.have_bytes:
             return False  # one before it was lost; its turn comes again
         with storage_errors(each.part), open(each.part, "r+b") as file:
             file.seek(chunk.offset)

@@ -10,7 +10,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 from wire.errors import FrameError, UsageError
@@ -24,7 +24,7 @@ from wire.transport.mqtt import MqttTransport
 __all__ = ["AGENT_CERTIFICATE", "Line", "agent_broker"]
 
 AGENT_CERTIFICATE = "agent.pem"  # beside the device's own
-_FILES = ("ca", "cert", "key", "password_file")
+_FILES = ("ca", "key", "password_file")
 _INBOX_BYTES = 32 * LIMITS.talk_bytes
 _FIRST_REST_S, _LONGEST_REST_S = 15.0, 600.0  # after a refusal
 _HEAD_BYTES = 256  # of a message around a piece of a file
@@ -47,9 +47,16 @@ def agent_broker(run_file: Path) -> BrokerConfig | None:
         return None
     if not broker.tls or broker.cert is None:
         return None
-    files = {key: str(run_file.parent / path) for key in _FILES if (path := getattr(broker, key)) is not None}
-    certificate = Path(files["cert"]).with_name(AGENT_CERTIFICATE)
-    return replace(broker, **files | {"cert": str(certificate)}) if certificate.is_file() else None
+    certificate = _below(run_file.parent, broker.cert).with_name(AGENT_CERTIFICATE)
+    if not certificate.is_file():
+        return None
+    files = {key: str(_below(run_file.parent, getattr(broker, key))) for key in _FILES if getattr(broker, key) is not None}
+    values = {field.name: getattr(broker, field.name) for field in fields(BrokerConfig)}
+    return BrokerConfig(**values | files | {"cert": str(certificate)})
+
+
+def _below(folder: Path, path: str) -> Path:
+    return folder / Path(path).expanduser()
 
 
 class Line:

@@ -31,7 +31,7 @@ from wire.limits import LIMITS
 from wire.parse import parse, plain, whole
 from wire.store import storage_errors, write_atomically
 
-__all__ = ["Books", "Shelf", "load_deploy_keys", "sha256_of", "sync_tree"]
+__all__ = ["Books", "Launch", "Shelf", "load_deploy_keys", "sha256_of", "sync_tree"]
 
 _PIECE_BYTES = 1 << 20
 _BOOKS_BYTES = 1 << 14
@@ -59,6 +59,18 @@ class Books:
     def __post_init__(self) -> None:
         for number in (self.current, self.previous, self.launches, self.highest, self.settled, self.floor, self.failed):
             whole(number, below=_VERSIONS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What to start: ``folder`` holds run.toml, bundle/ and, where the release carries code, site/."""
+
+    version: int
+    folder: Path
+
+    @property
+    def site(self) -> Path | None:
+        return self.folder / "site" if (self.folder / "site").is_dir() else None
 
 
 class Shelf:

@@ -8,47 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Literal
 
 from edge_client.agent.fetch import Fetch
-from edge_client.agent.shelf import Books, Shelf, sync_tree
+from edge_client.agent.offers import Progress, check_offer
+from edge_client.agent.shelf import Books, Launch, Shelf, sync_tree
 from edge_client.agent.wheels import unpack_wheels
 from wire.errors import BundleError, CutlayerError, StorageError
 from wire.fleet.release import WHEELS, Release, load_release
-from wire.fleet.talk import Chunk, Offer, Stage, Want
+from wire.fleet.talk import Chunk, Offer, Want
 from wire.store import storage_errors
 
-__all__ = ["LAUNCHES", "Launch", "Progress", "Updates"]
+__all__ = ["LAUNCHES", "Updates"]
 
 LAUNCHES = 3  # of a release on trial
-_SPARE_BYTES = 32 << 20  # that the client itself needs to go on
 _IDLE_S = 1.0
-_UNPACKED = 4  # a wheel takes about so many times its size once it is unpacked
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """What to start: ``folder`` holds run.toml, bundle/ and, where the release carries code, site/."""
-
-    version: int
-    folder: Path
-
-    @property
-    def site(self) -> Path | None:
-        return self.folder / "site" if (self.folder / "site").is_dir() else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """As ``wire.fleet.talk.State`` has it."""
-
-    offered: int = 0
-    stage: Stage = "none"
-    have_bytes: int = 0
-    of_bytes: int = 0
-    reason: str = ""
 
 
 class Updates:
@@ -122,7 +97,7 @@ class Updates:
     @property
     def progress(self) -> Progress:
         books = self.books
-        if self._refused is not None:
+        if self._refused is not None and not books.trial:  # or who waits for the trial to end would not see that it goes on
             return self._refused
         if self._ready:
             return Progress(offered=self._ready, stage="ready")
@@ -144,7 +119,7 @@ class Updates:
             if self._is_under_way(release):
                 self._refused = None
                 return
-            self._check_offer(release)
+            check_offer(release, self.books, name=self._name, now_s=self._clock(), free_bytes=self._shelf.free_bytes())
         except BundleError as exc:
             self._refuse(version, str(exc))
             return
@@ -160,30 +135,11 @@ class Updates:
         if release.device != self._name or release.version != self.books.highest:
             return False
         if self._fetch is not None and self._fetch.release == release:
-            self._fetch.patient_again()
+            self.link_is_up()  # whoever offers it again may have heard none of our questions
             return True
         if release.version > self.books.settled:
             return release.version == self._ready
         return release.version != self.books.current or self._whole(release.version)
-
-    def _check_offer(self, release: Release) -> None:
-        """Raises BundleError."""
-        books = self.books
-        if release.device != self._name:
-            raise BundleError(f"release {release.version} is for `{release.device}`, and this is `{self._name}`")
-        if release.version < max(books.highest, books.floor):
-            newest = max(books.highest, books.floor)
-            raise BundleError(f"release {release.version} is older than {newest}, which was here: a device does not go back")
-        if self._clock() >= release.expires_s:
-            when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(release.expires_s))
-            raise BundleError(f"release {release.version} was good until {when} UTC; deploy again, or set this device's clock right")
-        wheels_bytes = sum(file.size_bytes for file in release.files if file.path.startswith(WHEELS))
-        needed = release.size_bytes + _UNPACKED * wheels_bytes + _SPARE_BYTES
-        free = self._shelf.free_bytes()
-        if free < needed:
-            raise BundleError(
-                f"release {release.version} needs {needed >> 20} MB of disk, and {free >> 20} are free; make room on the device"
-            )
 
     def _refuse(self, version: int, reason: str) -> None:
         self._refused = Progress(offered=version, stage="refused", reason=reason[:300])
@@ -218,7 +174,7 @@ class Updates:
             return False
 
     def link_is_up(self) -> None:
-        """What was asked for before may be lost."""
+        """Somebody is there, and what was asked for before may be lost."""
         if self._fetch is not None:
             self._fetch.ask_anew()
             self._fetch.patient_again()
@@ -304,8 +260,6 @@ class Updates:
                 self._shelf.check(version)
                 break
             except BundleError as exc:
-                if self._below() is None:
-                    raise
                 self.give_back(str(exc))
         if self.books.trial:
             self.books = replace(self.books, launches=self.books.launches + 1)

@@ -20,19 +20,21 @@ from wire.errors import CutlayerError
 __all__ = ["Patience", "Watch"]
 
 _WORKED_S = 1.0  # of processor time, that count as computing
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
+_LONGEST_PAUSE_S = 60.0
 _LONG_LIFE_S = 300.0  # after which the next pause is a short one again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """``steady_s``: that a release on trial lives on once it is connected, to be healthy; ``health_s``: until which it has to be, counted
-    while the operator's line stands. ``end_s``: for the client to leave by itself. The others: see above."""
+    while the operator's line stands. ``pause_s``: before a client that failed is started again; twice as long each time, up to a minute.
+    ``end_s``: for the client to leave by itself. The others: see above."""
 
     steady_s: float = 30.0
     health_s: float = 600.0
     hung_s: float = 120.0
     stuck_s: float = 1800.0
+    pause_s: float = 5.0
     end_s: float = 60.0
 
 
@@ -40,13 +42,13 @@ class Watch:
     """``say``: for the log. ``heartbeat``: the client's file. Times are ``time.monotonic``'s."""
 
     def __init__(self, updates: Updates, *, name: str, heartbeat: Path, patience: Patience, say: Callable[[str], None] = print) -> None:
-        self._updates, self._name, self._heartbeat, self._patience, self._say = updates, name, heartbeat, patience, say
+        self._updates, self._name, self._heartbeat, self.patience, self._say = updates, name, heartbeat, patience, say
         self._client: Client | None = None
         self._beat: Beat | None = None
         self._last: Beat | None = None  # of those before
         self._beat_s = self._alive_s = self._cpu_s = 0.0
         self._linked_s: float | None = None
-        self._next_s, self._pause_s = 0.0, _FIRST_PAUSE_S
+        self._next_s, self._pause_s = 0.0, patience.pause_s
         self._ending_s: float | None = None  # when it was asked to leave
         self._over = False
         self._reason = ""
@@ -96,12 +98,12 @@ class Watch:
             return
         self._hear(self._client, now_s)
         if self._ending_s is not None:
-            if now_s - self._ending_s > self._patience.end_s:
+            if now_s - self._ending_s > self.patience.end_s:
                 self._client.kill()
         elif self._client.launch.version != self._updates.books.current:
             self.end()
         elif self._hangs(self._client, now_s):
-            self._reason = f"it hung: no sign of life for {now_s - max(self._beat_s, self._alive_s):.0f} s"
+            self._reason = f"it hung: no word from it for {now_s - self._beat_s:.0f} s"
             self._client.kill()
         elif self._updates.books.trial:
             self._judge(now_s)
@@ -123,7 +125,7 @@ class Watch:
         try:
             launch = self._updates.begin_launch()
             if launch.version != self._tried:
-                self._trial_s, self._pause_s = 0.0, _FIRST_PAUSE_S
+                self._trial_s, self._pause_s = 0.0, self.patience.pause_s
             self._tried = launch.version
             self._client = Client(launch, name=self._name, heartbeat=self._heartbeat)
         except CutlayerError as exc:
@@ -158,7 +160,7 @@ class Watch:
             self._updates.give_back(self._reason)
             self._next_s = now_s
             return
-        self._pause_s = _FIRST_PAUSE_S if lived_s > _LONG_LIFE_S else self._pause_s
+        self._pause_s = self.patience.pause_s if lived_s > _LONG_LIFE_S else self._pause_s
         self._next_s, self._pause_s = now_s + self._pause_s, min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     # ------------------------------------------------------------ signs of life
@@ -176,11 +178,11 @@ class Watch:
             self._cpu_s, self._alive_s = cpu_s, now_s
 
     def _hangs(self, client: Client, now_s: float) -> bool:
-        return now_s - self._alive_s > self._patience.hung_s or now_s - self._beat_s > self._patience.stuck_s
+        return now_s - self._alive_s > self.patience.hung_s or now_s - self._beat_s > self.patience.stuck_s
 
     def _judge(self, now_s: float) -> None:
-        if self._linked_s is not None and now_s - self._linked_s >= self._patience.steady_s:
+        if self._linked_s is not None and now_s - self._linked_s >= self.patience.steady_s:
             self._updates.prove()
-        elif self._trial_s > self._patience.health_s:
+        elif self._trial_s > self.patience.health_s:
             last = "" if self._client is None else self._client.last_line
-            self._updates.give_back(f"not healthy after {self._patience.health_s:.0f} s" + (f", and said last: {last}" if last else ""))
+            self._updates.give_back(f"not healthy after {self.patience.health_s:.0f} s" + (f", and said last: {last}" if last else ""))

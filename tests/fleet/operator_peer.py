@@ -103,6 +103,18 @@ class Operator:
         self.say(device, frame(ASK, json.dumps({"token": token}).encode()))
         return self.state(lambda state: state["token"] == token, f"an answer to {token}")
 
+    def answers(self, device: str) -> None:
+        """Until it answers; either line may still be down."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s:
+            self.say(device, frame(ASK, b'{"token": 99}'))
+            try:
+                self.state(lambda state: state["token"] == 99, "an answer", timeout_s=1.0)
+                return
+            except AssertionError:
+                continue
+        raise AssertionError(f"{device} does not answer")
+
     def state(self, wanted: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """The next State that is ``wanted``."""
         deadline_s = time.monotonic() + timeout_s
