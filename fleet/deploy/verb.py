@@ -180,9 +180,13 @@ def _opening(rows: dict[str, ReleaseRow]) -> list[str]:
     for row in rows.values():
         by_version.setdefault(row.version, []).append(row)
     return [
-        f"release {version} for {len(found)} device{'' if len(found) == 1 else 's'}, {release_of(found[0]).size_bytes / 1e6:.1f} MB each"
+        f"release {version} for {len(found)} device{'' if len(found) == 1 else 's'}, {_size(release_of(found[0]).size_bytes)} each"
         for version, found in sorted(by_version.items())
     ]
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"
 
 
 def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
