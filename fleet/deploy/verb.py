@@ -49,6 +49,7 @@ class DeployOptions:
     broker: str | None
     via: str | None
     home: str
+    keys: str | None
     minimum: int
     above: int
     again: bool
@@ -87,7 +88,14 @@ def _deploy(
         raise UsageError(f"the broker is {broker!r}; devices take releases over TLS alone: give --broker mqtts://…")
     files = ReleaseFiles(fleet.folder / "releases")
     found = contents(
-        devices, bundle=options.bundle, wheels=_wheels(options), slicer=source.slicer, broker=broker, home=options.home, files=files
+        devices,
+        bundle=options.bundle,
+        wheels=_wheels(options),
+        slicer=source.slicer,
+        broker=broker,
+        home=options.home,
+        keys=options.keys or f"{options.home}/identity",
+        files=files,
     )
     now_s = fleet.clock()
     made = Made(now_s=now_s, until_s=now_s + options.hours * 3600, minimum=options.minimum, above=options.above, again=options.again)
@@ -208,7 +216,7 @@ def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
     missing = [peer for peer in rollout.tried if peer.phase != "healthy"] if end == "done" else [peer for peer in peers if not peer.done]
     if missing:
         names = ", ".join(f"`{peer.name}`" for peer in missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-        why = "did not take it" if end == "done" else "did not come to an end in time; the same command goes on"
+        why = "did not take it; --again tries anew" if end == "done" else "did not come to an end in time; the same command goes on"
         raise DeployIncomplete(f"{names} {why}")
 
 

@@ -108,7 +108,7 @@ def test_a_device_that_never_has_enough(field: Field) -> None:
         under_way = field.deploy(*words)
         until(lambda: rogue.pieces or None, "a piece")
         rogue.say(have_bytes=1 << 39, of_bytes=1)
-        assert under_way.end() == "`c0` did not take it"
+        assert under_way.end() == "`c0` did not take it; --again tries anew"
     assert good.release == 1
     assert "more than 3 times over" in field.newest("c0").reason
 

@@ -125,6 +125,13 @@ def test_what_has_failed_is_made_anew_only_where_asked_to(registry: Registry) ->
     assert releases_for({"c0": holding("a")}, registry, KEY, again)["c0"].version == 2
 
 
+def test_a_device_that_is_added_anew_gets_a_new_number(registry: Registry) -> None:
+    made = Made(now_s=0.0, until_s=3600.0)
+    for expected in (1, 2):
+        registry.add("c0", token_digest=b"%d" % expected, expires_s=0.0)
+        assert releases_for({"c0": holding("a")}, registry, KEY, made)["c0"].version == expected
+
+
 def test_above_and_minimum(registry: Registry) -> None:
     found = releases_for({"c0": holding("a")}, registry, KEY, Made(now_s=0.0, until_s=1.0, above=40, minimum=41))["c0"]
     assert (found.version, release_of(found).minimum) == (41, 41)

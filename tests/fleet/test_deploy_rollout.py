@@ -111,7 +111,7 @@ def test_who_had_begun_before_goes_first() -> None:
     found = rollout(peer("c0"), peer("c1"))
     found.heard("c0", state(), 0.0)
     found.heard("c1", state(highest=5, offered=5, stage="fetching"), 0.0)
-    assert offered(found, 0.0) == []  # it knows it, and asks by itself
+    assert offered(found, 0.0) == ["c1"]  # it knows it, and not that we are back
     assert [each.name for each in found.tried] == ["c1"]
     found.heard("c1", Want(version=5, sha256=RUN, offset=0, count_bytes=100), 0.5)
     assert found.next_piece() is not None
@@ -129,6 +129,15 @@ def test_what_had_ended_before_is_not_done_again_but_on_a_device_that_was_set_up
     assert offered(found, 0.0) == ["c0", "c1", "c2"]
 
 
+def test_who_runs_something_else_than_what_was_healthy_is_told() -> None:
+    found = rollout(peer("c0", outcome="healthy"), peer("c1", outcome="healthy"), stages="100%", stop_at=0.5)
+    found.heard("c0", state(release=3, highest=5), 0.0)
+    found.heard("c1", state(release=5, highest=5, offered=6, stage="refused"), 0.0)
+    assert offered(found, 0.0) == []
+    assert (found.peers["c0"].phase, found.peers["c1"].phase) == ("returned", "healthy")
+    assert "runs release 3 now; --again" in found.peers["c0"].reason
+
+
 # ------------------------------------------------------------ one device
 
 
@@ -139,11 +148,24 @@ def test_an_offer_comes_again_until_it_is_taken() -> None:
     assert offered(found, 19.0) == []
     found.heard("c0", state(), 19.0)
     assert offered(found, 21.0) == ["c0"]
-    found.heard("c0", state(offered=5, stage="fetching"), 22.0)
-    assert offered(found, 50.0) == []
-    found.heard("c0", state(), 51.0)  # its disk was lost
-    assert offered(found, 51.0) == ["c0"]
-    assert offered(found, 100.0) == []  # it is away
+    found.heard("c0", state(offered=5, highest=5, stage="fetching"), 40.0)
+    found.heard("c0", Want(version=5, sha256=RUN, offset=0, count_bytes=1), 41.0)
+    assert offered(found, 60.0) == []
+    found.heard("c0", state(offered=5, highest=5, stage="fetching"), 70.0)
+    assert offered(found, 70.0) == ["c0"]  # it asks for nothing
+    found.heard("c0", state(), 91.0)  # its disk was lost
+    assert offered(found, 91.0) == ["c0"]
+    assert offered(found, 200.0) == []  # it is away
+
+
+def test_who_takes_no_notice_is_given_up() -> None:
+    """It has had that number before, as a card that was written anew and keeps to what is newer."""
+    found = rollout(peer("c0"))
+    for at in range(4):
+        found.heard("c0", state(highest=7), at * 20.0)
+        assert offered(found, at * 20.0) == (["c0"] if at < 3 else [])
+    assert found.peers["c0"].phase == "refused"
+    assert "has had release 7 before; --again" in found.peers["c0"].reason
 
 
 def test_everybody_is_asked_now_and_then_and_at_once_after_an_offer() -> None:
