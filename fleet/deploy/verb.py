@@ -210,9 +210,8 @@ def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
                 print(f"  {peer.name}: {_fate(peer)}")
     if end == "stopped":
         failed, tried = len(rollout.failed), len(rollout.tried)
-        raise DeployIncomplete(
-            f"stopped: {failed} of {tried} devices that were tried have failed; mend it and deploy anew, or --stop-at more"
-        )
+        what = f"stopped: {failed} of {tried} devices that were tried have failed"
+        raise DeployIncomplete(f"{what}; mend it and deploy anew, or say --again or a higher --stop-at")
     missing = [peer for peer in rollout.tried if peer.phase != "healthy"] if end == "done" else [peer for peer in peers if not peer.done]
     if missing:
         names = ", ".join(f"`{peer.name}`" for peer in missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
