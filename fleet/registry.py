@@ -125,6 +125,7 @@ class Registry:
         with self.changing():
             self.ensure(name)
             self._db.execute("DELETE FROM tokens WHERE name = ?", (name,))
+            self._db.execute("UPDATE releases SET outcome = 'void' WHERE device = ?", (name,))
             self._db.execute("INSERT INTO tokens (digest, name, expires_s) VALUES (?,?,?)", (token_digest, name, expires_s))
 
     def ensure(self, name: str) -> None:

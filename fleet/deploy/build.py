@@ -30,7 +30,7 @@ _GRACE_S = 86_400.0  # a device may still be fetching when the operator has gone
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """``again``: also where it failed before. ``minimum``: once it has proved itself, devices take and go back to nothing below."""
+    """``again``: also where it came to an end before. ``minimum``: once it has proved itself, devices take and go back to nothing below."""
 
     now_s: float
     until_s: float
@@ -47,10 +47,11 @@ def contents(
     slicer: Slicer,
     broker: str,
     home: str,
+    keys: str,
     files: ReleaseFiles,
 ) -> dict[str, tuple[ReleaseFile, ...]]:
     """By device, what its release holds; all of it is in ``files`` then. ``broker``: as devices reach it. ``home``: the client's folder on
-    devices. Raises CutlayerError."""
+    devices; ``keys``: that of their identity. Raises CutlayerError."""
     shared = [_kept(files, BUNDLE + path, data) for path, data in sorted(read_bundle_files(bundle).items())]
     shared += [_kept(files, WHEELS + wheel.name, wheel.read_bytes()) for wheel in wheels]
     found: dict[str, tuple[ReleaseFile, ...]] = {}
@@ -58,7 +59,7 @@ def contents(
         for device in devices:
             path = Path(folder, f"{device}.toml")
             slicer(device, path)
-            run = _with_base(device_run(path, device=device, broker=broker, identity=True, keys=f"{home}/identity"), home)
+            run = _with_base(device_run(path, device=device, broker=broker, identity=True, keys=keys), home)
             found[device] = (_kept(files, RUN_FILE, run), *shared)
     return found
 
@@ -107,7 +108,7 @@ def release_of(row: ReleaseRow) -> Release:
 
 
 def _goes_on(row: ReleaseRow, made: Made) -> bool:
-    if row.outcome in ("returned", "refused") and made.again:
+    if row.outcome == "void" or (row.outcome != "open" and made.again):
         return False
     return row.version > made.above and (row.outcome in ("healthy", "returned") or row.expires_s >= made.until_s)
 

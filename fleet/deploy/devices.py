@@ -158,7 +158,7 @@ def _cells(each: dict[str, Any]) -> tuple[str, ...]:
 
 def _update(each: dict[str, Any]) -> str:
     if each["stage"] == "none":
-        return "-"
+        return printable(each["reason"]) or "-"
     share = f" {100 * each['have_bytes'] / each['of_bytes']:.0f} %" if each["stage"] == "fetching" and each["of_bytes"] else ""
     return f"{each['offered']} {each['stage']}{share}{each['reason'] and ': '}{printable(each['reason'])}"
 

@@ -28,9 +28,10 @@ def add_deploy(deploy: argparse.ArgumentParser, *, hours: Callable[[str], float]
     deploy.add_argument("--broker", metavar="URL", help="as devices reach it (default: the run file's)")
     deploy.add_argument("--via", metavar="URL", help="as this computer reaches the broker, where that is another address")
     deploy.add_argument("--home", default="/var/lib/cutlayer", metavar="PATH", help="the client's folder on devices (default %(default)s)")
+    deploy.add_argument("--keys", metavar="PATH", help="the folder of its identity there (default: identity below --home)")
     deploy.add_argument("--minimum", type=count, default=0, metavar="N", help="devices go back to no release below this one any more")
     deploy.add_argument("--above", type=count, default=0, metavar="N", help="number the release above N, where the registry was lost")
-    deploy.add_argument("--again", action="store_true", help="also to devices where just this has failed before")
+    deploy.add_argument("--again", action="store_true", help="make it anew where just this has come to an end before, as by failing")
     deploy.add_argument("--fleet", type=Path, default=Path("fleet"), metavar="DIR", help="the fleet's folder (default %(default)s)")
     deploy.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 

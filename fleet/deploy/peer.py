@@ -31,6 +31,7 @@ _AT_ONCE = 8  # pieces on their way to one device
 _ASKED = 16  # questions of which answers are waited for
 _TIMES = 3  # how often a device may ask for all of its release
 _SLACK_BYTES = 4 << 20
+_IN_VAIN = 3  # offers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,8 @@ class Peer:
         self._sizes = {file.sha256: file.size_bytes for file in release.files}
         self._asked: dict[int, float] = {}  # since the last offer: when, by token
         self._offered_s = -math.inf
+        self._in_vain = 0  # offers, since it last knew of the release
+        self._wanted_s = -math.inf
         self._ask_s = -math.inf
         self._wants: dict[tuple[str, int], int] = {}
         self._flying = 0
@@ -105,15 +108,24 @@ class Peer:
         asked_s = self._asked.pop(state.token, None)
         if asked_s is not None:
             self.round_trip_s = now_s - asked_s
-        if self._remembered and state.highest < self.release.version:
-            self.phase, self.reason = "waits", ""  # it was set up anew since
-        self._remembered = False
+        if self._remembered:
+            self._remembered = False
+            self._look_again(state)
         if not self.done:
             self._judge(state, answers=asked_s is not None)
+
+    def _look_again(self, state: State) -> None:
+        """At what was known of it from before."""
+        if state.highest < self.release.version:
+            self.phase, self.reason = "waits", ""  # it was set up anew since
+        elif self.phase == "healthy" and state.release != self.release.version:
+            self._give_up("returned", f"it has had this release, and runs release {state.release} now; --again makes it anew")
 
     def _judge(self, state: State, *, answers: bool) -> None:
         """``answers``: to a question asked after the offer."""
         ours = state.offered == self.release.version
+        if ours:
+            self._in_vain = 0
         if state.release == self.release.version and (not ours or state.stage in ("none", "healthy")):
             self.phase = "healthy"
         elif self.phase == "waits":
@@ -126,10 +138,11 @@ class Peer:
         else:
             self.phase = "offered"
 
-    def wanted(self, want: Want) -> None:
+    def wanted(self, want: Want, now_s: float) -> None:
         """Kept until its turn comes; what is not of this release is not."""
         if self.done or self.phase == "waits":
             return
+        self._wanted_s = now_s
         size_bytes = self._sizes.get(want.sha256, 0)
         if want.version != self.release.version or want.offset + want.count_bytes > size_bytes:
             self.strange += 1
@@ -152,16 +165,22 @@ class Peer:
             self.phase = "offered"
 
     def offer_is_due(self, now_s: float) -> bool:
-        """Whether it is there, and does nothing about this release."""
+        """Whether it is there, and does nothing about this release. One that fetches and asks for nothing may not know that we are back."""
         state = self.state
         if self.phase in ("waits", "healthy", "returned", "refused") or state is None or not self.is_there(now_s):
             return False
-        busy = state.offered == self.release.version and state.stage in ("fetching", "ready", "trial")
-        return not busy and now_s - self._offered_s >= self._pace.offer_s
+        asks = state.stage == "fetching" and now_s - self._wanted_s < self._pace.offer_s
+        busy = state.offered == self.release.version and (asks or state.stage in ("ready", "trial"))
+        if busy or now_s - self._offered_s < self._pace.offer_s:
+            return False
+        if self._in_vain >= _IN_VAIN and state.highest >= self.release.version:
+            self._give_up("refused", f"it takes no notice, and has had release {state.highest} before; --again makes this one anew")
+        return not self.done
 
     def offered(self, now_s: float) -> None:
         """The offer has been sent: what was asked before is not answered to it. A question is due at once."""
         self._offered_s, self._ask_s = now_s, -math.inf
+        self._in_vain += 1
         self._asked.clear()
 
     def ask_is_due(self, now_s: float) -> bool:

@@ -14,14 +14,15 @@ from wire.parse import parse, plain
 
 __all__ = ["Outcome", "ReleaseRow", "Releases", "SeenRow"]
 
-Outcome = Literal["open", "healthy", "returned", "refused"]
+Outcome = Literal["open", "healthy", "returned", "refused", "void"]
 
 _KEPT = 10  # of one device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseRow:
-    """``digest``: of what is in it, whatever its number and date. ``manifest`` and ``signature`` as ``dump_release`` gives them."""
+    """``digest``: of what is in it, whatever its number and date. ``manifest`` and ``signature`` as ``dump_release`` gives them.
+    ``outcome``: void where the device was added anew since: it may have been set up again, and takes no number twice."""
 
     device: str
     version: int

@@ -41,7 +41,7 @@ class Rollout:
         if isinstance(message, State):
             peer.heard(message, now_s)
         elif isinstance(message, Want):
-            peer.wanted(message)
+            peer.wanted(message, now_s)
 
     def sent(self, device: str) -> None:
         self.peers[device].sent()

@@ -19,6 +19,7 @@ from wire.transport.base import Transport
 __all__ = ["Session"]
 
 _TURN_S = 0.25
+_LOOK_S = 0.1
 _NOTE_S = 5.0  # between two times at which is written down who was there
 _OUTCOMES: dict[Phase, Outcome] = {"healthy": "healthy", "returned": "returned", "refused": "refused"}
 
@@ -38,6 +39,7 @@ class Session:
     _up: bool = False
     _told: bool = False  # that the broker is out of reach
     _noted_s: float = 0.0
+    _look_s: float = 0.0
     _strange: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> End:
@@ -50,6 +52,7 @@ class Session:
                     self._turn(line)
                     end = self.rollout.end(time.monotonic())
                     if end is not None:
+                        self._tell(line)
                         return end
             finally:
                 self._write_down(force=True)
@@ -59,9 +62,14 @@ class Session:
         for event in line.events(_TURN_S):
             self._take(event)
         if self._up:
-            for device, message in self.rollout.due(time.monotonic()):
-                line.send(device, message)
             self._send_pieces(line)
+        now_s = time.monotonic()
+        if now_s < self._look_s:
+            return
+        self._look_s = now_s + _LOOK_S  # at all devices, however many messages come
+        if self._up:
+            for device, message in self.rollout.due(now_s):
+                line.send(device, message)
         self._tell(line)
         self._write_down()
 
@@ -93,15 +101,15 @@ class Session:
 
     def _tell(self, line: OperatorLine) -> None:
         rollout = self.rollout
+        for peer in rollout.peers.values():
+            if peer.phase != self._phases[peer.name]:
+                self.screen.say(f"{peer.name}: {peer.phase}{peer.reason and ': '}{printable(peer.reason)}")
+            self._tell_strange(peer.name, peer.strange + line.rubbish.get(peer.name, 0))
         if rollout.stage != self._stage and rollout.stage < len(rollout.counts):
             self._stage = rollout.stage
             self.screen.say(
                 f"stage {self._stage + 1} of {len(rollout.counts)}: {rollout.counts[self._stage]} of {len(rollout.peers)} devices"
             )
-        for peer in rollout.peers.values():
-            if peer.phase != self._phases[peer.name]:
-                self.screen.say(f"{peer.name}: {peer.phase}{peer.reason and ': '}{printable(peer.reason)}")
-            self._tell_strange(peer.name, peer.strange + line.rubbish.get(peer.name, 0))
         self.screen.status(self._line())
 
     def _tell_strange(self, device: str, count: int) -> None:
@@ -118,12 +126,13 @@ class Session:
         coming = [peer for peer in tried if not peer.done]
         now_s = time.monotonic()
         away = sum(not peer.is_there(now_s) for peer in coming)
+        to_come = len(self.rollout.peers) - len(tried)
         have, of = sum(peer.have_bytes for peer in coming), sum(peer.release.size_bytes for peer in coming)
-        share = f", {100 * have / of:.0f} % of their bytes there" if of and have else ""
-        return (
-            f"{healthy} healthy, {len(self.rollout.failed)} failed, {len(coming)} on their way{share}, {away} of them away"
-            f"{' (the broker is out of reach)' if self._told else ''}"
-        )
+        facts = [f"{100 * have / of:.0f} % of their bytes there"] if of and have else []
+        facts += [f"{away} away"] if away else []
+        more = f" ({', '.join(facts)})" if facts else ""
+        found = f"{healthy} healthy, {len(self.rollout.failed)} failed, {len(coming)} on their way{more}, {to_come} to come"
+        return found + (", the broker out of reach" if self._told else "")
 
     def _write_down(self, *, force: bool = False) -> None:
         """How devices have ended at once; when they were heard from now and then."""

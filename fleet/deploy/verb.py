@@ -49,6 +49,7 @@ class DeployOptions:
     broker: str | None
     via: str | None
     home: str
+    keys: str | None
     minimum: int
     above: int
     again: bool
@@ -87,7 +88,14 @@ def _deploy(
         raise UsageError(f"the broker is {broker!r}; devices take releases over TLS alone: give --broker mqtts://…")
     files = ReleaseFiles(fleet.folder / "releases")
     found = contents(
-        devices, bundle=options.bundle, wheels=_wheels(options), slicer=source.slicer, broker=broker, home=options.home, files=files
+        devices,
+        bundle=options.bundle,
+        wheels=_wheels(options),
+        slicer=source.slicer,
+        broker=broker,
+        home=options.home,
+        keys=options.keys or f"{options.home}/identity",
+        files=files,
     )
     now_s = fleet.clock()
     made = Made(now_s=now_s, until_s=now_s + options.hours * 3600, minimum=options.minimum, above=options.above, again=options.again)
@@ -180,9 +188,13 @@ def _opening(rows: dict[str, ReleaseRow]) -> list[str]:
     for row in rows.values():
         by_version.setdefault(row.version, []).append(row)
     return [
-        f"release {version} for {len(found)} device{'' if len(found) == 1 else 's'}, {release_of(found[0]).size_bytes / 1e6:.1f} MB each"
+        f"release {version} for {len(found)} device{'' if len(found) == 1 else 's'}, {_size(release_of(found[0]).size_bytes)} each"
         for version, found in sorted(by_version.items())
     ]
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"
 
 
 def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
@@ -198,13 +210,12 @@ def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
                 print(f"  {peer.name}: {_fate(peer)}")
     if end == "stopped":
         failed, tried = len(rollout.failed), len(rollout.tried)
-        raise DeployIncomplete(
-            f"stopped: {failed} of {tried} devices that were tried have failed; mend it and deploy anew, or --stop-at more"
-        )
+        what = f"stopped: {failed} of {tried} devices that were tried have failed"
+        raise DeployIncomplete(f"{what}; mend it and deploy anew, or say --again or a higher --stop-at")
     missing = [peer for peer in rollout.tried if peer.phase != "healthy"] if end == "done" else [peer for peer in peers if not peer.done]
     if missing:
         names = ", ".join(f"`{peer.name}`" for peer in missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-        why = "did not take it" if end == "done" else "did not come to an end in time; the same command goes on"
+        why = "did not take it; --again tries anew" if end == "done" else "did not come to an end in time; the same command goes on"
         raise DeployIncomplete(f"{names} {why}")
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ def framed(kind: int, payload: bytes) -> bytes:
 
 @dataclass(kw_only=True)
 class Agent:
-    """``folder``: the device's identity. ``verdict``: how its releases end. ``hold_at``: after so many pieces it stops asking."""
+    """``folder``: the device's identity. ``verdict``: how its releases end. ``hold_at``: after so many pieces it stops asking.
+    ``insatiable``: it asks for what it has just been given."""
 
     name: str
     folder: Path
@@ -50,7 +52,11 @@ class Agent:
     files: dict[str, bytes] = field(default_factory=dict)  # by hash, whole and sound
     paths: dict[str, str] = field(default_factory=dict)  # of the release that runs: hash by path
     offers: list[dict[str, Any]] = field(default_factory=list)
+    signed: bytes = b""  # the newest offer as it came
+    asked: list[dict[str, Any]] = field(default_factory=list)
     pieces: list[tuple[str, int]] = field(default_factory=list)
+    unasked: list[tuple[str, int]] = field(default_factory=list)
+    insatiable: bool = False
     on_offer: Callable[[Agent, dict[str, Any]], None] | None = None
     _wanted: list[dict[str, Any]] = field(default_factory=list)
     _client: Client | None = None
@@ -137,6 +143,7 @@ class Agent:
         release = json.loads(payload[64:])
         assert release["device"] == self.name
         self.offers.append(release)
+        self.signed = payload
         self.offered = release["version"]
         if self.on_offer is not None:
             return self.on_offer(self, release)
@@ -157,6 +164,7 @@ class Agent:
             for at in range(0, file["size_bytes"], PIECE_BYTES)
         ]
         self._parts: dict[str, dict[int, bytes]] = {}
+        self.asked = list(self._wanted)
         self.say()
         self._want()
 
@@ -170,10 +178,14 @@ class Agent:
 
     def _take_piece(self, sha256: str, offset: int, data: bytes) -> None:
         expected = [asked for asked in self._wanted if (asked["sha256"], asked["offset"]) == (sha256, offset)]
-        if not expected:
-            return  # asked for twice
+        if not expected:  # asked for twice, or never
+            if not any((asked["sha256"], asked["offset"]) == (sha256, offset) for asked in self.asked):
+                self.unasked.append((sha256, offset))
+            return
         assert len(data) == expected[0]["count_bytes"]
         self.pieces.append((sha256, offset))
+        if self.insatiable:
+            return self.want(**expected[0])
         self._wanted.remove(expected[0])
         parts = self._parts.setdefault(sha256, {})
         parts[offset] = data
@@ -198,3 +210,13 @@ class Agent:
         """Ask again, after ``hold_at``."""
         self.hold_at = None
         self._want()
+
+    def finish(self) -> None:
+        """Ask now and then, for the operator may not be there yet, until it runs the release."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not self.release:
+            assert time.monotonic() < deadline_s
+            self.go_on()
+            wait_s = time.monotonic() + 1.0
+            while not self.release and time.monotonic() < wait_s:
+                time.sleep(0.02)
