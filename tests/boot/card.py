@@ -43,6 +43,11 @@ class Card:
         said = mtools("mdir", self.image, "-b", "::/").decode()
         return sorted(line.removeprefix("::/") for line in said.splitlines())
 
+    def boot_holds(self, secret: bytes) -> bool:
+        """Whether it is anywhere on the boot partition, in what belongs to no file too."""
+        with open(self.image, "rb") as image:
+            return secret in image.read(_ROOT_AT)
+
     def power_on(self) -> None:
         """As a board's firmware: kernel, RAM disk and line are read from the boot partition, each time anew."""
         for name in ("kernel8.img", "initramfs8"):

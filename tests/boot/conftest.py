@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from benchmarks.common import hardware, prose, write_page
 from tests.boot.card import published
 from tests.boot.desk import Desk
 from tests.boot.story import Story
+from tests.brokers import MOSQUITTO
 from tools.arm_disk import make_disk, missing
 from tools.arm_machine import CPU, MEMORY_MB
 
@@ -60,7 +62,11 @@ is not. Times are seconds since the card was first put in."""
 
 def _head() -> list[str]:
     def first(*command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+        return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0]
 
+    kernel = re.search(rb"Linux version (\S+) .*SMP (Debian \S+)", make_disk().kernel.read_bytes())
     emulation = f"- emulation: {first('qemu-system-aarch64', '--version')}"
-    return ["# A board boots, enrols, trains, and loses its power", "", *hardware("onnxruntime", "numpy", "torch"), emulation]
+    booted = f"- booted: Linux {b', '.join(kernel.groups()).decode() if kernel else ''}"
+    broker = f"- broker: {first(MOSQUITTO, '-h')}"
+    title = "# A board boots, enrols, trains, and loses its power"
+    return [title, "", *hardware("onnxruntime", "numpy", "torch"), emulation, booted, broker]

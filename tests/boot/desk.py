@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -37,6 +38,13 @@ class ServerField(Field):
 
     def start(self, *names: str) -> None:
         super().start(self.run.server.name)
+
+    def steps(self) -> int:
+        """How many its ledger holds."""
+        try:
+            return len(self.ledger(self.run.server.name))
+        except sqlite3.OperationalError:  # it has not made it yet
+            return 0
 
 
 class Desk:

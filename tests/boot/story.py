@@ -17,6 +17,7 @@ _SHOWN_CHARS = 130
 class Story:
     title: str
     card: Card
+    token: bytes
     lines: list[str] = field(default_factory=list)
     marks: dict[str, float] = field(default_factory=dict)
 

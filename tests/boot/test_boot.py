@@ -9,6 +9,7 @@ import pytest
 from tests.boot.card import Card
 from tests.boot.desk import Desk, ServerField, cutlayer
 from tests.boot.story import Story
+from tests.fleet.fleets import until
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(7200)]
 HOME = "/var/lib/cutlayer"
@@ -24,7 +25,9 @@ def flashed(desk: Desk, image: Path, device: str, title: str) -> tuple[Story, Pa
     folder = desk.folder / device
     card = Card(desk.flash(image, device), folder, log=folder / "console.log")
     card.write({f"{HOME}/data/digits.npz": desk.folder / "data/digits.npz"})
-    return Story(title, card), run
+    token = (desk.fleet / f"tokens/{device}.token").read_bytes().strip()
+    assert card.boot_holds(token)
+    return Story(title, card, token), run
 
 
 def first_start(story: Story) -> None:
@@ -39,12 +42,13 @@ def installed(story: Story) -> None:
     """The installation has ended and left no secret on the boot partition."""
     assert story.card.boot_files() == ["cmdline.txt", "config.txt", "initramfs8", "issue.txt", "kernel8.img"]
     assert "systemd.run" not in story.card.cmdline()
+    assert not story.card.boot_holds(story.token)
     assert b"cutlayer-install: done" in story.card.read(INSTALL_LOG)
 
 
 def await_steps(story: Story, server: ServerField, count: int) -> None:
-    assert server.await_step(count - 1, PATIENCE_S), f"the run ended before step {count}: {server.words()}"
-    story.say(f"steps that the server has done: {count}")
+    found = until(lambda: done if (done := server.steps()) >= count else None, f"step {count}", patience_s=PATIENCE_S)
+    story.say(f"steps that the server has done: {found}")
 
 
 def trained(story: Story, server: ServerField) -> None:
