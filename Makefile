@@ -10,11 +10,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo paper test test-arm soak check format coverage-page clean
+.PHONY: help install demo paper test test-arm test-boot soak check format coverage-page clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
-	@echo "targets: install demo paper test test-arm soak check format coverage-page clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
+	@echo "targets: install demo paper test test-arm test-boot soak check format coverage-page clean$(patsubst benchmarks/%.py, bench-%,$(wildcard benchmarks/[a-z]*.py))"
 
 install: $(STAMP)
 
@@ -38,6 +38,11 @@ soak: $(STAMP)
 test-arm: $(STAMP)
 	$(BIN)/python -m tools.arm_image register
 	$(BIN)/python -m pytest -n 0 -m "" --no-skips --write-page tests/arm
+
+# Whole machines that are flashed, boot, enrol and train, and lose their power; about an hour, and half of that again the first time. Needs
+# no root, but qemu-system-arm, fakeroot, e2fsprogs, dosfstools, mtools, fdisk and mosquitto. Writes its page.
+test-boot: $(STAMP)
+	$(BIN)/python -m pytest -n 0 -s -m "" --no-skips --write-page tests/boot
 
 check: $(STAMP)
 	$(BIN)/ruff check .

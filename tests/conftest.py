@@ -24,6 +24,7 @@ settings.load_profile("cutlayer")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure: on CI nothing may be missing")
+    parser.addoption("--write-page", action="store_true", help="tests/arm, tests/boot: write their page of docs/benchmarks/")
     parser.addoption("--power-cuts", type=int, default=4, metavar="N", help="how many runs to cut the power of, each at random points")
 
 

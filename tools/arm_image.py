@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.arm_debs import ArmDebs, unpack
 from tools.arm_container import enter, write_board
+from tools.arm_debs import ArmDebs, unpack
 from tools.lock_device import PLATFORMS
 from wire.errors import CutlayerError, UsageError, exit_code
 

@@ -20,10 +20,6 @@ instructions and the numbers are right; its times say nothing about a board.
 """
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-page", action="store_true", help="write docs/benchmarks/test-arm.md from what tests/arm has shown")
-
-
 @pytest.fixture(scope="session")
 def _lines() -> list[str]:
     return []
@@ -56,7 +52,7 @@ def _page(request: pytest.FixtureRequest, _lines: list[str]) -> Iterator[None]:
     """Only of a run in which nothing failed."""
     begun_s = time.monotonic()
     yield
-    if request.config.getoption("--write-page", default=False) and not request.session.testsfailed:
+    if request.config.getoption("--write-page") and not request.session.testsfailed:
         tests = f"{request.session.testscollected} tests passed in {time.monotonic() - begun_s:.0f} s"
         write_page("test-arm", [_HEAD, *hardware("onnxruntime", "numpy", "torch"), *_versions(), "", "```", *_lines, tests, "```"])
 

@@ -138,9 +138,9 @@ def secured(
         yield broker
 
 
-def until(look: Callable[[], Any], what: object) -> Any:
+def until(look: Callable[[], Any], what: object, *, patience_s: float = PATIENCE_S) -> Any:
     """What ``look`` finds that is not None."""
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + patience_s
     while time.monotonic() < deadline_s:
         found = look()
         if found is not None:

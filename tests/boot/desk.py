@@ -1,0 +1,146 @@
+"""The operator's desk: the commands that they type, and the processes that run there while boards train."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sqlite3
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from simulation.datasets import materialize
+from tests.brokers import Broker, free_port, mosquitto_as_written
+from tests.e2e.field import REPOSITORY, Field
+from tests.fleet.fleets import until
+from tools.arm_machine import HOST
+
+__all__ = ["BATCH", "Desk", "ServerField"]
+
+BATCH = 16
+
+
+def cutlayer(*words: str | Path) -> str:
+    command = [sys.executable, "-m", "cutlayer", *map(str, words)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class ServerField(Field):
+    """The server alone; its clients are elsewhere."""
+
+    def start(self, *names: str) -> None:
+        super().start(self.run.server.name)
+
+    def steps(self) -> int:
+        """How many its ledger holds."""
+        try:
+            return len(self.ledger(self.run.server.name))
+        except sqlite3.OperationalError:  # it has not made it yet
+            return 0
+
+
+class Desk:
+    """Everything of a fleet in ``folder``: authority, tokens, wheels, broker, and a run of one client for each device."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fleet = folder / "fleet"
+        self.broker_port, self.authority_port = free_port(), free_port()
+        self.data = dict(materialize("digits", folder / "data").data) | {"path": "data/digits.npz"}
+        with np.load(folder / "data/digits.npz") as arrays:
+            np.savez_compressed(folder / "data/digits.npz", **dict(arrays))  # a client unpacks it, and finds where it may
+        cutlayer("ca", "init", "--fleet", self.fleet)
+        cutlayer("flash", "fetch-wheels", "--wheels", folder / "wheels", "--python", "3.11")
+        cutlayer("device", "add", "server", "--fleet", self.fleet)
+        with self.authority():
+            url = f"https://127.0.0.1:{self.authority_port}"
+            words = ["--name", "server", "--url", url, "--ca", self.fleet / "ca/ca.pem", "--token", self.fleet / "tokens/server.token"]
+            command = [sys.executable, "-m", "edge_client.enroll", *map(str, words), "--out", str(folder / "identity")]
+            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+
+    @contextlib.contextmanager
+    def authority(self, *words: str) -> Iterator[Path]:
+        """``cutlayer ca serve``; its log."""
+        log = self.folder / "authority.log"
+        where = ["--fleet", str(self.fleet), "--host", "127.0.0.1", "--port", str(self.authority_port)]
+        command = [sys.executable, "-m", "cutlayer", "ca", "serve", *where, "--name", "127.0.0.1", "--name", HOST, *words]
+        with open(log, "ab") as out:
+            process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        until(lambda: True if self._answers() else None, "the authority's port")
+        try:
+            yield log
+        finally:
+            process.terminate()
+            assert process.wait(timeout=10) == 0, log.read_text()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.authority_port), timeout=1):
+            return True
+        return False
+
+    def run_file(self, device: str, *, steps: int) -> Path:
+        """A run of this device on digits, of ``steps`` steps; its bundle and its slice lie beside it."""
+        folder = self.folder / device
+        folder.mkdir()
+        (folder / "data").symlink_to(self.folder / "data")
+        keys = {key: str(self.folder / f"identity/{key}.pem") for key in ("ca", "cert", "key")}
+        table: dict[str, Any] = {
+            "name": device,
+            "epochs": 1,
+            "batch_size": BATCH,
+            "checkpoint_every": 5,
+            "model": {"build": "digits-cnn", "cut": ["pool1"]},
+            "optimizer": {"kind": "sgd", "lr": 0.02, "momentum": 0.9},
+            "codec": {"forward": "int8", "backward": "int8"},
+            "data": self.data | {"limit": BATCH * steps, "test": {"limit": 64}},
+            "clients": [{"name": device, "threads": 1}],
+            "server": {"threads": 1},
+            "broker": {"url": f"mqtts://127.0.0.1:{self.broker_port}", **keys},
+        }
+        path = folder / "run.toml"
+        path.write_text(tomli_w.dumps(table))
+        cutlayer("export", path, "--out", folder / "bundle")
+        cutlayer("slice", path, "--party", device, "--out", folder / "slice.toml")
+        return path
+
+    def flash(self, image: Path, device: str) -> Path:
+        """A copy of the image that becomes this device."""
+        cutlayer("device", "add", device, "--fleet", self.fleet)
+        out = self.folder / f"{device}.img"
+        where = ["--broker", f"mqtts://{HOST}:{self.broker_port}", "--enrol-at", f"{HOST}:{self.authority_port}", "--fleet", self.fleet]
+        what = [
+            "--run",
+            self.folder / device / "slice.toml",
+            "--bundle",
+            self.folder / device / "bundle",
+            "--wheels",
+            self.folder / "wheels",
+        ]
+        cutlayer("flash", "--image", image, "--device", device, *where, *what, "--out", out)
+        return out
+
+    @contextlib.contextmanager
+    def broker(self, *runs: Path) -> Iterator[Broker]:
+        """mosquitto with the configuration that is written for these runs."""
+        out = self.folder / "broker"
+        cutlayer("broker", "config", *runs, "--fleet", self.fleet, "--out", out, "--name", HOST, "--bind", "127.0.0.1")
+        with mosquitto_as_written(out, port=self.broker_port) as broker:
+            yield broker
+
+    @contextlib.contextmanager
+    def server(self, run: Path) -> Iterator[ServerField]:
+        field = ServerField(run, tomllib.loads(run.read_text())["broker"]["url"])
+        try:
+            field.start()
+            yield field
+        finally:
+            field.close()
