@@ -97,6 +97,7 @@ class _Running:
     waiting: set[Line]  # children that have not answered
     executing: bool = False
     executed: bool = False
+    given_up: bool = False  # never answered: a new epoch of the run is on its way
     result: dict[str, Any] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     program: Mapping[Any, Any] | None = None
@@ -496,8 +497,10 @@ class Actor:
         if self._program is not None:
             self._open_epoch(max(epoch, self._epoch) + 1)
         elif self._party.parent is not None:
-            # What runs is not answered any more: the answer may overtake this message, and would be without the child's part.
-            self._running = None
+            # What runs is not answered any more: the answer may overtake this message, and would be without the child's part. It is not
+            # forgotten either: of an `end` the other children's answers are still not to be acknowledged, or they leave a run that goes on.
+            if self._running is not None:
+                self._running.given_up = True
             self._send_control(self._party.parent, Control(kind="lost", body={"epoch": epoch}))
 
     # ------------------------------------------------------------ commands
@@ -511,7 +514,7 @@ class Actor:
             self._start(seq, command)
         elif seq == self._last_seq and self._last_done and ("c", self._party.parent, self._last_done) not in self._outbox:
             # A parent that restarted while we joined asks again; the process that had our answer is no more.
-            if self._running is None:
+            if self._running is not None and self._running.given_up:
                 self._lost(self._epoch)
             else:
                 self._answer_parent()
@@ -621,7 +624,7 @@ class Actor:
 
     def _check_done(self) -> None:
         running = self._running
-        if running is None or running.waiting:
+        if running is None or running.given_up or running.waiting:
             return
         if not running.executing and self._saves_last():
             self._execute()

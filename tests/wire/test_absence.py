@@ -166,6 +166,14 @@ FOUND = {  # each has failed once
         ("c0",),
         Faults(lost=4, repeated=3, restarts=2, naps=3, early=2, leaves=1, ordered=False),
     ),
+    "one that was through joins again and is left out": (
+        "clinics",
+        951740263,
+        "relay",
+        1,
+        ("c1",),
+        Faults(lost=10, repeated=6, restarts=2, cuts=3, leaves=2, halts=1, ordered=False),
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from wire.control import Control, encode_control
 from wire.frames import Frame, Kind
 from wire.graph import PEER, Edge, Graph, Line, Segment
 from wire.limits import LIMITS
-from wire.messages import FrameArrived, Open, Seal, Send
+from wire.messages import Execute, FrameArrived, Open, Seal, Send
 from wire.parse import key_text
 from wire.program import AVERAGING, FEDERATED, Command, Plan
 
@@ -216,6 +216,17 @@ def test_no_fault_changes_the_weights_or_the_ledgers(graph: Graph, seed: int, fa
     voids = data.draw(st.frozensets(void, max_size=3))
     setup = make(graph, in_flight=in_flight, schedule=schedule, voids=voids)
     check(setup, World(setup, seed=seed, faults=faults))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_is_through_stays_where_another_starts_again_before_the_end(seed: int) -> None:
+    """Its parent has told that the other is lost when it answers `end`: the run goes back, and needs it."""
+    setup = make(GRAPHS["hop"])
+    world = World(setup, seed=seed)
+    while not any(isinstance(task, Execute) and task.op == "end" for task in world.parties["c0"].tasks):
+        world.turn()
+    world.start("c1")
+    check(setup, world)
 
 
 def test_answers_to_a_command_are_bounded_together() -> None:

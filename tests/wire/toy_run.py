@@ -220,6 +220,7 @@ class Party:
         self.tasks: list[Effect] = []  # engine work and commands, in order, not yet done
         self.timers: dict[tuple[Any, ...], float] = {}  # seconds from when it was set
         self.gone = False
+        self.through = disk.finished  # with the run, unless it has entered an epoch since
         self.drained = False
         self.error: str | None = None
         self.up = False
@@ -246,6 +247,7 @@ class Party:
     def carry_out(self, effect: Effect) -> None:
         match effect:
             case Abandon():
+                self.through = False
                 self.tasks.clear()
                 self.timers.clear()
             case RunForward() | RunBackward() | Execute() | Seal() | Open() | Discard():
@@ -260,7 +262,7 @@ class Party:
                 assert effect.epoch > self.disk.epoch
                 self.disk.epoch = effect.epoch
             case StoreFinished():
-                self.disk.finished = True
+                self.disk.finished = self.through = True
             case Record():
                 row = (effect.line.edge, effect.line.lane, effect.step)
                 assert row not in {entry[:3] for entry in self.ledger}, f"{self.name}: {row} ended twice"
@@ -521,9 +523,9 @@ class World:
         raise AssertionError("the run does not end")
 
     def ended_without_some(self) -> bool:
-        """Who was left out at the end is told by nobody."""
+        """Who was left out at the end is told by nobody, also where it was through before and has joined again since."""
         over = self.parties[self.root].gone and self.disks[self.root].finished
-        return over and all(party.gone or not party.disk.finished for party in self.parties.values())
+        return over and all(party.gone or not party.through for party in self.parties.values())
 
     def turn(self) -> None:
         self.misbehave()
