@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fleet.deploy.files import ReleaseFiles
@@ -59,7 +57,7 @@ def contents(
         for device in devices:
             path = Path(folder, f"{device}.toml")
             slicer(device, path)
-            run = _with_base(device_run(path, device=device, broker=broker, identity=True, keys=keys), home)
+            run = device_run(path, device=device, broker=broker, identity=True, keys=keys, home=home)
             found[device] = (_kept(files, RUN_FILE, run), *shared)
     return found
 
@@ -69,13 +67,6 @@ def _kept(files: ReleaseFiles, path: str, data: bytes) -> ReleaseFile:
         return ReleaseFile(path=path, sha256=files.put(data), size_bytes=len(data))
     except ValueError as exc:
         raise UsageError(f"{path.partition('/')[2]} cannot be deployed: {exc}") from exc
-
-
-def _with_base(run: bytes, home: str) -> bytes:
-    """Relative paths begin in the client's folder, whichever release the run file is in: data and state outlive releases."""
-    table = tomllib.loads(run.decode())
-    table["slice"]["base"] = home
-    return tomli_w.dumps(table).encode()
 
 
 def releases_for(
