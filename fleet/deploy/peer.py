@@ -95,6 +95,8 @@ class Peer:
     @property
     def have_bytes(self) -> int:
         """As it says itself."""
+        if self.phase == "healthy":
+            return self.release.size_bytes
         found = 0 if self.state is None or self.state.offered != self.release.version else self.state.have_bytes
         return max(0, min(found, self.release.size_bytes))
 
