@@ -32,12 +32,13 @@ _ASKED = 16  # questions of which answers are waited for
 _TIMES = 3  # how often a device may ask for all of its release
 _SLACK_BYTES = 4 << 20
 _IN_VAIN = 3  # offers
+_DOUBLINGS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """``ask_s``: between two questions to one device; ``offer_s``: between two offers to one; ``away_s``: after that long a silence it is
-    not there."""
+    """``ask_s``: between two questions to one device; ``offer_s``: between the first two offers to one, and twice as long after each, for a
+    slow line must not fill with them; ``away_s``: after that long a silence it is not there."""
 
     ask_s: float = 10.0
     offer_s: float = 20.0
@@ -104,6 +105,8 @@ class Peer:
     # ------------------------------------------------------------ what it says
 
     def heard(self, state: State, now_s: float) -> None:
+        if self.state is not None and (state.boot, state.connections) != (self.state.boot, self.state.connections):
+            self._in_vain = 0  # what was on its way is lost
         self.state, self.heard_s = state, now_s
         asked_s = self._asked.pop(state.token, None)
         if asked_s is not None:
@@ -171,7 +174,7 @@ class Peer:
             return False
         asks = state.stage == "fetching" and now_s - self._wanted_s < self._pace.offer_s
         busy = state.offered == self.release.version and (asks or state.stage in ("ready", "trial"))
-        if busy or now_s - self._offered_s < self._pace.offer_s:
+        if busy or now_s - self._offered_s < self._pace.offer_s * 2 ** min(max(self._in_vain - 1, 0), _DOUBLINGS):
             return False
         if self._in_vain >= _IN_VAIN and state.highest >= self.release.version:
             self._give_up("refused", f"it takes no notice, and has had release {state.highest} before; --again makes this one anew")
@@ -211,6 +214,6 @@ class Peer:
 
     def cut(self) -> None:
         """The connection is gone, with all that was on its way."""
-        self._flying, self._ask_s, self._offered_s = 0, -math.inf, -math.inf
+        self._flying, self._ask_s, self._offered_s, self._in_vain = 0, -math.inf, -math.inf, 0
         self._asked.clear()
         self._wants.clear()
