@@ -204,6 +204,29 @@ def test_a_refusal_counts_once_it_answers_this_offer() -> None:
     assert (found.peers["c0"].phase, found.peers["c0"].reason) == ("refused", "no room")
 
 
+def test_who_was_given_another_key_refuses_what_it_cannot_read() -> None:
+    found = rollout(peer("c0"))
+    facts = {"offered": 0, "stage": "refused", "reason": "not signed by a key that this device was given"}
+    found.heard("c0", state(**facts), 0.0)  # somebody else's, before
+    assert offered(found, 0.0) == ["c0"]
+    answer(found, "c0", 1.0, **facts)
+    assert (found.peers["c0"].phase, found.peers["c0"].reason) == ("refused", facts["reason"])
+
+
+def test_a_refusal_does_not_count_where_the_offer_may_be_lost() -> None:
+    """The device has connected anew since: what it says now is of what was before."""
+    found = rollout(peer("c0"))
+    old = {"offered": 5, "stage": "refused", "reason": "no room"}
+    found.heard("c0", state(**old), 0.0)
+    assert offered(found, 0.0) == ["c0"]
+    answer(found, "c0", 1.0, connections=2, **old)
+    assert found.peers["c0"].phase == "offered"
+    found.heard("c0", state(connections=2, **old), 20.0)
+    assert offered(found, 20.0) == ["c0"]
+    answer(found, "c0", 21.0, connections=2, **old)
+    assert found.peers["c0"].phase == "refused"
+
+
 def test_after_a_cut_it_is_offered_again_and_nothing_is_on_its_way() -> None:
     found = fetching()
     found.heard("c0", Want(version=5, sha256=RUN, offset=0, count_bytes=100), 1.0)
