@@ -11,14 +11,12 @@ before that, and restoring cuts the ledger back to the mark, so rows and weights
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from safetensors.numpy import save as dump_tensors
 
 from wire.engine import Array, Stateful
 from wire.errors import CheckpointError, StorageError
+from wire.files import storage_errors, sync_folder, write_atomically
 from wire.limits import LIMITS
 
 __all__ = [
@@ -47,50 +46,6 @@ __all__ = [
 
 KEPT_CHECKPOINTS = 2
 _CODECS, _COMMON = "codecs.state", "common.state"  # safetensors too; unlike *.safetensors they cannot be a segment's
-
-
-@contextlib.contextmanager
-def storage_errors(what: Path) -> Iterator[None]:
-    """Turn the errors of a disk into one StorageError that names the file and the remedy."""
-    try:
-        yield
-    except OSError as exc:
-        raise StorageError(f"cannot write {what}: {_remedy(exc)}") from exc
-    except sqlite3.OperationalError as exc:
-        raise StorageError(f"cannot write {what}: {exc}; check the disk's free space and permissions, then start again") from exc
-
-
-def _remedy(exc: OSError) -> str:
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space and start again, the last checkpoint is intact"
-    return f"{exc.strerror or exc}; check the disk and its permissions, then start again"
-
-
-def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
-    """All of it or nothing, on disk when this returns. ``private``: at no time readable by others. Raises StorageError."""
-    beside = path.with_name(path.name + ".new")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if private:
-            beside.unlink(missing_ok=True)  # an old one may have another mode
-        with open(beside, "wb", opener=_open_private if private else None) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _sync_folder(path.parent)
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_EXCL, 0o600)
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def dump_state(state: Mapping[str, Array]) -> bytes:
@@ -279,10 +234,10 @@ class Store:
             meta = {"id": checkpoint.id, "program": checkpoint.program, "segments": sorted(checkpoint.segments)}
             meta["common"] = bool(checkpoint.common)
             _write_synced(beside / "meta.json", json.dumps(meta).encode())
-            _sync_folder(beside)
+            sync_folder(beside)
             shutil.rmtree(folder, ignore_errors=True)  # of a future that was rolled back
             os.replace(beside, folder)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
         older = [id for id in self.checkpoints() if id < checkpoint.id]
         for id in older[: -(KEPT_CHECKPOINTS - 1)]:
             shutil.rmtree(self.folder / "checkpoints" / str(id), ignore_errors=True)

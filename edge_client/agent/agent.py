@@ -21,10 +21,10 @@ from edge_client.agent.watch import Patience, Watch
 from edge_client.heartbeat import code_version
 from edge_client.memory import rooms
 from wire.errors import StorageError, UsageError
+from wire.files import storage_errors
 from wire.fleet.release import RUN_FILE
 from wire.fleet.talk import Ask, Chunk, Offer, State
 from wire.limits import LIMITS
-from wire.store import storage_errors
 from wire.transport.broker_config import BrokerConfig
 
 __all__ = ["Agent"]

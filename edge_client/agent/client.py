@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +25,9 @@ from edge_client.agent.shelf import Launch
 from edge_client.external import check_no_external_data
 from edge_client.heartbeat import ENVIRONMENT, Beat, read_beat
 from wire.errors import BundleError, StorageError
+from wire.files import storage_errors
 from wire.fleet.release import BUNDLE, RUN_FILE
 from wire.limits import LIMITS
-from wire.store import storage_errors
 
 __all__ = ["Client", "check_release"]
 
@@ -36,8 +37,10 @@ _OOM_SCORE = "500"  # of -1000 to 1000: where memory runs out it is the client t
 
 
 def check_release(launch: Launch, *, name: str) -> Iterator[float]:
-    """Whether the client could begin with it, as the release's own code sees it; and no graph names another file, as we see it. Each step
-    says after how many seconds the next one is of use. Raises BundleError with the reason, StorageError."""
+    """Whether the client could begin with it, as the release's own code sees it; and, as we see it, no graph names another file and no
+    state would be lost with the release. Each step says after how many seconds the next one is of use. Raises BundleError with the reason,
+    StorageError."""
+    _check_base(launch)
     for path in sorted((launch.folder / BUNDLE).rglob("*.onnx")):
         if path.stat().st_size > LIMITS.graph_bytes:
             raise BundleError(f"{path.relative_to(launch.folder)} is larger than the limit of {LIMITS.graph_bytes} bytes")
@@ -67,6 +70,16 @@ def check_release(launch: Launch, *, name: str) -> Iterator[float]:
     if process.returncode:
         reason = said.last.removeprefix("cutlayer: error: ").replace(f"{launch.folder}/", "")
         raise BundleError(reason or f"its client ends with {process.returncode}")
+
+
+def _check_base(launch: Launch) -> None:
+    """The run's own folder outlives releases: what is trained must not go with the first release after this one. Raises BundleError."""
+    try:
+        base = tomllib.loads((launch.folder / RUN_FILE).read_text(encoding="utf-8")).get("slice", {}).get("base")
+    except (OSError, ValueError, AttributeError):
+        return  # the client says it better
+    if not isinstance(base, str) or not Path(base).is_absolute() or Path(base).is_relative_to(launch.folder.parent):
+        raise BundleError(f"{RUN_FILE} keeps state in the release's own folder; set `base` in [slice] to the device's, as `deploy` does")
 
 
 def _command(launch: Launch, name: str) -> list[str]:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from edge_client.agent.shelf import Shelf, sha256_of
 from wire.errors import BundleError
+from wire.files import storage_errors
 from wire.fleet.release import Release, ReleaseFile
 from wire.fleet.talk import Chunk, Want
 from wire.limits import LIMITS
-from wire.store import storage_errors
 
 __all__ = ["FIRST_PATIENCE_S", "LONGEST_PATIENCE_S", "Fetch"]
 

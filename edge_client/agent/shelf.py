@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from edge_client.agent.wheels import check_site, unpack_wheels
 from wire.errors import BundleError, StorageError, UsageError
+from wire.files import storage_errors, sync_folder, write_atomically
 from wire.fleet.release import RUN_FILE, SIGNATURE_BYTES, WHEELS, Release, ReleaseFile, load_release
 from wire.limits import LIMITS
 from wire.parse import parse, plain, whole
-from wire.store import storage_errors, write_atomically
 
 __all__ = ["Books", "Launch", "Shelf", "load_deploy_keys", "sha256_of", "sync_tree"]
 
@@ -206,11 +205,7 @@ def sync_tree(folder: Path) -> None:
     """Bring the names below ``folder`` to the disk; the files' bytes are there already. Raises StorageError."""
     with storage_errors(folder):
         for each in (*_folders(folder), folder):
-            fd = os.open(each, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync_folder(each)
 
 
 def _folders(folder: Path) -> Iterator[Path]:

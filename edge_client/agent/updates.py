@@ -16,9 +16,9 @@ from edge_client.agent.offers import Progress, check_offer
 from edge_client.agent.shelf import Books, Launch, Shelf, sync_tree
 from edge_client.agent.wheels import unpack_wheels
 from wire.errors import BundleError, CutlayerError, StorageError
+from wire.files import storage_errors
 from wire.fleet.release import WHEELS, Release, load_release
 from wire.fleet.talk import Chunk, Offer, Want
-from wire.store import storage_errors
 
 __all__ = ["LAUNCHES", "Updates"]
 

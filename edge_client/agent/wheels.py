@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wire.errors import BundleError
+from wire.files import storage_errors
 from wire.limits import LIMITS
-from wire.store import storage_errors
 
 __all__ = ["check_site", "unpack_wheels"]
 

@@ -332,3 +332,9 @@ def test_a_device_without_releases_is_told_in_a_line(tmp_path: Path) -> None:
         assert done.stderr.startswith("cutlayer: error: ")
         assert done.stderr.count("\n") == 1
         assert said in done.stderr
+
+
+def test_the_agent_is_small() -> None:
+    """Boards have 512 MB, and the client needs them."""
+    code = "import sys, edge_client.agent.__main__; sys.exit(bool({'numpy', 'onnxruntime', 'safetensors'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

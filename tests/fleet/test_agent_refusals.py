@@ -214,6 +214,15 @@ def test_a_run_file_of_another_party(fleet: Fleet) -> None:
     assert "c0" in fleet.refused(fleet.next({"run.toml": tomli_w.dumps(table).encode()}))
 
 
+def test_a_run_file_that_would_lose_the_state_with_the_release(fleet: Fleet) -> None:
+    table = tomllib.loads(fleet.board.files["run.toml"].decode())
+    for base in (None, "state", str(fleet.board.home / "releases/5")):
+        table["slice"] |= {"base": base} if base else {}
+        if base is None:
+            del table["slice"]["base"]
+        assert "keeps state in the release's own folder" in fleet.refused(fleet.next({"run.toml": tomli_w.dumps(table).encode()}))
+
+
 def test_a_bundle_that_does_not_fit_the_run(fleet: Fleet) -> None:
     assert "was exported for SGD" in fleet.refused(fleet.next(_run(fleet, optimizer={"kind": "adam", "lr": 0.1})))
 

@@ -67,7 +67,9 @@ class Device:
 
     def install(self, version: int, body: str) -> None:
         wheel = pack(f"v{version}", body)
-        release = signed(KEY, {"run.toml": b"x = 1\n", "wheels/c-1-py3-none-any.whl": wheel}, version=version, device="pi-1")
+        release = signed(
+            KEY, {"run.toml": b"[slice]\nbase = '/srv'\n", "wheels/c-1-py3-none-any.whl": wheel}, version=version, device="pi-1"
+        )
         self.updates.offer(Offer(manifest=release.manifest, signature=release.signature))
         self.turn_until(lambda: self.updates.progress.stage in ("trial", "refused"), f"release {version}", stock=release.files)
         assert self.updates.progress.stage == "trial", self.updates.progress
