@@ -609,6 +609,8 @@ class Actor:
         if running is None or done.seq != running.seq:
             return True
         if running.command.op == "join":
+            if done.boot != self._joins.get(line, (0, 0))[1]:
+                return True  # of the process before the one that is told to join: what that one held may be gone
             self._child_boots[line] = done.boot
         if running.command.op in ENDS:
             self._held_acks[line] = ack
