@@ -229,6 +229,20 @@ def test_who_is_through_stays_where_another_starts_again_before_the_end(seed: in
     check(setup, world)
 
 
+def test_the_answer_of_the_start_before_is_not_taken_for_that_of_who_is_told_to_join() -> None:
+    setup = make(GRAPHS["clinics"])
+    world = World(setup)
+    while not any(name == world.root and line.lane == 0 and frame.kind is Kind.CONTROL for name, line, frame in world.pending):
+        world.turn()
+    world.start("c0")
+    world.pending.sort(key=lambda pending: pending[2].kind is not Kind.HELLO)  # which overtakes the answer to the join
+    root, joined = world.parties[world.root], world.parties["c0"]
+    while not any(isinstance(task, Execute) and task.op == "restore" for task in root.tasks):
+        world.turn()
+    assert root.actor._child_boots[Line("bottom>top", 0, False)] == joined.actor._started.boot
+    check(setup, world)
+
+
 def test_answers_to_a_command_are_bounded_together() -> None:
     running = _Running(1, Command(op="offer", lanes=(0, 1)), waiting=set())
     most = bytes(LIMITS.answered_bytes // 2)
