@@ -20,6 +20,7 @@ from tests.brokers import Broker, free_port, mosquitto_as_written
 from tests.e2e.field import REPOSITORY, Field
 from tests.fleet.fleets import until
 from tools.arm_machine import HOST
+from wire.runfile import load_run
 
 __all__ = ["BATCH", "Desk", "ServerField"]
 
@@ -59,13 +60,6 @@ class Desk:
             np.savez_compressed(folder / "data/digits.npz", **dict(arrays))  # a client unpacks it, and finds where it may
         cutlayer("ca", "init", "--fleet", self.fleet)
         cutlayer("flash", "fetch-wheels", "--wheels", folder / "wheels", "--python", "3.11")
-        cutlayer("device", "add", "server", "--fleet", self.fleet)
-        with self.authority():
-            url = f"https://127.0.0.1:{self.authority_port}"
-            words = ["--name", "server", "--url", url, "--ca", self.fleet / "ca/ca.pem", "--token", self.fleet / "tokens/server.token"]
-            command = [sys.executable, "-m", "edge_client.enroll", *map(str, words), "--out", str(folder / "identity")]
-            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, done.stderr
 
     @contextlib.contextmanager
     def authority(self, *words: str) -> Iterator[Path]:
@@ -88,7 +82,7 @@ class Desk:
         return False
 
     def run_file(self, device: str, *, steps: int) -> Path:
-        """A run of this device on digits, of ``steps`` steps; its bundle and its slice lie beside it."""
+        """A run of this device on digits, of ``steps`` steps."""
         folder = self.folder / device
         folder.mkdir()
         (folder / "data").symlink_to(self.folder / "data")
@@ -108,23 +102,13 @@ class Desk:
         }
         path = folder / "run.toml"
         path.write_text(tomli_w.dumps(table))
-        cutlayer("export", path, "--out", folder / "bundle")
-        cutlayer("slice", path, "--party", device, "--out", folder / "slice.toml")
         return path
 
     def flash(self, image: Path, device: str) -> Path:
-        """A copy of the image that becomes this device."""
-        cutlayer("device", "add", device, "--fleet", self.fleet)
+        """A copy of the image that becomes this device, from the run alone: token, slice and bundle are made by the way."""
         out = self.folder / f"{device}.img"
         where = ["--broker", f"mqtts://{HOST}:{self.broker_port}", "--enrol-at", f"{HOST}:{self.authority_port}", "--fleet", self.fleet]
-        what = [
-            "--run",
-            self.folder / device / "slice.toml",
-            "--bundle",
-            self.folder / device / "bundle",
-            "--wheels",
-            self.folder / "wheels",
-        ]
+        what = ["--run", self.folder / device / "run.toml", "--wheels", self.folder / "wheels"]
         cutlayer("flash", "--image", image, "--device", device, *where, *what, "--out", out)
         return out
 
@@ -135,6 +119,16 @@ class Desk:
         cutlayer("broker", "config", *runs, "--fleet", self.fleet, "--out", out, "--name", HOST, "--bind", "127.0.0.1")
         with mosquitto_as_written(out, port=self.broker_port) as broker:
             yield broker
+
+    def deploy(self, run: Path, device: str, wheel: Path) -> subprocess.Popen[str]:
+        """``cutlayer deploy`` of the run's bundle and this code, under way."""
+        bundle = load_run(run).bundles
+        where = ["--broker", f"mqtts://{HOST}:{self.broker_port}", "--via", f"mqtts://127.0.0.1:{self.broker_port}", "--fleet", self.fleet]
+        words = ["deploy", bundle, "--run", run, "--to", device, "--code", wheel, *where]
+        command = [sys.executable, "-m", "cutlayer", *map(str, words)]
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     @contextlib.contextmanager
     def server(self, run: Path) -> Iterator[ServerField]:
