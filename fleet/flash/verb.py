@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from fleet.deploy.key import signing_key
+from fleet.deploy.releases import Releases
 from fleet.flash.boot_files import FirstBoot, host_name
 from fleet.flash.compose import write_compose
 from fleet.flash.detect import find_format, open_boot
@@ -160,7 +162,7 @@ def _payload(options: FlashOptions, device: str, *, keys: str = "/var/lib/cutlay
         ca=_authority(options) if secure else None,
         enrol=options.enrol_at or f"{urlsplit(url).hostname}:{ENROL_PORT}",
         memory=options.memory,
-        deploy=_deploy_key(options) if secure else None,
+        **_updates(Fleet(folder=options.fleet)) if secure else {},
     )
 
 
@@ -196,10 +198,14 @@ def _authority(options: FlashOptions) -> bytes:
     return path.read_bytes()
 
 
-def _deploy_key(options: FlashOptions) -> bytes | None:
-    """None: the fleet has no key for releases yet, and the device will take none."""
-    path = options.fleet / "deploy.pub"
-    return path.read_bytes() if path.exists() else None
+def _updates(fleet: Fleet) -> dict[str, Any]:
+    """``deploy`` and ``floor`` of the payload. Without deploy.pub, where it was not brought along, the device takes no releases."""
+    floor = 0
+    if fleet.is_here:
+        signing_key(fleet.folder)  # makes it for a fleet of before
+        with fleet.registry() as registry:
+            floor = Releases(registry).next_version() - 1
+    return {"deploy": fleet.deploy_pub.read_bytes() if fleet.deploy_pub.exists() else None, "floor": floor}
 
 
 def _token(options: FlashOptions, device: str) -> bytes | None:

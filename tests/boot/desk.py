@@ -20,7 +20,6 @@ from tests.brokers import Broker, free_port, mosquitto_as_written
 from tests.e2e.field import REPOSITORY, Field
 from tests.fleet.fleets import until
 from tools.arm_machine import HOST
-from wire.runfile import load_run
 
 __all__ = ["BATCH", "Desk", "ServerField"]
 
@@ -119,16 +118,6 @@ class Desk:
         cutlayer("broker", "config", *runs, "--fleet", self.fleet, "--out", out, "--name", HOST, "--bind", "127.0.0.1")
         with mosquitto_as_written(out, port=self.broker_port) as broker:
             yield broker
-
-    def deploy(self, run: Path, device: str, wheel: Path) -> subprocess.Popen[str]:
-        """``cutlayer deploy`` of the run's bundle and this code, under way."""
-        bundle = load_run(run).bundles
-        where = ["--broker", f"mqtts://{HOST}:{self.broker_port}", "--via", f"mqtts://127.0.0.1:{self.broker_port}", "--fleet", self.fleet]
-        words = ["deploy", bundle, "--run", run, "--to", device, "--code", wheel, *where]
-        command = [sys.executable, "-m", "cutlayer", *map(str, words)]
-        return subprocess.Popen(
-            command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
 
     @contextlib.contextmanager
     def server(self, run: Path) -> Iterator[ServerField]:
