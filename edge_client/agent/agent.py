@@ -6,10 +6,11 @@ import contextlib
 import queue
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from edge_client.agent.client import check_release
 from edge_client.agent.line import Line, agent_broker
@@ -43,7 +44,7 @@ class Agent:
         self, home: Path, *, name: str, run_dir: Path, patience: Patience | None = None, say: Callable[[str], None] = print
     ) -> None:
         self._home, self._name, self._say = home, name, say
-        keys = load_deploy_keys(home / "deploy.pub")
+        keys = self._keys(home / "deploy.pub")
         if not (home / "releases").is_dir():
             raise UsageError(f"there is no {home / 'releases'}; set this device up with `cutlayer flash`")
         with storage_errors(run_dir):
@@ -53,7 +54,7 @@ class Agent:
         self._watch = Watch(self._updates, name=name, heartbeat=run_dir / "heartbeat.json", patience=patience or Patience(), say=say)
         self._line = Line(name, wake=self._wake, say=say) if keys else None
         if self._line is None:
-            say(f"{home / 'deploy.pub'} holds no key: this device takes no releases")
+            say(f"there is no key in {home / 'deploy.pub'}: this device takes no releases")
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be rung from within a signal handler
         self._stop = False
         self._began_s = time.monotonic()
@@ -63,6 +64,13 @@ class Agent:
         self._work_s = 0.0
         self._proven, self._look_s = -1, 0.0
         self._used: BrokerConfig | None = None
+
+    def _keys(self, path: Path) -> Sequence[Ed25519PublicKey]:
+        try:
+            return load_deploy_keys(path)
+        except UsageError as exc:  # no reason not to train
+            self._say(str(exc))
+            return ()
 
     def stop(self) -> None:
         """End client and loop; from a signal handler, too."""

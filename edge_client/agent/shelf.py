@@ -140,9 +140,9 @@ class Shelf:
 
     def check(self, version: int) -> Release | None:
         """Whether a release is as it was signed; what was unpacked of it is mended. None: the one that the device was set up with, which
-        nobody has signed. Raises BundleError, StorageError."""
+        nobody has signed; or the keys are gone, and what ran goes on. Raises BundleError, StorageError."""
         folder = self.at(version)
-        if version == 0:
+        if version == 0 or not self.keys:
             if not (folder / RUN_FILE).is_file():
                 raise BundleError(f"there is no {folder / RUN_FILE}; set the device up again with `cutlayer flash`")
             return None

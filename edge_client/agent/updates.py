@@ -193,7 +193,7 @@ class Updates:
         except StopIteration:
             self._work = None
             return 0.0
-        except StorageError as exc:
+        except (StorageError, OSError) as exc:
             self._abandon(str(exc))
         except CutlayerError as exc:
             self._fail("refused", f"release {version}: {exc}", version=version)

@@ -57,9 +57,9 @@ def pack(code: str, body: str) -> bytes:
 
 
 class Device:
-    def __init__(self, folder: Path, patience: Patience = QUICK) -> None:
+    def __init__(self, folder: Path, patience: Patience = QUICK, *, has_key: bool = True) -> None:
         self.said: list[str] = []
-        shelf = Shelf(folder / "releases", name="pi-1", keys=[KEY.public_key()])
+        shelf = Shelf(folder / "releases", name="pi-1", keys=[KEY.public_key()] if has_key else [])
         self.updates = Updates(shelf, name="pi-1", check=lambda launch: check_release(launch, name="pi-1"), say=self.said.append)
         heartbeat = folder / "heartbeat.json"
         self.watch = Watch(self.updates, name="pi-1", heartbeat=heartbeat, patience=patience, say=self.said.append)
@@ -246,3 +246,13 @@ def test_a_disk_that_refuses_on_trial(device: Device, tmp_path: Path) -> None:
         device.turn_until(lambda: device.updates.books.current == 0, "the release before")
     device.turn_until(lambda: device.runs == "v0", "the client of the card")
     assert any("a start is not counted: cannot write" in line for line in device.said)
+
+
+def test_a_device_whose_key_for_releases_is_gone_goes_on_with_what_it_has(device: Device, tmp_path: Path) -> None:
+    device.install(1, SOUND)
+    device.turn_until(lambda: device.updates.progress.stage == "healthy", "healthy")
+    device.watch.kill()
+    other = Device(tmp_path, has_key=False)
+    other.turn_until(lambda: other.runs == "v1", "the client")
+    assert (other.updates.books.current, other.updates.books.failed) == (1, 0)
+    other.watch.kill()
