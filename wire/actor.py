@@ -609,10 +609,12 @@ class Actor:
         if running is None or done.seq != running.seq:
             return True
         if running.command.op == "join":
-            if done.boot != self._joins.get(line, (0, 0))[1]:
-                # Of the process before the one that is told to join: what that one held may be gone. Or, where an old hello came late, of
-                # the one that runs: not acknowledged, so it comes again once its own hello has told us.
-                return False
+            told = self._joins[line][1] if line in self._joins else 0
+            if told not in (0, done.boot):
+                # Two starts are in this epoch: what the one before said of itself says nothing of the one that is told to join.
+                self._emit(Note(kind="restart", text=f"a party on lane {line.lane} started again"))
+                self._lost(self._epoch)
+                return True
             self._child_boots[line] = done.boot
         if running.command.op in ENDS:
             self._held_acks[line] = ack
