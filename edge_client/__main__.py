@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from edge_client.boundary import exit_code_of
-from edge_client.process import run_client
+from edge_client.heartbeat import ENVIRONMENT
+from edge_client.process import check_client, run_client
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,9 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--broker", metavar="URL", help="instead of the run file's, like mqtt://192.168.0.2:1883")
     parser.add_argument("--engine", choices=("auto", "stock", "ort-training"), help="instead of the run file's for this client")
     parser.add_argument("--log", choices=("text", "json"), default="text", help="what to print while running (default %(default)s)")
+    parser.add_argument("--check", action="store_true", help="only say whether run file and bundle are whole and fit, and train nothing")
     args = parser.parse_args(argv)
+    if args.check:
+        return exit_code_of(lambda: check_client(args.run_file, party=args.party, bundle=args.bundle))
+    beat = os.environ.get(ENVIRONMENT)  # no option: a client that does not know it yet must not refuse to start
     options = {"party": args.party, "bundle": args.bundle, "broker": args.broker, "engine": args.engine, "log": args.log}
-    return exit_code_of(lambda: run_client(args.run_file, **options))
+    return exit_code_of(lambda: run_client(args.run_file, heartbeat=Path(beat) if beat else None, **options))
 
 
 __all__ = ["main"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
+from edge_client.external import check_no_external_data
 from wire.engine import Array
 from wire.errors import BundleError
 from wire.limits import LIMITS
@@ -32,15 +33,18 @@ class Bundle:
 
     def graph(self, name: str) -> bytes:
         """The ONNX bytes of one of ``wire.manifest.GRAPHS``, checked when read. Raises BundleError."""
-        return _checked(self.folder, _entry(self.folder, self.manifest, self.manifest.graphs[name].file), LIMITS.graph_bytes)
+        return _graph(self.folder, self.manifest, name)
 
 
 def read_bundle(folder: str | Path) -> Bundle:
-    """Raises BundleError: not there, damaged, a wrong checksum, a newer format."""
+    """Raises BundleError: not there, damaged, a wrong checksum, a newer format, a graph with tensors in other files."""
     folder = Path(folder)
     manifest = read_manifest(folder)
+    graphs = {graph.file for graph in manifest.graphs.values()}
     for entry in manifest.files:  # all of them now: better here than in the middle of a run
-        _checked(folder, entry, LIMITS.graph_bytes)
+        data = _checked(folder, entry, LIMITS.graph_bytes)
+        if entry.file in graphs:
+            check_no_external_data(data, what=str(folder / entry.file))
     data = _checked(folder, _entry(folder, manifest, _PARAMETERS), LIMITS.graph_bytes)
     try:
         tensors = dict(load_tensors(data))
@@ -73,6 +77,13 @@ def check_bundle(run: Run, segment: str, manifest: BundleManifest, path: Path, *
         raise BundleError(f"{path} was exported for {manifest.optimizer}, the run file says {run.optimizer}; export the bundle again")
     if manifest.loss != (run.loss_of(segment) if has_loss else None):
         raise BundleError(f"{path} was exported with loss {manifest.loss!r}, not what the run places here; export the bundle again")
+
+
+def _graph(folder: Path, manifest: BundleManifest, name: str) -> bytes:
+    file = manifest.graphs[name].file
+    data = _checked(folder, _entry(folder, manifest, file), LIMITS.graph_bytes)
+    check_no_external_data(data, what=str(folder / file))
+    return data
 
 
 def _entry(folder: Path, manifest: BundleManifest, file: str) -> FileEntry:

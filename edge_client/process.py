@@ -10,13 +10,15 @@ from typing import Literal, TextIO
 
 import numpy as np
 
-from edge_client.bundle import bundle_path, check_bundle, read_manifest
+from edge_client.bundle import bundle_path, check_bundle, read_bundle, read_manifest
 from edge_client.data import DataSource, open_source
 from edge_client.engine import StockEngine, load_engine
+from edge_client.heartbeat import Heartbeat
 from edge_client.memory import choose_memory
 from edge_client.metrics import MetricSet
 from wire.alignment import STREAM
 from wire.data_config import Split
+from wire.driver import Observer
 from wire.engine import Array, Engine
 from wire.errors import DataError, StorageError
 from wire.feed import Batch, Feed
@@ -27,7 +29,7 @@ from wire.program import FEDERATED
 from wire.runfile import ClientConfig, Run, load_run
 from wire.tally import Tally
 
-__all__ = ["client_setup", "run_client", "run_predict"]
+__all__ = ["check_client", "client_setup", "run_client", "run_predict"]
 
 
 def run_client(
@@ -38,15 +40,32 @@ def run_client(
     broker: str | None = None,
     engine: str | None = None,
     log: Literal["text", "json"] = "text",
+    heartbeat: Path | None = None,
 ) -> None:
     """Train ``party``'s segments until the run is over; a second start goes on where the first one stopped.
 
     ``bundle``: the folder that ``cutlayer export`` wrote; default: where ``cutlayer run`` puts it. ``broker`` overrides the run file's url,
-    ``engine`` its client's engine. Raises CutlayerError.
+    ``engine`` its client's engine. ``heartbeat``: the file in which to say how it is. Raises CutlayerError.
     """
     run = load_run(run_file).with_broker(broker)
     setup = client_setup(run, party, bundle=bundle, engine=engine)
-    run_party(run, party, setup, observer=observer_for(party, log))
+    observer: Observer = observer_for(party, log)
+    if heartbeat is None:
+        run_party(run, party, setup, observer=observer)
+    else:
+        beating = Heartbeat(heartbeat, observer, run=run.name)
+        run_party(run, party, setup, observer=beating, pulse=beating.pulse)
+
+
+def check_client(run_file: str | Path, *, party: str, bundle: str | Path | None = None) -> None:
+    """Whether ``run_client`` could begin: the run file is this party's, and the bundles are whole and fit it. Nothing is trained, no data
+    are read and nobody is spoken to, so that it can be done beside a client that trains. Raises CutlayerError."""
+    run = load_run(run_file)
+    mine = run.slice_for(party)
+    run.client(party)
+    for slot in mine.slots:
+        path = bundle_path(Path(bundle or run.bundles), slot.segment)
+        check_bundle(run, slot.segment, read_bundle(path).manifest, path, has_loss=slot.is_sink)
 
 
 def client_setup(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import queue
 import threading
 import time
@@ -149,12 +150,15 @@ class Driver:
 
     # ------------------------------------------------------------ the loop
 
-    def run(self) -> None:
-        """Returns at the end of the run, or after ``stop``. Raises CutlayerError where the party cannot go on."""
+    def run(self, pulse: Callable[[], float] = lambda: math.inf) -> None:
+        """Returns at the end of the run, or after ``stop``. Raises CutlayerError where the party cannot go on.
+
+        ``pulse`` is called between any two turns, and says after how many seconds at the latest it wants to be called again.
+        """
         try:
             self.begin()
             while not self._over and not self._stop.is_set():
-                self.turn(wait_s=self._until_next_timer())
+                self.turn(wait_s=min(pulse(), self._until_next_timer()))
         finally:
             self.end()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import resource
 import signal
@@ -107,8 +108,11 @@ class Party:
         return found | {"labels_published": self.cuts.labels_sent, **self._runner.kept.plain()}
 
 
-def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> dict[str, Any]:
-    """Run a party to the end of the run and return its result (also left in ``result.json``). Raises CutlayerError."""
+def run_party(
+    run: Run, name: str, setup: PartySetup, *, observer: Observer, pulse: Callable[[], float] = lambda: math.inf
+) -> dict[str, Any]:
+    """Run a party to the end of the run and return its result (also left in ``result.json``). ``pulse``: see ``Driver.run``. Raises
+    CutlayerError."""
     party = make_party(run, name, setup, observer=observer)
     driver = party.driver
     if party.store.finished and setup.training and setup.program is not None:
@@ -118,7 +122,7 @@ def run_party(run: Run, name: str, setup: PartySetup, *, observer: Observer) -> 
     if threading.current_thread() is threading.main_thread():  # a process that holds several parties ends them itself
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: driver.stop())
-    driver.run()
+    driver.run(pulse)
     result = party.result()
     write_atomically(run.state_of(name) / "result.json", json.dumps(result, indent=1).encode())
     observer("drained" if driver.drained else "finished" if driver.over else "stopped", **result)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fleet.flash.payload import Payload, first_state
 from wire.errors import UsageError
 from wire.store import write_atomically
 
@@ -17,13 +17,12 @@ _SOURCE = Path(__file__).resolve().parents[2]
 # What Dockerfile.arm copies.
 _CONTEXT = ("Dockerfile.arm", "LICENSE", "cutlayer.py", "requirements-device.txt", "wire", "edge_client")
 _USER = "10001:10001"  # the image's
+_RUN_DIR = "/run/cutlayer"
 
 
-def write_compose(
-    out: Path, *, device: str, run: bytes, bundle: Mapping[str, bytes], ca: bytes | None, token: bytes | None, enrol: str, memory: str
-) -> None:
-    """Fill the new folder ``out``. ``run``: names its certificates below /keys. Raises UsageError where the folder is there, or where this
-    is no source tree, which alone has the image's sources."""
+def write_compose(out: Path, *, payload: Payload, token: bytes | None) -> None:
+    """Fill the new folder ``out``. The payload's run names its certificates below /keys, and its paths begin at /data; its wheels do not
+    count. Raises UsageError where the folder is there, or where this is no source tree, which alone has the image's sources."""
     if out.exists():
         raise UsageError(f"{out} is there already; choose a new folder")
     lacking = [name for name in _CONTEXT if not (_SOURCE / name).exists()]
@@ -37,13 +36,17 @@ def write_compose(
             shutil.copytree(source, there, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, there)
-    write_atomically(out / "data" / "run.toml", run)
-    for path, data in bundle.items():
-        write_atomically(out / "data" / "bundle" / path, data)
-    for name, secret in (("ca.pem", ca), ("token", token)):
+    releases = out / "data" / "releases"
+    write_atomically(releases / "0" / "run.toml", payload.run)
+    for path, data in payload.bundle.items():
+        write_atomically(releases / "0" / "bundle" / path, data)
+    write_atomically(releases / "state.json", first_state(payload.floor))
+    if payload.deploy is not None:
+        write_atomically(out / "data" / "deploy.pub", payload.deploy)
+    for name, secret in (("ca.pem", payload.ca), ("token", token)):
         if secret is not None:
             _write_private(out / "keys" / name, secret)
-    table = compose_table(device, enrol=enrol if ca is not None else None, memory=memory)
+    table = compose_table(payload.device, enrol=payload.enrol if payload.ca is not None else None, memory=payload.memory)
     write_atomically(out / "compose.yaml", (json.dumps(table, indent=2) + "\n").encode())
 
 
@@ -61,10 +64,13 @@ def compose_table(device: str, *, enrol: str | None, memory: str) -> dict[str, A
         "pids_limit": 128,
     }
     client: dict[str, Any] = hardened | {
-        "command": ["/data/run.toml", "--party", device, "--bundle", "/data/bundle"],
+        "entrypoint": ["python3", "-m", "edge_client.agent", "--home", "/data", "--name", device],
         "volumes": ["./data:/data", "./keys:/keys:ro"],
+        "tmpfs": [f"{_RUN_DIR}:uid=10001,gid=10001,mode=0700,size=1m"],
+        "environment": {"RUNTIME_DIRECTORY": _RUN_DIR},
         "mem_limit": memory,
-        "restart": "on-failure",
+        "stop_grace_period": "90s",
+        "restart": "always",
     }
     if enrol is None:
         return {"services": {"client": client}}

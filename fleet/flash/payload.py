@@ -1,10 +1,12 @@
-"""What travels to a device, as one archive: wheels, the party's slice of the run, its bundle, the authority's certificate, the services."""
+"""What travels to a device, as one archive: wheels, the party's slice of the run, its bundle, the authority's certificate, the key of
+those whose releases it takes, the services."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
 import io
+import json
 import re
 import tarfile
 import tomllib
@@ -20,7 +22,7 @@ from wire.limits import LIMITS
 from wire.manifest import load_manifest
 from wire.runfile import load_run, parse_run
 
-__all__ = ["DEVICE_NAME", "Payload", "carried", "device_file", "device_run", "read_bundle_files"]
+__all__ = ["DEVICE_NAME", "Payload", "carried", "device_file", "device_run", "first_state", "read_bundle_files"]
 
 DEVICE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOME = "/var/lib/cutlayer"
@@ -38,7 +40,8 @@ _DEVICE_FILES = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payload:
     """``bundle``: files by path below ``bundle/``. ``ca``: PEM, where the broker speaks TLS. ``enrol``: host:port of the authority, or None
-    where the device has no identity. ``memory``: systemd's MemoryMax."""
+    where the device has no identity. ``memory``: systemd's MemoryMax. ``deploy``: PEM, whose releases the device takes; None: nobody's.
+    ``floor``: releases up to this one are not for this card, whoever keeps them and offers them again."""
 
     device: str
     run: bytes
@@ -47,6 +50,8 @@ class Payload:
     ca: bytes | None
     enrol: str | None
     memory: str = "75%"
+    deploy: bytes | None = None
+    floor: int = 0
 
 
 def device_file(name: str) -> str:
@@ -77,6 +82,9 @@ def _members(payload: Payload) -> Iterator[tuple[str, bytes]]:
     yield "run.toml", payload.run
     if payload.ca is not None:
         yield "ca.pem", payload.ca
+    if payload.deploy is not None:
+        yield "deploy.pub", payload.deploy
+    yield "state.json", first_state(payload.floor)
     for name in _DEVICE_FILES:
         text = device_file(name).replace("@DEVICE@", payload.device).replace("@MEMORY@", payload.memory)
         yield name, text.replace("@ENROL@", payload.enrol or "").encode()
@@ -86,9 +94,14 @@ def _members(payload: Payload) -> Iterator[tuple[str, bytes]]:
         yield f"wheels/{wheel.name}", wheel.read_bytes()
 
 
-def device_run(run_file: Path, *, device: str, broker: str, identity: bool, keys: str = f"{_HOME}/identity") -> bytes:
+def first_state(floor: int) -> bytes:
+    """releases/state.json of a device that has just been set up."""
+    return json.dumps({"highest": floor, "settled": floor}).encode()
+
+
+def device_run(run_file: Path, *, device: str, broker: str, identity: bool, keys: str = f"{_HOME}/identity", home: str = _HOME) -> bytes:
     """``device``'s slice with its broker and, where it has an ``identity``, with the paths of its certificates in the folder ``keys``.
-    Raises RunFileError where it is no slice, or another party's."""
+    ``home``: where its other paths begin, whatever release it runs. Raises RunFileError where it is no slice, or another party's."""
     run = load_run(run_file)
     if run.slice is None:
         raise RunFileError(
@@ -99,11 +112,11 @@ def device_run(run_file: Path, *, device: str, broker: str, identity: bool, keys
     if not run.clients:
         raise RunFileError(f"{run_file} is the part of a server, which runs on no device; give a client's slice")
     table = tomllib.loads(run_file.read_text(encoding="utf-8"))
-    table["slice"].pop("base", None)  # on the device, paths begin where the run file lies
+    table["slice"]["base"] = home
     kept = {key: value for key, value in table.get("broker", {}).items() if key in ("keepalive_s", "part_bytes", "connect_timeout_s")}
     paths = {name: f"{keys}/{name}.pem" for name in ("ca", "cert", "key")}
     table["broker"] = kept | {"url": broker} | (paths if identity else {})
-    parse_run(table, base=_HOME)
+    parse_run(table, base=home)
     return tomli_w.dumps(table).encode()
 
 

@@ -98,12 +98,10 @@ def _flash_host(options: FlashOptions, target: str) -> None:
 
 def _flash_compose(options: FlashOptions, out: Path) -> None:
     device = _device(options)
-    payload = _payload(options, device, keys="/keys")
+    payload = _payload(options, device, keys="/keys", home="/data")
     memory = "512m" if options.memory.endswith("%") else options.memory.lower()
     token = _token(options, device)
-    write_compose(
-        out, device=device, run=payload.run, bundle=payload.bundle, ca=payload.ca, token=token, enrol=payload.enrol or "", memory=memory
-    )
+    write_compose(out, payload=replace(payload, memory=memory), token=token)
     print(f"{out}: a compose project that is `{device}`; on the board: chown -R 10001:10001 data keys && docker compose up --build -d")
 
 
@@ -169,18 +167,19 @@ def _flash_image(options: FlashOptions, image: Path, out: Path, *, now: datetime
         print(f"write it: {imager_line(out, sha256=done.sha256)}")
 
 
-def _payload(options: FlashOptions, device: str, *, keys: str = "/var/lib/cutlayer/identity") -> Payload:
+def _payload(options: FlashOptions, device: str, *, keys: str = "/var/lib/cutlayer/identity", home: str = "/var/lib/cutlayer") -> Payload:
     """Without wheels, which depend on the image."""
     url = _given(options.broker, "--broker")
     secure = _broker(url).url.startswith("mqtts:")
     return Payload(
         device=device,
-        run=device_run(_given(options.run, "--run"), device=device, broker=url, identity=secure, keys=keys),
+        run=device_run(_given(options.run, "--run"), device=device, broker=url, identity=secure, keys=keys, home=home),
         bundle=read_bundle_files(_given(options.bundle, "--bundle")),
         wheels=(),
         ca=_authority(options) if secure else None,
         enrol=options.enrol_at or f"{urlsplit(url).hostname}:{ENROL_PORT}",
         memory=options.memory,
+        deploy=_deploy_key(options) if secure else None,
     )
 
 
@@ -214,6 +213,12 @@ def _authority(options: FlashOptions) -> bytes:
             f"{path} is not there, and {options.broker} speaks TLS; make the authority with `cutlayer ca init`, or give --fleet DIR"
         )
     return path.read_bytes()
+
+
+def _deploy_key(options: FlashOptions) -> bytes | None:
+    """None: the fleet has no key for releases yet, and the device will take none."""
+    path = options.fleet / "deploy.pub"
+    return path.read_bytes() if path.exists() else None
 
 
 def _token(options: FlashOptions, device: str) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from tests.fleet.root import Root
 from tools.arm_image import ArmImage, missing
 
 PSK = "5" * 60 + "a0b1"
+DEPLOY_PUB = "-----BEGIN PUBLIC KEY-----\n"
 PYTHON = subprocess.run(
     ["/usr/bin/python3", "-c", "import sys; print(*sys.version_info[:2], sep='.')"], capture_output=True, text=True
 ).stdout.strip()
@@ -43,6 +45,8 @@ def payload(desk: Desk, host_wheels: Path) -> Payload:
         wheels=choose_wheels(host_wheels, python=PYTHON, arch="x86_64"),
         ca=b"-----BEGIN CERTIFICATE-----\n",
         enrol="broker.example:8884",
+        deploy=DEPLOY_PUB.encode(),
+        floor=4,
     )
 
 
@@ -73,8 +77,11 @@ def _check_installed(root: Root, *, secrets_gone: bool = True) -> None:
     assert root.read("var/lib/cutlayer/identity/token").strip() == TOKEN
     assert root.modes("var/lib/cutlayer/identity/token") == ("cutlayer", "600")
     assert root.modes("var/lib/cutlayer/identity") == ("cutlayer", "700")
-    assert root.modes("var/lib/cutlayer/run.toml") == ("cutlayer", "600")
-    assert (root.folder / "var/lib/cutlayer/bundle").is_dir()
+    assert root.modes("var/lib/cutlayer/releases/0/run.toml") == ("cutlayer", "600")
+    assert (root.folder / "var/lib/cutlayer/releases/0/bundle").is_dir()
+    assert json.loads(root.read("var/lib/cutlayer/releases/state.json")) == {"highest": 4, "settled": 4}
+    assert root.read("var/lib/cutlayer/deploy.pub") == DEPLOY_PUB
+    assert not (root.folder / "var/lib/cutlayer/releases.new").exists()
     assert (root.folder / "opt/cutlayer/venv/bin/python").exists()
     wants = root.folder / "etc/systemd/system/multi-user.target.wants"
     assert sorted(path.name for path in wants.iterdir()) == ["cutlayer-enrol.service", "cutlayer.service"]
@@ -133,7 +140,7 @@ def _check_client(root: Root) -> None:
     unit = root.read("etc/systemd/system/cutlayer.service")
     (start,) = (line.partition("=")[2].split() for line in unit.splitlines() if line.startswith("ExecStart="))
     assert root.run(*start[:3], "--help").returncode == 0
-    doctor = ["/opt/cutlayer/venv/bin/cutlayer", "doctor", "--device", "--bundle", "/var/lib/cutlayer/bundle/bottom", "--json"]
+    doctor = ["/opt/cutlayer/venv/bin/cutlayer", "doctor", "--device", "--bundle", "/var/lib/cutlayer/releases/0/bundle/bottom", "--json"]
     done = root.run("/usr/sbin/chroot", "--userspec=cutlayer:cutlayer", "/", *doctor)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"check": "step", "status": "ok"' in done.stdout

@@ -227,8 +227,10 @@ def test_a_compose_project_is_hardened_and_whole(desk: Desk, tmp_path: Path) -> 
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["platform"] == "linux/arm64"
     assert services["client"]["volumes"] == ["./data:/data", "./keys:/keys:ro"]
-    assert services["client"]["command"] == ["/data/run.toml", "--party", "board-1", "--bundle", "/data/bundle"]
-    broker = load_run(out / "data/run.toml").broker
+    assert services["client"]["entrypoint"] == ["python3", "-m", "edge_client.agent", "--home", "/data", "--name", "board-1"]
+    run = load_run(out / "data/releases/0/run.toml")
+    broker = run.broker
+    assert run.base == "/data"  # its state outlives a release
     assert (broker.ca, broker.cert, broker.key) == ("/keys/ca.pem", "/keys/cert.pem", "/keys/key.pem")
     assert (out / "keys/token").read_text().strip() == TOKEN
     assert stat.S_IMODE((out / "keys/token").stat().st_mode) == 0o600

@@ -82,12 +82,18 @@ mv $opt/venv.new $opt/venv
 rm -rf $opt/venv.old
 
 say "laying down run file, bundle and services"
-rm -rf $home/bundle
-cp -R $payload/bundle $home/bundle
-cp $payload/run.toml $home/run.toml
+rm -rf $home/releases.new
+mkdir -p $home/releases.new/0
+cp -R $payload/bundle $home/releases.new/0/bundle
+cp $payload/run.toml $home/releases.new/0/run.toml
+chmod 600 $home/releases.new/0/run.toml
+cp $payload/state.json $home/releases.new/state.json
+[ ! -d /run/systemd/system ] || systemctl stop cutlayer.service || true
+rm -rf $home/releases $home/bundle $home/run.toml $home/deploy.pub
+mv $home/releases.new $home/releases
+[ ! -f $payload/deploy.pub ] || cp $payload/deploy.pub $home/deploy.pub
 [ ! -f $payload/ca.pem ] || cp $payload/ca.pem $home/ca.pem
 chown -R cutlayer:cutlayer $home
-chmod 600 $home/run.toml
 cp $payload/enrol.sh $opt/enrol.sh
 cp $payload/cutlayer*.service $payload/cutlayer*.timer $payload/cutlayer*.path /etc/systemd/system/
 mkdir -p /etc/systemd/system.conf.d
