@@ -27,12 +27,15 @@ from wire.parse import parse
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
+    from wire.runfile import Run
+
 __all__ = ["main"]
 
 _EPILOG = """\
 exit codes:
   0    done
-  1    the run failed for a reason outside this command: the peer, the line; of `doctor`: a check failed
+  1    the run failed for a reason outside this command: the peer, the line; of `doctor`: a check failed; of `deploy`: not every device
+       runs the release
   2    something you can mend: an option, the run file, a path, the data, a missing extra, a full disk, a broker that refuses
   70   a bug in cutlayer, with its traceback
   130  interrupted (Ctrl-C); start the same command again and the run goes on
@@ -51,6 +54,7 @@ _NEEDS = {
     "simulate": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn", "matplotlib", "jinja2", "markupsafe")),
     "plan": ("simulation", ("torch", "torchmetrics", "onnx", "rich", "sklearn")),
     "flash": ("fleet", ("tomli_w",)),
+    "deploy": ("fleet", ("tomli_w",)),
 }
 # What a verb may find missing on its way.
 _EXTRA_OF = {"PIL": "images", "iotcore": "server"}
@@ -199,6 +203,29 @@ def _flash(args: argparse.Namespace) -> None:
     run_flash(FlashOptions(**_options(args)))
 
 
+def _deploy(args: argparse.Namespace) -> None:
+    from fleet.deploy.verb import DeployOptions, run_deploy
+
+    run_deploy(DeployOptions(**_options(args)), slicer_of=_slicer_of)
+
+
+def _slicer_of(run: Run) -> Callable[[str, Path], None]:
+    """Writes the slice of a party; the network is built once for all of them."""
+    _require("deploy", *_NEEDS["slice"])
+    from export.prepare import build_segments
+    from export.slicing import write_slice_of
+
+    segments = build_segments(run)
+    return lambda party, out: write_slice_of(run, party, segments, out)
+
+
+def _devices(args: argparse.Namespace) -> None:
+    from fleet.deploy.devices import run_devices
+    from fleet.state import Fleet
+
+    run_devices(Fleet(folder=args.fleet), args.names, broker=args.broker, wait_s=args.wait_s, as_json=args.json)
+
+
 def _halt(args: argparse.Namespace) -> None:
     from wire.requests import ask
     from wire.runfile import load_run
@@ -238,7 +265,9 @@ def _device(args: argparse.Namespace) -> None:
 
     fleet = Fleet(folder=args.fleet)
     if args.act == "add":
-        verbs.add_device(fleet, args.device, hours=args.hours, out=args.out)
+        verbs.add_device(fleet, args.device, hours=args.hours, out=args.out, group=args.group)
+    elif args.act == "group":
+        verbs.group_devices(fleet, args.devices, group=args.group)
     elif args.act == "list":
         verbs.list_devices(fleet, as_json=args.json)
     elif args.act == "revoke":
@@ -493,6 +522,7 @@ def _add_fleet(verbs: Any, broker: argparse.ArgumentParser) -> None:
     add_enroll(_verb(verbs, "enroll", _enroll, ABOUT))
     if importlib.util.find_spec("fleet") is None:  # a board's image has the device's rooms alone
         return
+    from fleet.deploy.options import DEPLOY, DEVICES, add_deploy, add_devices
     from fleet.flash.options import ABOUT as FLASH
     from fleet.flash.options import add_flash
     from fleet.options import add_broker_config, add_ca, add_device
@@ -503,6 +533,8 @@ def _add_fleet(verbs: Any, broker: argparse.ArgumentParser) -> None:
     about = "write what a mosquitto needs to serve a run with mutual TLS"
     add_broker_config(_verb(acts, "config", _broker_config, about))
     add_flash(_verb(verbs, "flash", _flash, FLASH))
+    add_deploy(_verb(verbs, "deploy", _deploy, DEPLOY), hours=_seconds, count=_count)
+    add_devices(_verb(verbs, "devices", _devices, DEVICES), seconds=_seconds)
 
 
 def _verb(

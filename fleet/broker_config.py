@@ -26,12 +26,12 @@ from fleet.enrolment import RENEW_AT
 from fleet.state import Fleet
 from fleet.units import compose_file, units
 from wire.errors import UsageError
+from wire.limits import LIMITS
 from wire.runfile import Run, load_run
 from wire.store import storage_errors, write_atomically
 
 __all__ = ["BrokerPlan", "mosquitto_conf", "mosquitto_version", "write_broker_config"]
 
-_PART_BYTES = 1 << 16  # of the fleet's own messages
 _HEAD_BYTES = 1024  # of a packet: topic and properties
 _QUEUE_BYTES = 256 << 20  # for one client that does not read
 _VERSION = re.compile(r"mosquitto version (\d+)\.(\d+)")
@@ -77,12 +77,14 @@ def write_broker_config(
         port=port,
         bind=bind,
         version=mosquitto_version() if mosquitto is None else _version(mosquitto),
-        packet_bytes=max(_PART_BYTES, *(run.broker.part_bytes for run in runs)) + _HEAD_BYTES,
+        packet_bytes=max(LIMITS.talk_bytes, *(run.broker.part_bytes for run in runs)) + _HEAD_BYTES,
         acl_plugin=acl_plugin,
         audit=audit,
     )
     authority = fleet.authority()
     with fleet.registry() as registry:
+        if operator in {row.name for row in registry.devices()}:
+            raise UsageError(f"`{operator}` is a device and the operator's name as well; choose another --operator NAME")
         revoked = [row.name for row in registry.devices() if row.revoked_s is not None]
         crl = fleet.write_crl(registry)
     texts = {
@@ -98,6 +100,9 @@ def write_broker_config(
         write_atomically(out / name, text.encode(), private=name == "acl")  # mosquitto 2.1 wants it so
     with storage_errors(out):
         (out / "data").mkdir(mode=0o700, exist_ok=True)
+    with fleet.registry() as registry:
+        registry.set_setting("operator", operator)
+        registry.set_setting("broker", runs[0].broker.url)
     _say(out, plan, runs[0], host)
 
 

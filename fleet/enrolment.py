@@ -8,6 +8,9 @@
               else                                                                    → issued
 
 The same request by the same key is answered the same way however often it comes: a device may lose power before it has the answer.
+
+With a device's certificate goes that of its agent, for the same key: to the broker an identity is one connection, and the agent has one of
+its own. It ends and is revoked with the device's.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from fleet.authority import Authority, fingerprint, load_csr, pem_of
 from fleet.registry import CertificateRow, Registry
 from wire.enrolment import CertificateAnswer, CertificateRequest
 from wire.errors import UsageError
+from wire.fleet.talk import agent_identity
 
-__all__ = ["RENEW_AT", "RETRY_AFTER_S", "answer", "new_token", "sign", "token_digest"]
+__all__ = ["RENEW_AT", "RETRY_AFTER_S", "answer", "new_token", "sign", "sign_pair", "token_digest"]
 
 RETRY_AFTER_S = 10  # of a device that waits for a person
 RENEW_AT = 2 / 3  # of a certificate's life
@@ -58,6 +62,11 @@ def answer(
         if exc.__class__ is not UsageError:  # the disk's
             raise
         return CertificateAnswer(state="refused", reason=str(exc))
+
+
+def sign_pair(name: str, key: ec.EllipticCurvePublicKey, registry: Registry, authority: Authority) -> tuple[CertificateRow, CertificateRow]:
+    """New certificates of a device and of its agent. Within ``registry.changing``."""
+    return sign(name, key, registry, authority), sign(agent_identity(name), key, registry, authority)
 
 
 def sign(name: str, key: ec.EllipticCurvePublicKey, registry: Registry, authority: Authority) -> CertificateRow:
@@ -99,13 +108,13 @@ def _first(
         raise _Refused("this token has been used by another key; if that was not you, revoke the device, then make a new token")
     known = registry.newest(request.name, mark)
     if found.key == mark and known is not None and known.revoked_s is None and known.ends_s > now_s:
-        return _issued(known, authority)
+        return _issued(known, key, registry, authority)
     if found.expires_s <= now_s:
         raise _Refused("this token has run out; make a new one with `cutlayer device add`")
     registry.claim(digest, mark)
     if approve and not found.approved:
         return CertificateAnswer(state="pending", retry_after_s=RETRY_AFTER_S)
-    return _issued(sign(request.name, key, registry, authority), authority)
+    return _issued(sign(request.name, key, registry, authority), key, registry, authority)
 
 
 def _renewed(
@@ -130,9 +139,14 @@ def _renewed(
         raise _Refused("the request is for another key than the certificate that was shown")
     newest = registry.newest(request.name, mark) or shown
     if now_s < newest.begins_s + RENEW_AT * (newest.ends_s - newest.begins_s):
-        return _issued(newest, authority)
-    return _issued(sign(request.name, key, registry, authority), authority)
+        return _issued(newest, key, registry, authority)
+    return _issued(sign(request.name, key, registry, authority), key, registry, authority)
 
 
-def _issued(row: CertificateRow, authority: Authority) -> CertificateAnswer:
-    return CertificateAnswer(state="issued", certificate=row.pem, chain=authority.pem)
+def _issued(row: CertificateRow, key: ec.EllipticCurvePublicKey, registry: Registry, authority: Authority) -> CertificateAnswer:
+    """With the agent's certificate, made where there is none that lasts as long: the device may have enrolled before agents had any."""
+    name = agent_identity(row.name)
+    agent = registry.newest(name, row.key)
+    if agent is None or agent.revoked_s is not None or agent.ends_s < row.ends_s:
+        agent = sign(name, key, registry, authority)
+    return CertificateAnswer(state="issued", certificate=row.pem, agent=agent.pem, chain=authority.pem)

@@ -32,6 +32,7 @@ def add_device(device: argparse.ArgumentParser, *, hours: Callable[[str], float]
     acts = _acts(device)
     add = _act(acts, "add", "add a device and make its enrolment token", name=True)
     add.add_argument("--hours", type=hours, default=72.0, metavar="H", help="how long the token is good (default 72)")
+    add.add_argument("--group", metavar="NAME", help="put it into this group, for `cutlayer deploy --to NAME`")
     add.add_argument("--out", type=Path, metavar="FILE", help="where to write the token (default: tokens/NAME.token in the fleet's folder)")
     show = _act(acts, "list", "list devices: who waits, who is enrolled and until when, who is revoked")
     show.add_argument("--json", action="store_true", help="print one JSON object instead")
@@ -39,6 +40,11 @@ def add_device(device: argparse.ArgumentParser, *, hours: Callable[[str], float]
     revoke.add_argument(
         "--broker", type=Path, metavar="DIR", help="bring the revocation list of `cutlayer broker config --out DIR` up to date"
     )
+    group = _act(acts, "group", "put devices into a group, as of one clinic; a device is in one at most")
+    group.add_argument("devices", nargs="+", metavar="NAME", help="devices of the fleet")
+    which = group.add_mutually_exclusive_group(required=True)
+    which.add_argument("--group", metavar="NAME", help="the group, a name as devices have them")
+    which.add_argument("--no-group", action="store_true", help="take them out of theirs")
     _act(acts, "approve", "say yes to a device that waits for it", name=True)
     issue = _act(acts, "issue", "sign a device's request by hand, without a server and without a token", name=True)
     issue.add_argument("--csr", type=Path, required=True, metavar="FILE", help="the request that the device made, in PEM form")

@@ -1,4 +1,7 @@
-"""Who belongs to the fleet: devices, their enrolment tokens (as hashes) and their certificates, in one SQLite file.
+"""Who belongs to the fleet: devices and their groups, their enrolment tokens (as hashes) and their certificates, in one SQLite file.
+
+What is known of their releases is in the same file (fleet/deploy/releases.py). A file from before something was kept in it gets what it
+lacks when it is opened.
 
 The authority's server and the operator's commands open it at the same time; whoever reads in order to write does so within ``changing``.
 """
@@ -8,14 +11,18 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wire.errors import StorageError, UsageError
+from wire.fleet.talk import agent_identity
 from wire.store import storage_errors
 
-__all__ = ["CertificateRow", "DeviceRow", "Registry", "TokenRow"]
+__all__ = ["ALL", "OPERATOR", "CertificateRow", "DeviceRow", "Registry", "TokenRow"]
+
+ALL = "all"  # in the place of a device or a group
+OPERATOR = "operator"  # by default, the name of who commands devices
 
 _BUSY_S = 10.0
 
@@ -46,6 +53,7 @@ class DeviceRow:
     """``token`` and ``certificate`` are the newest."""
 
     name: str
+    group: str | None
     added_s: float
     revoked_s: float | None
     token: TokenRow | None
@@ -63,6 +71,7 @@ class Registry:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_S)
             try:
                 self._db.executescript(_SCHEMA)
+                self._add_columns()
             except sqlite3.DatabaseError as exc:
                 self._db.close()
                 raise StorageError(f"{path} is no registry of a fleet ({exc}); bring it back from a copy") from exc
@@ -85,6 +94,30 @@ class Registry:
                 raise
             self._db.execute("COMMIT")
 
+    @property
+    def db(self) -> sqlite3.Connection:
+        """For what else of this room is kept in the same file; written within ``changing``."""
+        return self._db
+
+    def _add_columns(self) -> None:
+        with self.changing():
+            if "grp" not in {row[1] for row in self._db.execute("PRAGMA table_info(devices)")}:
+                self._db.execute("ALTER TABLE devices ADD COLUMN grp TEXT")
+
+    def setting(self, key: str) -> str | None:
+        """Something that one command has written down for others."""
+        row = self._db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_setting(self, key: str, value: str) -> None:
+        with self.changing():
+            self._db.execute("INSERT OR REPLACE INTO settings VALUES (?,?)", (key, value))
+
+    @property
+    def operator(self) -> str:
+        """The name in the operator's certificate, as the broker's access list has it."""
+        return self.setting("operator") or OPERATOR
+
     # ------------------------------------------------------------ devices and tokens
 
     def add(self, name: str, *, token_digest: bytes, expires_s: float) -> None:
@@ -92,12 +125,22 @@ class Registry:
         with self.changing():
             self.ensure(name)
             self._db.execute("DELETE FROM tokens WHERE name = ?", (name,))
+            self._db.execute("UPDATE releases SET outcome = 'void' WHERE device = ?", (name,))
             self._db.execute("INSERT INTO tokens (digest, name, expires_s) VALUES (?,?,?)", (token_digest, name, expires_s))
 
     def ensure(self, name: str) -> None:
-        """Known, and not revoked any more. Within ``changing``."""
+        """Known, and not revoked any more. Within ``changing``. Raises UsageError as ``check_free`` does."""
+        self.check_free(name)
         self._db.execute("INSERT OR IGNORE INTO devices (name, added_s) VALUES (?,?)", (name, self._clock()))
         self._db.execute("UPDATE devices SET revoked_s = NULL WHERE name = ?", (name,))
+
+    def check_free(self, name: str) -> None:
+        """Raises UsageError: a name that means somebody else than a device."""
+        if name in (ALL, self.operator):
+            what = "stands for every device" if name == ALL else "is the operator's name, who may command every device"
+            raise UsageError(f"`{name}` {what}; choose another name for the device")
+        if self._db.execute("SELECT 1 FROM devices WHERE grp = ?", (name,)).fetchone() is not None:
+            raise UsageError(f"a group is called `{name}`; choose another name for the device")
 
     def token(self, digest: bytes) -> TokenRow | None:
         row = self._db.execute("SELECT name, expires_s, key, approved FROM tokens WHERE digest = ?", (digest,)).fetchone()
@@ -117,6 +160,16 @@ class Registry:
             self._db.execute("UPDATE tokens SET approved = 1 WHERE name = ?", (name,))
         return str(row[0])
 
+    def put_into(self, group: str | None, names: Sequence[str]) -> None:
+        """``group``: None takes them out of theirs. Raises UsageError: no such device, or a group's name that is taken."""
+        known = {row.name for row in self.devices()}
+        if group is not None and (group == ALL or group in known):
+            raise UsageError(f"`{group}` {'stands for every device' if group == ALL else 'is a device'}; choose another name for the group")
+        with self.changing():
+            for name in names:
+                self.device(name)
+                self._db.execute("UPDATE devices SET grp = ? WHERE name = ?", (group, name))
+
     def device(self, name: str) -> DeviceRow:
         """Raises UsageError for a name that is not known."""
         for found in self.devices():
@@ -128,10 +181,10 @@ class Registry:
         """By name."""
         tokens = {row[0]: _token(row) for row in self._db.execute("SELECT name, expires_s, key, approved FROM tokens")}
         newest = {row.name: row for row in self._certificates("ORDER BY seq")}
-        rows = self._db.execute("SELECT name, added_s, revoked_s FROM devices ORDER BY name").fetchall()
+        rows = self._db.execute("SELECT name, grp, added_s, revoked_s FROM devices ORDER BY name").fetchall()
         return [
-            DeviceRow(name=name, added_s=added_s, revoked_s=revoked_s, token=tokens.get(name), certificate=newest.get(name))
-            for name, added_s, revoked_s in rows
+            DeviceRow(name=name, group=grp, added_s=added_s, revoked_s=revoked_s, token=tokens.get(name), certificate=newest.get(name))
+            for name, grp, added_s, revoked_s in rows
         ]
 
     # ------------------------------------------------------------ certificates
@@ -152,12 +205,13 @@ class Registry:
         return next(self._certificates("WHERE name = ? AND key = ? ORDER BY seq DESC LIMIT 1", name, key), None)
 
     def revoke(self, name: str) -> int:
-        """Take a device out, with its tokens and certificates; returns how many of those were good. Raises UsageError."""
+        """Take a device out, with its tokens, its certificates and its agent's; returns how many of those were good. Raises UsageError."""
         with self.changing():
             self.device(name)
             self._db.execute("UPDATE devices SET revoked_s = ? WHERE name = ? AND revoked_s IS NULL", (self._clock(), name))
             self._db.execute("DELETE FROM tokens WHERE name = ?", (name,))
-            found = self._db.execute("UPDATE certificates SET revoked_s = ? WHERE name = ? AND revoked_s IS NULL", (self._clock(), name))
+            values = (self._clock(), name, agent_identity(name))
+            found = self._db.execute("UPDATE certificates SET revoked_s = ? WHERE name IN (?,?) AND revoked_s IS NULL", values)
             return found.rowcount
 
     def revoked_serials(self) -> list[tuple[int, float]]:
@@ -181,8 +235,14 @@ def _token(row: tuple[str, float, str | None, int]) -> TokenRow:
 _SCHEMA = """
 PRAGMA journal_mode=WAL;
 PRAGMA synchronous=FULL;
-CREATE TABLE IF NOT EXISTS devices (name TEXT PRIMARY KEY, added_s REAL, revoked_s REAL);
+CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS devices (name TEXT PRIMARY KEY, added_s REAL, revoked_s REAL, grp TEXT);
 CREATE TABLE IF NOT EXISTS tokens (digest BLOB PRIMARY KEY, name TEXT, expires_s REAL, key TEXT, approved INTEGER DEFAULT 0);
+CREATE TABLE IF NOT EXISTS releases (
+    device TEXT, version INTEGER, digest TEXT, manifest BLOB, signature BLOB, made_s REAL, expires_s REAL, outcome TEXT, reason TEXT,
+    PRIMARY KEY (device, version)
+);
+CREATE TABLE IF NOT EXISTS seen (device TEXT PRIMARY KEY, at_s REAL, round_trip_s REAL, state TEXT);
 CREATE TABLE IF NOT EXISTS certificates (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, serial TEXT UNIQUE, name TEXT, key TEXT, begins_s REAL, ends_s REAL, pem TEXT, revoked_s REAL
 );

@@ -1,4 +1,5 @@
-"""The operator's folder: the authority's key and certificate below ``ca/``, and what is known of each device in ``fleet.sqlite``."""
+"""The operator's folder: the authority's key and certificate below ``ca/``, the key that signs releases, and what is known of each device
+in ``fleet.sqlite``."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleet.authority import Authority
+from fleet.deploy.key import DEPLOY_PUB, signing_key
 from fleet.registry import Registry
 from wire.errors import UsageError
 from wire.store import storage_errors, write_atomically
@@ -30,13 +32,19 @@ class Fleet:
     def crl_pem(self) -> Path:
         return self.folder / "ca" / "crl.pem"
 
+    @property
+    def deploy_pub(self) -> Path:
+        """The public key that every device is given; there once ``fleet.deploy.key.signing_key`` was called."""
+        return self.folder / DEPLOY_PUB
+
     def create(self, name: str) -> None:
-        """Make the authority. Raises UsageError where there is one: a new one would shut every device out."""
+        """Make the authority, and the key that signs releases. Raises UsageError where there are: new ones would shut every device out."""
         if (self.folder / "ca" / "ca.key").exists():
             raise UsageError(f"{self.folder} has an authority already; a new one would shut every device out. Choose another --fleet DIR")
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "ca").mkdir(mode=0o700, exist_ok=True)
+        signing_key(self.folder)
         Authority.create(self.folder / "ca", name=name, clock=self.clock)
         with self.registry() as registry:
             self.write_crl(registry)

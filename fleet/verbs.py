@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fleet.authority import check_hosts, fingerprint, load_csr
-from fleet.enrolment import new_token, sign, token_digest
+from fleet.deploy.key import DEPLOY_KEY
+from fleet.enrolment import new_token, sign_pair, token_digest
 from fleet.registry import DeviceRow
 from fleet.serve import run_authority
 from fleet.state import Fleet
@@ -21,6 +22,7 @@ from wire.store import write_atomically
 __all__ = [
     "add_device",
     "approve_device",
+    "group_devices",
     "init_authority",
     "issue_device",
     "list_devices",
@@ -39,6 +41,7 @@ def init_authority(fleet: Fleet, *, name: str) -> None:
     fleet.create(name)
     print(f"{fleet.ca_pem}: the authority's certificate, which every device is given")
     print(f"{fleet.ca_pem.with_suffix('.key')}: its key; whoever has it can let anybody in. Keep a copy in a safe place")
+    print(f"{fleet.folder / DEPLOY_KEY}: the key that signs releases; whoever has it can change what devices run. Keep a copy of it too")
 
 
 def serve_authority(fleet: Fleet, *, host: str, port: int, names: list[str] | None, approve: bool) -> None:
@@ -47,16 +50,28 @@ def serve_authority(fleet: Fleet, *, host: str, port: int, names: list[str] | No
     run_authority(fleet, host=host, port=port, names=check_hosts(tuple(dict.fromkeys(names or known))), approve=approve)
 
 
-def add_device(fleet: Fleet, name: str, *, hours: float, out: Path | None) -> None:
+def add_device(fleet: Fleet, name: str, *, hours: float, out: Path | None, group: str | None) -> None:
     """Raises CutlayerError. The token goes into a file alone: a screen is copied and scrolled back."""
     _check(name)
     fleet.authority()
     token, path = new_token(), out or fleet.folder / "tokens" / f"{name}.token"
     expires_s = fleet.clock() + hours * 3600
-    write_atomically(path, f"{token}\n".encode(), private=True)  # first: a token that nobody has is better than one that is not known
     with fleet.registry() as registry:
+        registry.check_free(name)
+        write_atomically(path, f"{token}\n".encode(), private=True)  # first: a token that nobody has is better than one that is not known
         registry.add(name, token_digest=token_digest(token), expires_s=expires_s)
+        if group is not None:
+            registry.put_into(_check(group), [name])
     print(f"{path}: the token with which `{name}` enrols, once, until {_date(expires_s)}")
+
+
+def group_devices(fleet: Fleet, names: list[str], *, group: str | None) -> None:
+    """``group``: None takes them out of theirs. Raises CutlayerError."""
+    fleet.authority()
+    with fleet.registry() as registry:
+        registry.put_into(None if group is None else _check(group), names)
+    where = "no group" if group is None else f"group `{group}`"
+    print(f"{', '.join(f'`{name}`' for name in names)}: in {where}")
 
 
 def approve_device(fleet: Fleet, name: str) -> None:
@@ -92,10 +107,10 @@ def issue_device(fleet: Fleet, name: str, *, csr: Path, out: Path) -> None:
     with fleet.registry() as registry:
         with registry.changing():
             registry.ensure(name)
-            row = sign(name, key, registry, authority)
+            row, agent = sign_pair(name, key, registry, authority)
         fleet.write_crl(registry)
-    write_atomically(out, row.pem.encode())
-    print(f"{out}: the certificate of `{name}` with the key {fingerprint(key)[:_SHOWN_DIGITS]}, until {_date(row.ends_s)}")
+    write_atomically(out, (row.pem + agent.pem).encode())
+    print(f"{out}: the certificates of `{name}` and its agent with the key {fingerprint(key)[:_SHOWN_DIGITS]}, until {_date(row.ends_s)}")
 
 
 def list_devices(fleet: Fleet, *, as_json: bool) -> None:
@@ -109,11 +124,11 @@ def list_devices(fleet: Fleet, *, as_json: bool) -> None:
     if not rows:
         print("no devices yet; `cutlayer device add NAME` adds one")
         return
-    width = max(len(row["name"]) for row in rows)
+    width, groups = max(len(row["name"]) for row in rows), max(len(row["group"] or "") for row in rows)
     for row in rows:
         until = "" if row["until_s"] is None else f"until {_date(row['until_s'])}"
         key = "" if row["key"] is None else f"key {row['key'][:_SHOWN_DIGITS]}"
-        print(f"{row['name']:{width}}  {row['state']:9}  {until:28}  {key}".rstrip())
+        print(f"{row['name']:{width}}  {row['group'] or '':{groups}}{'  ' if groups else ''}{row['state']:9}  {until:28}  {key}".rstrip())
 
 
 def state_of(row: DeviceRow, now_s: float) -> str:
@@ -142,12 +157,12 @@ def _facts(row: DeviceRow, now_s: float) -> dict[str, Any]:
     key = token.key if state in ("waits", "approved") and token else None
     if state in ("enrolled", "expired") and certificate is not None:
         until_s, key = certificate.ends_s, certificate.key
-    return {"name": row.name, "state": state, "until_s": until_s, "key": key}
+    return {"name": row.name, "group": row.group, "state": state, "until_s": until_s, "key": key}
 
 
-def _check(name: str) -> None:
+def _check(name: str) -> str:
     try:
-        check_device_name(name)
+        return check_device_name(name)
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
 

@@ -55,11 +55,12 @@ class CertificateRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateAnswer:
-    """``certificate`` and ``chain`` (the authority's own certificate), PEM, where ``state`` is issued; ``reason`` where it is refused;
-    ``retry_after_s`` where a person has to approve first."""
+    """``certificate``, ``agent`` (of the device's agent, for the same key) and ``chain`` (the authority's own), PEM, where ``state`` is
+    issued; ``reason`` where it is refused; ``retry_after_s`` where a person has to approve first."""
 
     state: Literal["issued", "pending", "refused"]
     certificate: str = ""
+    agent: str = ""
     chain: str = ""
     reason: str = ""
     retry_after_s: int = 0

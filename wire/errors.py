@@ -13,6 +13,7 @@
     │   ├── BrokerUnreachable     no TCP/TLS connection (retried with backoff; raised only where asked)
     │   └── BrokerRefused         the broker said no: credentials, access list, protocol        (exit code 2)
     ├── CheckFailed               `cutlayer doctor` has found something unfit, and shown it
+    ├── DeployIncomplete          `cutlayer deploy` has ended, and not every device runs the release
     └── ProtocolError             what the peer sent does not follow docs/protocol.md
         ├── FrameError            a truncated or corrupt frame: dropped, counted, asked for again
         │   └── OtherVersion      a sound frame of another version of the protocol
@@ -33,6 +34,7 @@ __all__ = [
     "CodecError",
     "CutlayerError",
     "DataError",
+    "DeployIncomplete",
     "ExportError",
     "FrameError",
     "GraphError",
@@ -97,6 +99,10 @@ class BrokerRefused(LinkError):
 
 class CheckFailed(CutlayerError):
     """A check of ``cutlayer doctor`` failed."""
+
+
+class DeployIncomplete(CutlayerError):
+    """Devices did not take a release, or were not there."""
 
 
 class ProtocolError(CutlayerError):

@@ -16,9 +16,10 @@ from typing import Literal
 from cryptography import x509
 
 from edge_client.enroll.ask import AuthorityAddress, ask
-from edge_client.enroll.identity import Identity, load_certificate, read_file
+from edge_client.enroll.identity import Identity, load_certificate, read_file, split_certificates
 from wire.enrolment import CertificateAnswer, CertificateRequest, check_device_name, check_token
 from wire.errors import LinkError, UsageError
+from wire.fleet.talk import agent_identity
 from wire.store import storage_errors, write_atomically
 
 __all__ = ["Enrolment", "enroll", "install", "write_request"]
@@ -57,7 +58,7 @@ def enroll(
     secret = _secret(token) if token is not None and token.exists() else None
     if secret is None:
         present = _present(identity, name, authority, clock(), token)
-        if clock() < _due_s(present):
+        if clock() < _due_s(present) and identity.agent_pem.exists():
             return Enrolment(done="nothing", until_s=present.not_valid_after_utc.timestamp())
     request = CertificateRequest(name=name, csr=identity.request(name), token=secret)
     shown = (identity.cert_pem, identity.key_pem) if secret is None else None
@@ -66,11 +67,10 @@ def enroll(
         return ask(address, request, ca=ca, shown=shown, timeout_s=answer_s)
 
     found = _until_approved(question, name, end_s=clock() + timeout_s, clock=clock, sleep=sleep, say=say)
-    certificate = load_certificate(found.certificate.encode(), what=f"what {url} sent")
-    identity.check(certificate, name=name, ca=authority, now_s=clock())
-    write_atomically(identity.cert_pem, found.certificate.encode())
+    certificate, new = _take(identity, found.certificate, found.agent, name=name, what=f"what {url} sent", ca=authority, now_s=clock())
     _forget(token)
-    return Enrolment(done="renewed" if secret is None else "enrolled", until_s=certificate.not_valid_after_utc.timestamp())
+    done: Literal["enrolled", "renewed", "nothing"] = "enrolled" if secret is not None else "renewed" if new else "nothing"
+    return Enrolment(done=done, until_s=certificate.not_valid_after_utc.timestamp())
 
 
 def write_request(name: str, *, folder: Path, csr: Path) -> None:
@@ -79,14 +79,33 @@ def write_request(name: str, *, folder: Path, csr: Path) -> None:
 
 
 def install(name: str, *, ca: Path, folder: Path, cert: Path, clock: Callable[[], float] = time.time) -> Enrolment:
-    """Take the certificate that the operator has signed by hand. Raises UsageError."""
+    """Take the certificates that the operator has signed by hand: the device's, then its agent's where it has one. Raises UsageError."""
     identity = Identity(folder)
     authority = _prepare(identity, name, ca, clock())
-    data = read_file(cert)
-    certificate = load_certificate(data, what=str(cert))
-    identity.check(certificate, name=name, ca=authority, now_s=clock())
-    write_atomically(identity.cert_pem, data)
+    own, *more = split_certificates(read_file(cert), what=str(cert))
+    certificate, _ = _take(identity, own, more[0] if more else "", name=name, what=str(cert), ca=authority, now_s=clock())
     return Enrolment(done="enrolled", until_s=certificate.not_valid_after_utc.timestamp())
+
+
+def _take(
+    identity: Identity, own: str, agent: str, *, name: str, what: str, ca: x509.Certificate, now_s: float
+) -> tuple[x509.Certificate, bool]:
+    """Check both certificates, then keep them, the device's last; returns that, and whether anything is new. ``agent``: empty where none
+    was given. Raises UsageError."""
+    certificate = load_certificate(own.encode(), what=what)
+    identity.check(certificate, name=name, ca=ca, now_s=now_s)
+    if agent:
+        identity.check(load_certificate(agent.encode(), what=what), name=agent_identity(name), ca=ca, now_s=now_s)
+    agents_is_new = bool(agent) and _keep(identity.agent_pem, agent)
+    return certificate, _keep(identity.cert_pem, own) or agents_is_new
+
+
+def _keep(path: Path, pem: str) -> bool:
+    """Whether it is new. What is the same is not written again: services are started anew where a certificate changes."""
+    if path.exists() and read_file(path) == pem.encode():
+        return False
+    write_atomically(path, pem.encode())
+    return True
 
 
 def _prepare(identity: Identity, name: str, ca: Path, now_s: float) -> x509.Certificate:

@@ -2,6 +2,7 @@
 
 key.pem     its private key, readable by its owner alone; made once, and it never leaves
 ca.pem      the fleet's authority, which the device was given
+agent.pem   the certificate of the device's agent, for the same key; from an authority that gives one
 cert.pem    what the authority has signed; last to come, so a device that has it has all
 """
 
@@ -21,7 +22,7 @@ from wire.errors import StorageError, UsageError
 from wire.limits import LIMITS
 from wire.store import write_atomically
 
-__all__ = ["Identity", "load_certificate", "read_file"]
+__all__ = ["Identity", "load_certificate", "read_file", "split_certificates"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,10 @@ class Identity:
     @property
     def cert_pem(self) -> Path:
         return self.folder / "cert.pem"
+
+    @property
+    def agent_pem(self) -> Path:
+        return self.folder / "agent.pem"
 
     def key(self) -> ec.EllipticCurvePrivateKey:
         """Made where there is none. Raises StorageError."""
@@ -89,6 +94,14 @@ def load_certificate(data: bytes, *, what: str) -> x509.Certificate:
     """Raises StorageError; ``what`` names the source."""
     try:
         return x509.load_pem_x509_certificate(data)
+    except ValueError as exc:
+        raise StorageError(f"{what} is not a certificate in PEM form") from exc
+
+
+def split_certificates(data: bytes, *, what: str) -> list[str]:
+    """One or several certificates in PEM form, each for itself. Raises StorageError."""
+    try:
+        return [each.public_bytes(serialization.Encoding.PEM).decode() for each in x509.load_pem_x509_certificates(data)]
     except ValueError as exc:
         raise StorageError(f"{what} is not a certificate in PEM form") from exc
 

@@ -6,14 +6,18 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from export.prepare import export_run
 from export.slicing import write_slice
 from fleet.flash.wheels import fetch_wheels
 from tests.arm.boards import prepared
+from tests.fleet.deploys import Field, deployable
+from tests.fleet.fleets import RUN
 from tests.fleet.images import BOOKWORM, TRIXIE, make_image
 from wire.runfile import load_run
 
@@ -65,16 +69,34 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     return Desk(folder)
 
 
-def write_wheel(folder: Path, name: str, version: str, tag: str, *, needs: tuple[str, ...] = ()) -> Path:
-    """A wheel that pip installs, with one empty module."""
+def write_wheel(folder: Path, name: str, version: str, tag: str, *, needs: tuple[str, ...] = (), filling: bytes = b"") -> Path:
+    """A wheel that pip installs, with one module that has nothing but ``filling`` beside it."""
     path = folder / f"{name}-{version}-{tag}.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{name}/__init__.py", "")
+        if filling:
+            wheel.writestr(f"{name}/filling", filling)
         head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         wheel.writestr(f"{name}-{version}.dist-info/METADATA", head + "".join(f"Requires-Dist: {each}\n" for each in needs))
         wheel.writestr(f"{name}-{version}.dist-info/WHEEL", f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n")
         wheel.writestr(f"{name}-{version}.dist-info/RECORD", "")
     return path
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of ``RUN``."""
+    folder = tmp_path_factory.mktemp("made")
+    path = folder / "run.toml"
+    path.write_text(RUN.replace("PORT", "8883"))
+    export_run(load_run(path), folder / "bundle")
+    return folder / "bundle"
+
+
+@pytest.fixture
+def field(bundle: Path, tmp_path: Path) -> Iterator[Field]:
+    with deployable(tmp_path, bundle) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -38,11 +38,12 @@ class World:
     broker: Broker
     run: Run
 
-    def keys(self, device: str) -> dict[str, str]:
-        """Of ``[broker]``, for the identity in this folder."""
+    def keys(self, identity: str) -> dict[str, str]:
+        """Of ``[broker]``, for a device, or its agent."""
+        device, dot, _ = identity.partition(".")
         return {
             "ca": str(self.folder / "c0" / "ca.pem"),
-            "cert": f"{self.folder}/{device}/cert.pem",
+            "cert": f"{self.folder}/{device}/{'agent' if dot else 'cert'}.pem",
             "key": f"{self.folder}/{device}/key.pem",
         }
 
@@ -137,6 +138,8 @@ def test_a_revoked_certificate(world: World) -> None:
     keys = world.keys("c2")
     assert "it does not accept our certificate (certificate revoked)" in world.refusal(cert=keys["cert"], key=keys["key"])
     assert world.logged("certificate verify failed", since=since)
+    agent = world.keys("c2.agent")
+    assert "it does not accept our certificate (certificate revoked)" in world.refusal(cert=agent["cert"], key=agent["key"])
     with pytest.raises(UsageError, match=r"the certificate that was shown is revoked"):  # nor does it get another one
         world.authority.enroll("c2", world.folder / "c2", clock=lambda: time.time() + 61 * DAY_S)
     assert any("`c2` with its certificate: refused, the certificate that was shown is revoked" in line for line in world.authority.log)
@@ -209,6 +212,29 @@ def test_a_devices_fleet_topics_are_its_own(world: World) -> None:
     with world.link("c0") as client:
         client.transport.publish("cl/1/d/c0/up/birth", b"genuine", 9)
         assert client.next(Delivered).token == 9
+
+
+def test_an_agent_has_its_own_topics_and_nothing_of_the_run(world: World) -> None:
+    up, down = world.topics("c0")
+    others = (up, "cl/1/d/c0/up/talk", "cl/1/d/c1/up/talk", "cl/1/d/c1.agent/up/talk", "cl/1/d/c0.agent/down/talk")
+    for topic in others:
+        with world.link("c0.agent") as agent:
+            agent.transport.publish(topic, b"forged", 7)
+            assert agent.next(Refused).token == 7
+            assert world.logged("Denied PUBLISH from c0.agent", topic)
+    with world.link("c0.agent") as agent, world.link("c0") as client:  # two connections of one device
+        agent.transport.publish("cl/1/d/c0.agent/up/talk", b"genuine", 9)
+        assert agent.next(Delivered).token == 9
+        client.transport.publish("cl/1/d/c0.agent/up/talk", b"forged", 7)
+        assert client.next(Refused).token == 7
+    with Raw(world, "c1.agent") as rogue, world.link("server") as server, world.link("c0", down) as client:
+        since = world.log_now
+        rogue.client.subscribe("#", 1)
+        assert world.logged("c1.agent", "#", since=since)
+        server.transport.publish(down, b"for c0", 1)
+        server.transport.publish(world.topics("c1")[1], b"for c1", 2)
+        assert client.next(Received).payload == b"for c0"
+        assert rogue.messages.empty()
 
 
 def test_taking_over_anothers_client_id(world: World) -> None:

@@ -110,6 +110,16 @@ def test_what_cannot_be_is_told_in_one_line(
     assert not (tmp_path / "out" / "mosquitto.conf").exists()
 
 
+def test_who_commands_devices_is_none_of_them(fleet: Fleet, tmp_path: Path) -> None:
+    with fleet.registry() as registry:
+        registry.add("boss", token_digest=b"x", expires_s=0.0)
+        with pytest.raises(UsageError, match="`boss` is a device and the operator's name as well"):
+            written(fleet, tmp_path / "out", run_file(tmp_path), operator="boss")
+        written(fleet, tmp_path / "out", run_file(tmp_path), operator="chief")
+        with pytest.raises(UsageError, match="`chief` is the operator's name"):
+            registry.add("chief", token_digest=b"y", expires_s=0.0)
+
+
 def test_runs_at_two_brokers(fleet: Fleet, tmp_path: Path) -> None:
     other = run_file(tmp_path, file="other.toml", url='"mqtts://elsewhere:8883"')
     with pytest.raises(UsageError, match="another broker than that of"):

@@ -13,7 +13,7 @@ from tests.fleet.fleets import Served, served
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("cut_enroll.py")
-DEEDS = 24  # at least what there are; the last ones are not reached, and enrol without a cut
+DEEDS = 36  # at least what there are; the last ones are not reached, and enrol without a cut
 
 
 def enrolment(authority: Served, folder: Path, *, at: int) -> subprocess.CompletedProcess[str]:
@@ -45,6 +45,7 @@ def check_again(authority: Served, folder: Path) -> None:
     identity = Identity(folder / "identity")
     key = identity.key_pem.read_bytes() if identity.key_pem.exists() else None
     certificate = identity.certificate()
+    assert certificate is None or identity.agent_pem.exists()
     authority.enroll("pi-1", identity.folder, token=folder / "token")
     assert not (folder / "token").exists()
     assert key in (None, identity.key_pem.read_bytes())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from edge_client.enroll.ask import AuthorityAddress, ask
 from edge_client.enroll.enroll import install, write_request
 from edge_client.enroll.identity import Identity
 from fleet.authority import DEVICE_DAYS
+from fleet.registry import DeviceRow
 from fleet.verbs import approve_device, issue_device, revoke_device, state_of
 from tests.fleet.fleets import DAY_S, Clock, Served, served
 from wire.enrolment import CertificateAnswer, CertificateRequest
@@ -43,6 +46,10 @@ def serial(folder: Path) -> int:
     found = Identity(folder).certificate()
     assert found is not None
     return found.serial_number
+
+
+def agents_serial(folder: Path) -> int:
+    return x509.load_pem_x509_certificate((folder / "agent.pem").read_bytes()).serial_number
 
 
 def revoked(authority: Served) -> set[int]:
@@ -84,15 +91,16 @@ def test_a_newer_token_takes_the_place_of_an_older_one(authority: Served, tmp_pa
 
 def test_a_card_that_is_written_anew_takes_over(authority: Served, tmp_path: Path) -> None:
     """A new token and a new key: what the old card holds is revoked."""
-    old = serial(authority.device("pi-1", tmp_path))
+    old = authority.device("pi-1", tmp_path)
     authority.token("pi-1", tmp_path / "token")
     authority.enroll("pi-1", tmp_path / "new card", token=tmp_path / "token")
-    assert revoked(authority) == {old}
+    assert revoked(authority) == {serial(old), agents_serial(old)}
     assert authority.enroll("pi-1", tmp_path / "new card").done == "nothing"
 
 
 def test_a_revoked_device_comes_back_with_a_new_token_alone(authority: Served, tmp_path: Path) -> None:
-    old = serial(authority.device("pi-1", tmp_path))
+    folder = authority.device("pi-1", tmp_path)
+    old = {serial(folder), agents_serial(folder)}
     used = authority.token("pi-1", tmp_path / "token")
     revoke_device(authority.fleet, "pi-1", broker=None)
     assert state(authority, "pi-1") == "revoked"
@@ -100,8 +108,56 @@ def test_a_revoked_device_comes_back_with_a_new_token_alone(authority: Served, t
         authority.enroll("pi-1", tmp_path / "pi-1", token=tmp_path / "token")
     assert authority.token("pi-1", tmp_path / "token") != used
     assert authority.enroll("pi-1", tmp_path / "pi-1", token=tmp_path / "token").done == "enrolled"
-    assert serial(tmp_path / "pi-1") not in revoked(authority)
-    assert revoked(authority) == {old}
+    assert revoked(authority) == old
+    assert not {serial(folder), agents_serial(folder)} & old
+
+
+# ------------------------------------------------------------ the agent's certificate
+
+
+def test_a_devices_agent_has_a_certificate_for_the_same_key_that_is_renewed_with_its_own(
+    authority: Served, tmp_path: Path, clock: Clock
+) -> None:
+    folder = authority.device("pi-1", tmp_path)
+    first = x509.load_pem_x509_certificate((folder / "agent.pem").read_bytes())
+    assert first.subject.rfc4514_string() == "CN=pi-1.agent"
+    assert first.public_key() == Identity(folder).key().public_key()
+    clock.now_s += 61 * DAY_S
+    assert authority.enroll("pi-1", folder).done == "renewed"
+    assert agents_serial(folder) != first.serial_number
+    assert [row.name for row in devices(authority)] == ["pi-1"]
+
+
+def devices(authority: Served) -> list[DeviceRow]:
+    with authority.fleet.registry() as registry:
+        return registry.devices()
+
+
+def test_a_device_from_before_agents_had_certificates_fetches_one(authority: Served, tmp_path: Path) -> None:
+    folder = authority.device("pi-1", tmp_path)
+    (folder / "agent.pem").unlink()
+    with sqlite3.connect(authority.fleet.folder / "fleet.sqlite") as registry:
+        registry.execute("DELETE FROM certificates WHERE name = 'pi-1.agent'")
+    registry.close()
+    before = (folder / "cert.pem").stat()
+    assert authority.enroll("pi-1", folder).done == "renewed"
+    assert (folder / "agent.pem").exists()
+    assert (folder / "cert.pem").stat() == before
+    assert authority.enroll("pi-1", folder).done == "nothing"
+
+
+def test_an_agents_certificate_renews_nothing(authority: Served, tmp_path: Path) -> None:
+    folder = authority.device("pi-1", tmp_path)
+    posing = tmp_path / "posing"
+    posing.mkdir()
+    (posing / "cert.pem").write_bytes((folder / "agent.pem").read_bytes())
+    (posing / "key.pem").write_bytes((folder / "key.pem").read_bytes())
+    assert "is that of `pi-1.agent`" in renewal(authority, posing, name="pi-1", key=folder)
+
+
+def test_no_device_can_be_called_like_anothers_agent(authority: Served, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="letters, digits"):
+        issue_device(authority.fleet, "pi-1.agent", csr=tmp_path / "x", out=tmp_path / "y")
 
 
 # ------------------------------------------------------------ approval
@@ -197,6 +253,7 @@ def test_without_a_server(authority: Served, tmp_path: Path) -> None:
     found = install("pi-9", ca=authority.fleet.ca_pem, folder=tmp_path / "pi-9", cert=tmp_path / "pi-9.pem", clock=authority.fleet.clock)
     assert found.done == "enrolled"
     assert state(authority, "pi-9") == "enrolled"
+    assert agents_serial(tmp_path / "pi-9") != serial(tmp_path / "pi-9")
     assert authority.enroll("pi-9", tmp_path / "pi-9").done == "nothing"
     with pytest.raises(UsageError, match="is made out to 'pi-9', not to 'pi-8'"):
         issue_device(authority.fleet, "pi-8", csr=tmp_path / "pi-9.csr", out=tmp_path / "x.pem")

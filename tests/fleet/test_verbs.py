@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -56,19 +58,50 @@ def test_a_device_from_added_to_revoked(home: Path, capsys: pytest.CaptureFixtur
         done(capsys, "enroll", "--name", "pi-1", "--write-csr", "pi-1.csr") == "pi-1.csr: to be signed with `cutlayer device issue pi-1`\n"
     )
     issued = done(capsys, "device", "issue", "pi-1", "--csr", "pi-1.csr", "--out", "pi-1.pem")
-    assert "the certificate of `pi-1`" in issued
+    assert "the certificates of `pi-1` and its agent" in issued
     assert "`pi-1` is enrolled" in done(capsys, "enroll", "--name", "pi-1", "--install", "pi-1.pem", "--ca", "fleet/ca/ca.pem")
     row = json.loads(done(capsys, "device", "list", "--json"))["devices"][0]
     assert row["state"] == "enrolled"
     assert row["key"][:16] in issued
-    assert "with 1 certificate;" in done(capsys, "device", "revoke", "pi-1")
+    assert "with 2 certificates;" in done(capsys, "device", "revoke", "pi-1")
     assert "revoked" in done(capsys, "device", "list")
     assert (home / "identity/key.pem").read_text().splitlines()[1] not in said + issued
+
+
+def test_groups(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("pi-1", "pi-2", "pi-3"):
+        done(capsys, "device", "add", name, *(("--group", "west") if name == "pi-1" else ()))
+    assert done(capsys, "device", "group", "pi-2", "pi-3", "--group", "east") == "`pi-2`, `pi-3`: in group `east`\n"
+    done(capsys, "device", "group", "pi-3", "--no-group")
+    rows = json.loads(done(capsys, "device", "list", "--json"))["devices"]
+    assert {row["name"]: row["group"] for row in rows} == {"pi-1": "west", "pi-2": "east", "pi-3": None}
+    assert "pi-2  east  added" in done(capsys, "device", "list")
+    assert "no device is called `pi-9`" in refused(capsys, "device", "group", "pi-1", "pi-9", "--group", "east")
+    assert "pi-1  west  added" in done(capsys, "device", "list")
+    assert "`pi-1` is a device" in refused(capsys, "device", "group", "pi-2", "--group", "pi-1")
+    assert "a group is called `west`" in refused(capsys, "device", "add", "west")
+
+
+def test_a_registry_from_before_there_were_groups(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done(capsys, "device", "add", "pi-1")
+    path = home / "fleet/fleet.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as registry:
+        registry.execute("ALTER TABLE devices DROP COLUMN grp")
+        registry.execute("DROP TABLE settings")
+        registry.commit()
+    assert "pi-1  added" in done(capsys, "device", "list")
+    done(capsys, "device", "group", "pi-1", "--group", "west")
+    assert "pi-1  west  added" in done(capsys, "device", "list")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("device add all", "`all` stands for every device"),
+        ("device add operator", "`operator` is the operator's name, who may command every device"),
+        ("device group pi-1", "one of the arguments --group --no-group is required"),
+        ("device group pi-1 --group all", "`all` stands for every device"),
+        ("device group pi-1 --group a.b", "letters, digits"),
         ("device add a/b", "letters, digits, `_` or `-`"),
         ("device add pi-1 --fleet nowhere", "has no authority yet; make one with `cutlayer ca init --fleet nowhere`"),
         ("device add pi-1 --hours 0", "is not a number of seconds above 0"),

@@ -46,6 +46,7 @@ AGENT_SUFFIX = ".agent"  # no device's name holds a dot, so no device can be cal
 _MAGIC = b"CF"
 _HEAD = struct.Struct("<2sBBII")
 _CRC_FROM = 8  # bytes of the head before what the checksum covers
+_COUNTS, _END_OF_TIME_S = 1 << 40, 1e11
 _CHUNK = struct.Struct("<32sQ")
 
 Stage = Literal["none", "fetching", "ready", "trial", "healthy", "returned", "refused"]
@@ -106,6 +107,13 @@ class State:
     def __post_init__(self) -> None:
         if len(self.reason) > 300 or len(self.run) > 128 or len(self.code) > 64 or len(self.agent) > 64:
             raise ValueError("a text of this state is too long")
+        for number in (self.token, self.boot, self.step + 1, self.connections, self.disk_free_bytes, self.memory_free_bytes):
+            whole(number, below=1 << 63)
+        for number in (self.release, self.highest, self.offered, self.have_bytes, self.of_bytes):
+            whole(number, below=_COUNTS)
+        for time_s in (self.uptime_s, self.certificate_until_s):
+            if not 0 <= time_s < _END_OF_TIME_S:
+                raise ValueError("a time of this state is none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

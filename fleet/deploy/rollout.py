@@ -1,0 +1,106 @@
+"""A release on its way to many devices, stage by stage. No sockets, no disk, no clock, as ``fleet.deploy.peer``.
+
+The first stage takes whoever is there, so that a board that is switched off holds nobody up; the next one comes when all devices of those
+before have ended, one way or the other, and as long as not too many have failed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from fleet.deploy.peer import Peer, Piece
+from wire.fleet.talk import Ask, Message, Offer, State, Want
+
+__all__ = ["End", "Rollout"]
+
+End = Literal["done", "stopped", "late"]
+
+
+class Rollout:
+    """``counts``: of devices that have it after each stage; ``stop_at``: it stops where more than this share of those tried have failed;
+    ``until_s``: the end of its time."""
+
+    def __init__(self, peers: Sequence[Peer], *, counts: Sequence[int], stop_at: float, until_s: float) -> None:
+        self.peers = {peer.name: peer for peer in peers}
+        self.counts, self.stage = counts, 0
+        self.tried: list[Peer] = []
+        self._stop_at, self._until_s = stop_at, until_s
+        self._tokens = itertools.count(secrets.randbits(60) + 1)  # an answer to an earlier session is none to this one
+        self._turn = 0
+
+    # ------------------------------------------------------------ what comes
+
+    def heard(self, device: str, message: Message, now_s: float) -> None:
+        """From a device's agent; who is not in this rollout, and what an agent does not say, changes nothing."""
+        peer = self.peers.get(device)
+        if peer is None:
+            return
+        if isinstance(message, State):
+            peer.heard(message, now_s)
+        elif isinstance(message, Want):
+            peer.wanted(message, now_s)
+
+    def sent(self, device: str) -> None:
+        self.peers[device].sent()
+
+    def cut(self) -> None:
+        """The connection to the broker is gone."""
+        for peer in self.peers.values():
+            peer.cut()
+
+    # ------------------------------------------------------------ what goes
+
+    def due(self, now_s: float) -> Iterator[tuple[str, Offer | Ask]]:
+        """(device, message) to be sent now."""
+        self._move_on(now_s)
+        for peer in self.peers.values():
+            if peer.offer_is_due(now_s):
+                peer.offered(now_s)
+                yield peer.name, peer.offer
+            if peer.ask_is_due(now_s):
+                token = next(self._tokens)
+                peer.asked(token, now_s)
+                yield peer.name, Ask(token=token)
+
+    def next_piece(self) -> Piece | None:
+        """One device after the other, so that none waits for one that asks for much. None: nothing is to be sent."""
+        peers = self.tried
+        for step in range(len(peers)):
+            at = (self._turn + step) % len(peers)
+            piece = peers[at].next_piece()
+            if piece is not None:
+                self._turn = at + 1
+                return piece
+        return None
+
+    # ------------------------------------------------------------ stages
+
+    @property
+    def failed(self) -> list[Peer]:
+        return [peer for peer in self.tried if peer.failed]
+
+    def end(self, now_s: float) -> End | None:
+        """How it has ended, or None."""
+        if len(self.failed) > self._stop_at * len(self.tried):
+            return "stopped"
+        if self.stage == len(self.counts):
+            return "done"
+        return "late" if now_s >= self._until_s else None
+
+    def _move_on(self, now_s: float) -> None:
+        self.tried = [peer for peer in self.peers.values() if peer.phase != "waits"]  # who was set up anew is none of them
+        while self.end(now_s) is None:
+            self._fill(now_s)
+            if len(self.tried) < self.counts[self.stage] or not all(peer.done for peer in self.tried):
+                return
+            self.stage += 1
+
+    def _fill(self, now_s: float) -> None:
+        """Take in who is there, and who had begun before this session first."""
+        free = [peer for peer in self.peers.values() if peer.phase == "waits" and peer.is_there(now_s)]
+        for peer in sorted(free, key=lambda peer: not peer.began)[: max(0, self.counts[self.stage] - len(self.tried))]:
+            peer.admit()
+            self.tried.append(peer)
