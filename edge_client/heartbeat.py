@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wire.driver import Observer
 from wire.errors import UsageError
 from wire.parse import parse, plain
+
+if TYPE_CHECKING:
+    from wire.driver import Observer  # the agent, which only reads, has no memory to give for it
 
 __all__ = ["ENVIRONMENT", "EVERY_S", "Beat", "Heartbeat", "code_version", "read_beat"]
 

@@ -263,7 +263,10 @@ class Updates:
                 self.give_back(str(exc))
         if self.books.trial:
             self.books = replace(self.books, launches=self.books.launches + 1)
-            self._shelf.save(self.books)
+            try:
+                self._shelf.save(self.books)
+            except StorageError as exc:  # a client that is not counted is better than none
+                self._say(f"a start is not counted: {exc}")
         return Launch(version=version, folder=self._shelf.at(version))
 
     def uncount_launch(self) -> None:

@@ -6,10 +6,14 @@ import contextlib
 import hashlib
 import json
 import random
+import socket
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from edge_client.heartbeat import read_beat
 from tests.fleet.boards import code_wheel, world
 from tests.fleet.fleets import until
 
@@ -92,6 +96,28 @@ def test_power_goes_while_a_release_is_on_trial_and_it_proves_itself_after(tmp_p
         board.start()
         assert operator.stage(1, "healthy")["release"] == 1
         assert board.stop() == 0
+
+
+def test_without_a_key_for_releases_the_client_runs_and_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with world(tmp_path) as found, found.operator() as operator, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+        line.bind(str(tmp_path / "notify"))
+        line.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        board = found.board
+        (board.home / "deploy.pub").unlink()
+        board.start()
+        assert line.recv(100) == b"READY=1\nWATCHDOG=1"
+        beat = until(
+            lambda: found if (found := read_beat(board.home / "run/heartbeat.json")) is not None and found.linked else None, "a client"
+        )
+        assert beat.pid == board.client_pid()
+        assert b"NOTIFY_SOCKET" not in Path(f"/proc/{beat.pid}/environ").read_bytes()
+        assert line.recv(100) == b"READY=1\nWATCHDOG=1"
+        assert "takes no releases" in board.log
+        assert " as c0.agent (" not in (found.broker.folder / "log").read_text()
+        assert board.stop() == 0
+        assert not Path(f"/proc/{beat.pid}").exists()
+        assert operator.states.empty()
 
 
 def ledger(folder: Path) -> list[tuple[Any, ...]]:

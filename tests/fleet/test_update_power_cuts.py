@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("cut_update.py")
 IN_MEMORY = Path("/dev/shm")  # where there is one; syncing a disk some ten thousand times takes its time
 
 
-@pytest.mark.parametrize(("story", "deeds"), [("keep", 100), ("return", 110)])
+@pytest.mark.parametrize(("story", "deeds"), [("keep", 200), ("return", 140)])
 def test_an_update_that_is_cut_anywhere_leaves_a_device_that_starts(story: str, deeds: int) -> None:
     """``deeds``: at least what there are."""
     with tempfile.TemporaryDirectory(dir=IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None) as folder:

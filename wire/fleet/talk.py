@@ -81,7 +81,7 @@ class State:
 
     ``release``: the version that runs; 0: what the card was written with. ``stage`` of ``offered`` (a version, 0: none was), of which
     ``have_bytes`` of ``of_bytes`` are here; ``reason`` where it was refused or given up. ``client``: what its process does; ``step`` is the
-    last that it has applied, or -1. ``certificate_until_s``: seconds since 1970. ``rtt_s``: of the client's last step over the line.
+    last that it has applied, or -1. ``certificate_until_s``: seconds since 1970.
     """
 
     token: int = 0
