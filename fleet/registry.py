@@ -162,13 +162,17 @@ class Registry:
 
     def put_into(self, group: str | None, names: Sequence[str]) -> None:
         """``group``: None takes them out of theirs. Raises UsageError: no such device, or a group's name that is taken."""
-        known = {row.name for row in self.devices()}
-        if group is not None and (group == ALL or group in known):
-            raise UsageError(f"`{group}` {'stands for every device' if group == ALL else 'is a device'}; choose another name for the group")
         with self.changing():
+            if group is not None:
+                self.check_group(group)
             for name in names:
                 self.device(name)
                 self._db.execute("UPDATE devices SET grp = ? WHERE name = ?", (group, name))
+
+    def check_group(self, group: str) -> None:
+        """Raises UsageError: a name that means something else."""
+        if group == ALL or group in {row.name for row in self.devices()}:
+            raise UsageError(f"`{group}` {'stands for every device' if group == ALL else 'is a device'}; choose another name for the group")
 
     def device(self, name: str) -> DeviceRow:
         """Raises UsageError for a name that is not known."""

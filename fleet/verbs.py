@@ -58,10 +58,12 @@ def add_device(fleet: Fleet, name: str, *, hours: float, out: Path | None, group
     expires_s = fleet.clock() + hours * 3600
     with fleet.registry() as registry:
         registry.check_free(name)
+        if group is not None:
+            registry.check_group(_check(group))
         write_atomically(path, f"{token}\n".encode(), private=True)  # first: a token that nobody has is better than one that is not known
         registry.add(name, token_digest=token_digest(token), expires_s=expires_s)
         if group is not None:
-            registry.put_into(_check(group), [name])
+            registry.put_into(group, [name])
     print(f"{path}: the token with which `{name}` enrols, once, until {_date(expires_s)}")
 
 

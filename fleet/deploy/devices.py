@@ -39,7 +39,8 @@ def run_devices(fleet: Fleet, names: Sequence[str], *, broker: str | None, wait_
             fresh_s = wait_s + 1.0
         else:
             Screen().say("`cutlayer deploy` is speaking to devices; this is what it has heard")
-        facts = [_facts(row, Releases(registry).seen().get(row.name), now_s=fleet.clock(), fresh_s=fresh_s) for row in rows]
+        seen, now_s = Releases(registry).seen(), fleet.clock()
+    facts = [_facts(row, seen.get(row.name), now_s=now_s, fresh_s=fresh_s) for row in rows]
     if as_json:
         print(json.dumps({"devices": facts}))
     else:
@@ -54,8 +55,9 @@ def _ask(fleet: Fleet, registry: Registry, names: list[str], broker: str | None,
     if url is None:
         raise UsageError("no broker is known here yet; give --broker mqtts://HOST:8883")
     transport = operator_transport(fleet, registry, url)
-    registry.set_setting("broker", url)
     found, unreachable = ask_devices(transport, names, wait_s=wait_s)
+    if not unreachable:
+        registry.set_setting("broker", url)
     at_s = fleet.clock()
     with registry.changing():
         Releases(registry).note(

@@ -45,6 +45,8 @@ def acting(fleet: Fleet) -> Iterator[bool]:
 def operator_transport(fleet: Fleet, registry: Registry, url: str) -> MqttTransport:
     """To the broker at ``url``, with a certificate that is good for weeks. Raises UsageError, StorageError."""
     folder, name = fleet.folder / "operator", registry.operator
+    if name in {row.name for row in registry.devices()}:
+        raise UsageError(f"`{name}` is a device and the operator's name as well; write the broker's folder with another --operator NAME")
     key = _key(folder / "key.pem")
     public = key.public_key()
     newest = registry.newest(name, fingerprint(public))

@@ -32,12 +32,13 @@ _ASKED = 16  # questions of which answers are waited for
 _TIMES = 3  # how often a device may ask for all of its release
 _SLACK_BYTES = 4 << 20
 _IN_VAIN = 3  # offers
+_DOUBLINGS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """``ask_s``: between two questions to one device; ``offer_s``: between two offers to one; ``away_s``: after that long a silence it is
-    not there."""
+    """``ask_s``: between two questions to one device; ``offer_s``: between the first two offers to one, and twice as long after each, for a
+    slow line must not fill with them; ``away_s``: after that long a silence it is not there."""
 
     ask_s: float = 10.0
     offer_s: float = 20.0
@@ -70,6 +71,7 @@ class Peer:
         self._sizes = {file.sha256: file.size_bytes for file in release.files}
         self._asked: dict[int, float] = {}  # since the last offer: when, by token
         self._offered_s = -math.inf
+        self._offer_stands = False  # on this connection of the device, so that it knows of it when it answers
         self._in_vain = 0  # offers, since it last knew of the release
         self._wanted_s = -math.inf
         self._ask_s = -math.inf
@@ -104,6 +106,8 @@ class Peer:
     # ------------------------------------------------------------ what it says
 
     def heard(self, state: State, now_s: float) -> None:
+        if self.state is not None and (state.boot, state.connections) != (self.state.boot, self.state.connections):
+            self._in_vain, self._offer_stands = 0, False  # what was on its way is lost
         self.state, self.heard_s = state, now_s
         asked_s = self._asked.pop(state.token, None)
         if asked_s is not None:
@@ -122,7 +126,7 @@ class Peer:
             self._give_up("returned", f"it has had this release, and runs release {state.release} now; --again makes it anew")
 
     def _judge(self, state: State, *, answers: bool) -> None:
-        """``answers``: to a question asked after the offer."""
+        """``answers``: to a question asked after the offer. Version 0 is refused where its signature does not hold for the device."""
         ours = state.offered == self.release.version
         if ours:
             self._in_vain = 0
@@ -130,8 +134,8 @@ class Peer:
             self.phase = "healthy"
         elif self.phase == "waits":
             return
-        elif ours and state.stage in ("returned", "refused"):
-            if answers and self._offered_s > -math.inf:  # not of an earlier offer of the same
+        elif (ours and state.stage in ("returned", "refused")) or (not state.offered and state.stage == "refused"):
+            if answers and self._offer_stands:  # not of an earlier offer
                 self._give_up("returned" if state.stage == "returned" else "refused", state.reason)
         elif ours and state.stage in ("fetching", "ready", "trial"):
             self.phase = "trial" if state.stage == "trial" else "fetching"
@@ -171,7 +175,7 @@ class Peer:
             return False
         asks = state.stage == "fetching" and now_s - self._wanted_s < self._pace.offer_s
         busy = state.offered == self.release.version and (asks or state.stage in ("ready", "trial"))
-        if busy or now_s - self._offered_s < self._pace.offer_s:
+        if busy or now_s - self._offered_s < self._pace.offer_s * 2 ** min(max(self._in_vain - 1, 0), _DOUBLINGS):
             return False
         if self._in_vain >= _IN_VAIN and state.highest >= self.release.version:
             self._give_up("refused", f"it takes no notice, and has had release {state.highest} before; --again makes this one anew")
@@ -180,7 +184,7 @@ class Peer:
     def offered(self, now_s: float) -> None:
         """The offer has been sent: what was asked before is not answered to it. A question is due at once."""
         self._offered_s, self._ask_s = now_s, -math.inf
-        self._in_vain += 1
+        self._in_vain, self._offer_stands = self._in_vain + 1, True
         self._asked.clear()
 
     def ask_is_due(self, now_s: float) -> bool:
@@ -212,5 +216,6 @@ class Peer:
     def cut(self) -> None:
         """The connection is gone, with all that was on its way."""
         self._flying, self._ask_s, self._offered_s = 0, -math.inf, -math.inf
+        self._in_vain, self._offer_stands = 0, False
         self._asked.clear()
         self._wants.clear()

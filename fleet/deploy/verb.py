@@ -139,11 +139,11 @@ class _Source:
     @classmethod
     def of(cls, path: Path, slicer_of: Callable[[Run], Slicer]) -> _Source:
         if path.is_dir():
-            slices = {each.stem: each for each in sorted(path.glob("*.toml"))}
+            runs = [(each, load_run(each)) for each in sorted(path.glob("*.toml"))]
+            slices = {run.slice.party: each for each, run in runs if run.slice is not None and run.clients}  # servers are not for devices
             if not slices:
                 raise UsageError(f"{path} holds no slices; `cutlayer slice RUN.toml --party NAME --out {path}/NAME.toml` writes one")
-            broker = load_run(next(iter(slices.values()))).broker.url
-            return cls(clients=frozenset(slices), broker=broker, slicer=lambda name, out: _copy(slices[name], out))
+            return cls(clients=frozenset(slices), broker=runs[0][1].broker.url, slicer=lambda name, out: _copy(slices[name], out))
         run = load_run(path)
         if run.slice is not None:
             return cls(clients=frozenset([run.slice.party]), broker=run.broker.url, slicer=lambda name, out: _copy(path, out))

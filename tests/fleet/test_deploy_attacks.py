@@ -141,3 +141,15 @@ def test_what_another_key_has_signed(field: Field, tmp_path: Path) -> None:
     ):
         with pytest.raises(BundleError, match="not signed by a key"):
             load_release(manifest, signature, keys)
+
+
+def test_a_device_that_was_given_another_key(field: Field) -> None:
+    """It cannot say which release it refuses, for it reads nothing of it."""
+
+    def refuses(agent: Agent, release: dict[str, Any]) -> None:
+        agent.offered, agent.stage, agent.reason = 0, "refused", "not signed by a key that this device was given"
+        agent.say()
+
+    with field.agent("c0", on_offer=refuses):
+        assert "stopped: 1 of 1 devices" in field.deploy("--to", "c0").end()
+    assert field.newest("c0").reason == "not signed by a key that this device was given"

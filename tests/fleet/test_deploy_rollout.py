@@ -161,11 +161,26 @@ def test_an_offer_comes_again_until_it_is_taken() -> None:
 def test_who_takes_no_notice_is_given_up() -> None:
     """It has had that number before, as a card that was written anew and keeps to what is newer."""
     found = rollout(peer("c0"))
-    for at in range(4):
-        found.heard("c0", state(highest=7), at * 20.0)
-        assert offered(found, at * 20.0) == (["c0"] if at < 3 else [])
+    times = []
+    for second in range(200):
+        found.heard("c0", state(highest=7), second)
+        times += [second] if offered(found, second) else []
+    assert times == [0, 20, 60]
     assert found.peers["c0"].phase == "refused"
     assert "has had release 7 before; --again" in found.peers["c0"].reason
+
+
+def test_offers_become_rarer_where_none_arrives() -> None:
+    found, times = rollout(peer("c0")), []
+    for second in range(4000):
+        found.heard("c0", state(), second)
+        times += [second] if offered(found, second) else []
+    assert times == [0, 20, 60, 140, 300, 620, 1260, 1900, 2540, 3180, 3820]
+    found.heard("c0", state(connections=2), 3841.0)  # it has come back, and what was on its way is lost
+    assert offered(found, 3841.0) == ["c0"]
+    found.cut()
+    found.heard("c0", state(connections=2), 3842.0)
+    assert offered(found, 3842.0) == ["c0"]
 
 
 def test_everybody_is_asked_now_and_then_and_at_once_after_an_offer() -> None:
@@ -187,6 +202,29 @@ def test_a_refusal_counts_once_it_answers_this_offer() -> None:
     assert found.peers["c0"].phase == "offered"
     answer(found, "c0", 1.0, **old)
     assert (found.peers["c0"].phase, found.peers["c0"].reason) == ("refused", "no room")
+
+
+def test_who_was_given_another_key_refuses_what_it_cannot_read() -> None:
+    found = rollout(peer("c0"))
+    facts = {"offered": 0, "stage": "refused", "reason": "not signed by a key that this device was given"}
+    found.heard("c0", state(**facts), 0.0)  # somebody else's, before
+    assert offered(found, 0.0) == ["c0"]
+    answer(found, "c0", 1.0, **facts)
+    assert (found.peers["c0"].phase, found.peers["c0"].reason) == ("refused", facts["reason"])
+
+
+def test_a_refusal_does_not_count_where_the_offer_may_be_lost() -> None:
+    """The device has connected anew since: what it says now is of what was before."""
+    found = rollout(peer("c0"))
+    old = {"offered": 5, "stage": "refused", "reason": "no room"}
+    found.heard("c0", state(**old), 0.0)
+    assert offered(found, 0.0) == ["c0"]
+    answer(found, "c0", 1.0, connections=2, **old)
+    assert found.peers["c0"].phase == "offered"
+    found.heard("c0", state(connections=2, **old), 20.0)
+    assert offered(found, 20.0) == ["c0"]
+    answer(found, "c0", 21.0, connections=2, **old)
+    assert found.peers["c0"].phase == "refused"
 
 
 def test_after_a_cut_it_is_offered_again_and_nothing_is_on_its_way() -> None:

@@ -97,6 +97,8 @@ def test_a_registry_from_before_there_were_groups(home: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("device add pi-1 --group a/b", "letters, digits"),
+        ("device add pi-1 --group pi-1", "`pi-1` is a device; choose another name for the group"),
         ("device add all", "`all` stands for every device"),
         ("device add operator", "`operator` is the operator's name, who may command every device"),
         ("device group pi-1", "one of the arguments --group --no-group is required"),
