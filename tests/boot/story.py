@@ -21,6 +21,7 @@ class Story:
     token: bytes
     lines: list[str] = field(default_factory=list)
     marks: dict[str, float] = field(default_factory=dict)
+    done: bool = False
 
     def say(self, what: str, *, at_s: float | None = None) -> float:
         """When it was."""
