@@ -39,8 +39,8 @@ test-arm: $(STAMP)
 	$(BIN)/python -m tools.arm_image register
 	$(BIN)/python -m pytest -n 0 -m "" --no-skips --write-page tests/arm
 
-# Whole machines that are flashed, boot, enrol and train, and lose their power; about an hour, and half of that again the first time. Needs
-# no root, but qemu-system-arm, fakeroot, e2fsprogs, dosfstools, mtools, fdisk and mosquitto. Writes its page.
+# Whole machines that are flashed, boot, enrol and train, and lose their power; ten minutes to half an hour. Needs no root, but apt,
+# qemu-system-arm, fakeroot, e2fsprogs, dosfstools, mtools, fdisk and mosquitto. Writes its page.
 test-boot: $(STAMP)
 	$(BIN)/python -m pytest -n 0 -s -m "" --no-skips --write-page tests/boot
 

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from tools.arm_debs import ArmDebs, unpack
 from tools.arm_machine import Machine
@@ -140,11 +141,11 @@ mke2fs -q -t ext4 -L rootfs -d "$2" "$4" "$5"
 """
 
 
-def missing() -> str | None:
-    """What this computer lacks, in one line; None where it has everything."""
+def missing(*, also: Mapping[str, str] = MappingProxyType({})) -> str | None:
+    """What this computer lacks, in one line; None where it has everything. ``also``: further programs, and the packages that have them."""
     if not shutil.which("apt-get"):
         return "apt is missing: this needs Debian or a relative of it, whose apt fetches the packages for arm64"
-    needed = PROGRAMS | ({} if os.geteuid() == 0 else {"fakeroot": "fakeroot"})
+    needed = PROGRAMS | dict(also) | ({} if os.geteuid() == 0 else {"fakeroot": "fakeroot"})
     lacking = sorted({package for name, package in needed.items() if not shutil.which(name, path=SYSTEM_PATH)})
     return f"missing: apt-get install {' '.join(lacking)}" if lacking else None
 

@@ -27,7 +27,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As it would be downloaded."""
-    if (lacking := missing()) is not None:
+    if (lacking := missing(also={MOSQUITTO: "mosquitto"})) is not None:
         pytest.skip(lacking)
     return published(make_disk(), tmp_path_factory.mktemp("published") / "raspios.img")
 

@@ -64,7 +64,7 @@ def trained(story: Story, server: ServerField) -> None:
     story.done = True
 
 
-def test_a_board_boots_enrols_and_trains(desk: Desk, image: Path, stories: list[Story]) -> None:
+def test_a_board_boots_enrols_and_trains(image: Path, desk: Desk, stories: list[Story]) -> None:
     story, run = flashed(desk, image, "board-1", "A board that is left alone")
     stories.append(story)
     try:
@@ -83,7 +83,7 @@ def test_a_board_boots_enrols_and_trains(desk: Desk, image: Path, stories: list[
         story.card.machine.close()
 
 
-def test_a_power_cut_only_delays(desk: Desk, image: Path, stories: list[Story]) -> None:
+def test_a_power_cut_only_delays(image: Path, desk: Desk, stories: list[Story]) -> None:
     """In the installation, while enrolment waits for the operator, in training, and in an update of the client's code."""
     story, run = flashed(desk, image, "board-2", "A board whose power is cut")
     whole_s = stories[0].marks["installed_s"]
