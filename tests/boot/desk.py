@@ -24,6 +24,7 @@ from tools.arm_machine import HOST
 __all__ = ["BATCH", "Desk", "ServerField"]
 
 BATCH = 16
+EPOCH_STEPS = 80  # as many as digits has samples for
 
 
 def cutlayer(*words: str | Path) -> str:
@@ -88,13 +89,13 @@ class Desk:
         keys = {key: str(self.folder / f"identity/{key}.pem") for key in ("ca", "cert", "key")}
         table: dict[str, Any] = {
             "name": device,
-            "epochs": 1,
+            "epochs": -(-steps // EPOCH_STEPS),
             "batch_size": BATCH,
             "checkpoint_every": 5,
             "model": {"build": "digits-cnn", "cut": ["pool1"]},
             "optimizer": {"kind": "sgd", "lr": 0.02, "momentum": 0.9},
             "codec": {"forward": "int8", "backward": "int8"},
-            "data": self.data | {"limit": BATCH * steps, "test": {"limit": 64}},
+            "data": self.data | {"limit": BATCH * min(steps, EPOCH_STEPS), "test": {"limit": 64}},
             "clients": [{"name": device, "threads": 1}],
             "server": {"threads": 1},
             "broker": {"url": f"mqtts://127.0.0.1:{self.broker_port}", **keys},
@@ -110,6 +111,23 @@ class Desk:
         what = ["--run", self.folder / device / "run.toml", "--wheels", self.folder / "wheels"]
         cutlayer("flash", "--image", image, "--device", device, *where, *what, "--out", out)
         return out
+
+    @contextlib.contextmanager
+    def deploying(self, device: str, *wheels: str) -> Iterator[subprocess.Popen[bytes]]:
+        """``cutlayer deploy`` of the device's bundle and of these packages as its code; it says in deploy.log how that goes."""
+        mine = self.folder / device
+        where = ["--fleet", self.fleet, "--broker", f"mqtts://{HOST}:{self.broker_port}", "--via", f"mqtts://127.0.0.1:{self.broker_port}"]
+        code = [word for name in wheels for word in ("--code", next((self.folder / "wheels").glob(f"{name}-*.whl")))]
+        words = [mine / "bundle", "--to", device, "--run", mine / "run.toml", *where, *code, "--hours", "1"]
+        with open(self.folder / "deploy.log", "wb") as out:
+            command = [sys.executable, "-m", "cutlayer", "deploy", *map(str, words)]
+            process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
     @contextlib.contextmanager
     def broker(self, *runs: Path) -> Iterator[Broker]:

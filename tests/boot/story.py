@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, field
 
 from tests.boot.card import Card
@@ -38,6 +39,9 @@ class Story:
     def power_on(self, why: str = "power on") -> float:
         self.card.power_on()
         return self.say(why)
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def ended(self, what: str) -> float:
         """Wait until the system has ended or restarts."""

@@ -14,7 +14,7 @@ from tests.fleet.fleets import until
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(7200)]
 HOME = "/var/lib/cutlayer"
 INSTALL_LOG = "/var/log/cutlayer-install.log"
-STEPS = {"board-1": 20, "board-2": 80}
+STEPS = {"board-1": 20, "board-2": 2400}  # the second one's are enough for an update meanwhile
 PATIENCE_S = 1800.0
 CUTS = (0.4, 0.8)  # of the time that the first board's installation took
 
@@ -84,7 +84,7 @@ def test_a_board_boots_enrols_and_trains(image: Path, desk: Desk, stories: list[
 
 
 def test_a_power_cut_only_delays(image: Path, desk: Desk, stories: list[Story]) -> None:
-    """In the installation, while enrolment waits for the operator, and in training."""
+    """In the installation, while enrolment waits for the operator, in training, and in an update of the client's code."""
     story, run = flashed(desk, image, "board-2", "A board whose power is cut")
     whole_s = stories[0].marks["installed_s"]
     stories.append(story)
@@ -94,6 +94,7 @@ def test_a_power_cut_only_delays(image: Path, desk: Desk, stories: list[Story]) 
             cut_in_installation(story, whole_s)
             cut_in_enrolment(story)
             cut_in_training(story, server)
+            cut_in_update(story, desk)
             trained(story, server)
     finally:
         story.card.machine.close()
@@ -129,3 +130,20 @@ def cut_in_training(story: Story, server: ServerField) -> None:
     story.cut("in training")
     story.power_on()
     await_steps(story, server, 40)
+
+
+def cut_in_update(story: Story, desk: Desk) -> None:
+    """The client's own wheel and numpy's come as a release: the power goes while they come, and again while it is on trial."""
+    with desk.deploying(story.card.image.stem, "cutlayer", "numpy") as deploy:
+        story.say("operator: cutlayer deploy, with new code")
+        story.see("agent: release 1: offered")
+        story.wait(3.0)
+        story.cut("while the release's files come")
+        story.power_on()
+        story.see("agent: release 1: on trial")
+        story.cut("while the release is on trial")
+        story.power_on()
+        story.see("agent: release 1: healthy")
+        assert deploy.wait(PATIENCE_S) == 0
+    said = (desk.folder / "deploy.log").read_text().splitlines()
+    story.say(f"operator: {said[-1]}")
