@@ -20,6 +20,7 @@ from tests.brokers import Broker, free_port, mosquitto_as_written
 from tests.e2e.field import REPOSITORY, Field
 from tests.fleet.fleets import until
 from tools.arm_machine import HOST
+from wire.runfile import load_run
 
 __all__ = ["BATCH", "Desk", "ServerField"]
 
@@ -115,10 +116,10 @@ class Desk:
     @contextlib.contextmanager
     def deploying(self, device: str, *wheels: str) -> Iterator[subprocess.Popen[bytes]]:
         """``cutlayer deploy`` of the device's bundle and of these packages as its code; it says in deploy.log how that goes."""
-        mine = self.folder / device
+        run = self.folder / device / "run.toml"
         where = ["--fleet", self.fleet, "--broker", f"mqtts://{HOST}:{self.broker_port}", "--via", f"mqtts://127.0.0.1:{self.broker_port}"]
         code = [word for name in wheels for word in ("--code", next((self.folder / "wheels").glob(f"{name}-*.whl")))]
-        words = [mine / "bundle", "--to", device, "--run", mine / "run.toml", *where, *code, "--hours", "1"]
+        words = [load_run(run).bundles, "--to", device, "--run", run, *where, *code, "--hours", "1"]
         with open(self.folder / "deploy.log", "wb") as out:
             command = [sys.executable, "-m", "cutlayer", "deploy", *map(str, words)]
             process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
