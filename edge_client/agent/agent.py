@@ -33,6 +33,7 @@ __all__ = ["Agent"]
 _TURN_S = 1.0
 _SAYS_EVERY_S = 5.0  # while a release is coming
 _DISK_REST_S = 30.0
+_ALIVE_EVERY_S = 10.0
 _LOOK_EVERY_S = 10.0  # whether the certificate has come
 
 
@@ -44,12 +45,13 @@ class Agent:
         self, home: Path, *, name: str, run_dir: Path, patience: Patience | None = None, say: Callable[[str], None] = print
     ) -> None:
         self._home, self._name, self._say = home, name, say
+        self._alive_s = time.monotonic()
         keys = self._keys(home / "deploy.pub")
         if not (home / "releases").is_dir():
             raise UsageError(f"there is no {home / 'releases'}; set this device up with `cutlayer flash`")
         with storage_errors(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
-        self._shelf = Shelf(home / "releases", name=name, keys=keys)
+        self._shelf = Shelf(home / "releases", name=name, keys=keys, alive=self._alive)
         self._updates = Updates(self._shelf, name=name, check=lambda launch: check_release(launch, name=name), say=say)
         self._watch = Watch(self._updates, name=name, heartbeat=run_dir / "heartbeat.json", patience=patience or Patience(), say=say)
         self._line = Line(name, wake=self._wake, say=say) if keys else None
@@ -79,6 +81,13 @@ class Agent:
 
     def _wake(self) -> None:
         self._bell.put(None)
+
+    def _alive(self) -> None:
+        """In what takes long, as hashing a release on a slow card does."""
+        now_s = time.monotonic()
+        if now_s - self._alive_s > _ALIVE_EVERY_S:
+            self._alive_s = now_s
+            notify("WATCHDOG=1")
 
     # ------------------------------------------------------------ the loop
 

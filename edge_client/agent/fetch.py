@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_client.agent.shelf import Shelf, sha256_of
+from edge_client.agent.shelf import Shelf
 from wire.errors import BundleError
 from wire.files import storage_errors
 from wire.fleet.release import Release, ReleaseFile
@@ -82,7 +82,7 @@ class Fetch:
         places = [self._folder / path for path in twins] + [self._shelf.at(version) / file.path for version in self._shelf.versions()]
         for place in places:
             try:
-                if place.stat().st_size != file.size_bytes or sha256_of(place) != file.sha256:
+                if place.stat().st_size != file.size_bytes or self._shelf.sha256(place) != file.sha256:
                     continue
             except OSError:
                 continue
@@ -177,7 +177,7 @@ class Fetch:
     def _named(self, file: ReleaseFile, part: Path) -> bool:
         """Give a part its name, if it is the file."""
         with storage_errors(part):
-            if sha256_of(part) != file.sha256:
+            if self._shelf.sha256(part) != file.sha256:
                 return False
             with open(part, "r+b") as written:
                 os.fsync(written.fileno())

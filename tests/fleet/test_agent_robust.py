@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge_client.agent.shelf import NotNow, Shelf
 from edge_client.heartbeat import read_beat
+from tests.fleet import cut_update
 from tests.fleet.operator_peer import frame
 from wire.errors import FrameError
 from wire.fleet.talk import decode_message
@@ -56,3 +61,41 @@ def test_a_state_that_could_not_be_kept_is_passed_over(lie: dict[str, Any]) -> N
     assert decode_message(frame(1, json.dumps(STATE | {"digest": "0" * 64}).encode()))
     with pytest.raises(FrameError):
         decode_message(frame(1, json.dumps(STATE | lie).encode()))
+
+
+# ------------------------------------------------------------ what may be on a disk
+
+
+def test_long_work_says_that_it_lives(tmp_path: Path) -> None:
+    """Each piece of a file, and each file of a wheel that is compared."""
+    cut_update.prepare(tmp_path)
+    release = cut_update.whole(2, version=2)
+    folder = tmp_path / "releases/2"
+    for path, data in release.files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    (folder / "manifest").write_bytes(release.manifest)
+    (folder / "signature").write_bytes(release.signature)
+    words: list[int] = []
+    shelf = Shelf(tmp_path / "releases", name="pi-1", keys=[cut_update.KEY.public_key()], alive=lambda: words.append(1))
+    assert shelf.check(2) is not None
+    assert len(words) == len(release.files) + 3
+
+
+def test_what_says_nothing_of_the_disk_is_no_damage(tmp_path: Path) -> None:
+    """Too many open files, as one example."""
+    cut_update.prepare(tmp_path)
+    updates = cut_update.device(tmp_path)
+    held, old = [], resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, old[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(NotNow):
+            updates.begin_launch()
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
+    assert updates.begin_launch().version == 1
