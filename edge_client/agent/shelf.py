@@ -15,7 +15,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,7 @@ from wire.fleet.release import RUN_FILE, SIGNATURE_BYTES, WHEELS, Release, Relea
 from wire.limits import LIMITS
 from wire.parse import parse, plain, whole
 
-__all__ = ["Books", "Launch", "NotNow", "Shelf", "load_deploy_keys", "sync_tree"]
+__all__ = ["Books", "Launch", "NotNow", "Shelf", "load_deploy_keys", "restored", "sync_tree"]
 
 _PIECE_BYTES = 1 << 20
 _BOOKS_BYTES = 1 << 14
@@ -44,7 +44,8 @@ _VERSIONS = 1 << 31
 class Books:
     """``current`` runs, or ``previous`` does again if it fails its ``trial``, whose ``launches`` are counted. ``highest``: the newest
     version that was ever taken on; none below it is. ``settled``: the newest that was ever switched to, or given up: it is not tried again.
-    ``floor``: nothing below runs. ``failed``: the version that was given up last, as ``verdict`` says, for ``reason``."""
+    ``digest``: SHA-256 in hex of the manifest of ``highest``; empty where that is not known. ``floor``: nothing below runs. ``failed``: the
+    version that was given up last, as ``verdict`` says, for ``reason``."""
 
     current: int = 0
     previous: int = 0
@@ -56,8 +57,11 @@ class Books:
     failed: int = 0
     verdict: Literal["", "returned", "refused"] = ""
     reason: str = ""
+    digest: str = ""
 
     def __post_init__(self) -> None:
+        for text in (self.reason, self.digest):
+            text.encode()
         for number in (self.current, self.previous, self.launches, self.highest, self.settled, self.floor, self.failed):
             whole(number, below=_VERSIONS)
 
@@ -74,6 +78,17 @@ class Launch:
         return self.folder / "site" if (self.folder / "site").is_dir() else None
 
 
+def restored(whole: Mapping[int, Release]) -> Books:
+    """The books of a device that has lost them, from the signed releases that are whole on its disk: the newest one runs, on trial where
+    there is one to go back to. Their minimum holds, or a damaged file would bring back what is not to run any more."""
+    if not whole:
+        return Books()
+    newest = max(whole)
+    before = max((version for version in whole if version != newest), default=0)
+    floor = max(release.minimum for release in whole.values())
+    return Books(current=newest, previous=before, trial=before >= floor, highest=newest, settled=newest, floor=floor)
+
+
 class NotNow(StorageError):
     """The system lacks something for the moment. Nothing is known of the disk."""
 
@@ -88,12 +103,17 @@ class Shelf:
     # ------------------------------------------------------------ the books
 
     def load(self) -> Books | None:
-        """None where there are none, or none that can be read."""
-        try:
-            with open(self._books, "rb") as file:
-                return parse(Books, json.loads(file.read(_BOOKS_BYTES)), where="", error=UsageError)
-        except (OSError, ValueError, RecursionError, UsageError):
-            return None
+        """None where there are none, or none that can be read. Raises NotNow."""
+        for _ in range(_TRIES):
+            try:
+                with open(self._books, "rb") as file:
+                    return parse(Books, json.loads(file.read(_BOOKS_BYTES)), where="", error=UsageError)
+            except (ValueError, RecursionError, UsageError):
+                return None
+            except OSError as exc:
+                if (passing := _passing(exc, self._books)) is not None:
+                    raise passing from exc
+        return None
 
     def save(self, books: Books) -> None:
         """Raises StorageError."""
@@ -203,6 +223,12 @@ class Shelf:
                 found.update(piece)
                 self._alive()
         return found.hexdigest()
+
+    def coming_bytes(self) -> int:
+        """Of what has come of releases that are not whole yet. Raises StorageError."""
+        with storage_errors(self.folder):
+            folders = [self.coming(version) for version in self.versions(coming=True)]
+            return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
     def free_bytes(self) -> int:
         """Raises StorageError."""
