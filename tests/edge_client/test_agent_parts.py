@@ -25,7 +25,7 @@ from edge_client.agent.notify import notify
 from edge_client.agent.offers import check_offer
 from edge_client.agent.shelf import Books, load_deploy_keys
 from edge_client.agent.wheels import mend_site, unpack_wheels
-from edge_client.external import check_no_external_data
+from edge_client.external import check_file, check_no_external_data
 from edge_client.heartbeat import Heartbeat, read_beat
 from wire.errors import BundleError, UsageError
 from wire.fleet.release import Release, ReleaseFile
@@ -118,6 +118,21 @@ def test_what_is_no_graph_is_refused_and_breaks_nothing() -> None:
             check_no_external_data(bytes(noise), what="x.onnx")
         except BundleError:
             continue
+
+
+def test_a_graph_on_the_disk_is_seen_as_it_is_in_memory(tmp_path: Path) -> None:
+    """Across the pages that are read of it, and where it ends early."""
+    path, far = tmp_path / "x.onnx", helper.make_tensor("w", TensorProto.FLOAT, [50_000], np.zeros(50_000, np.float32).tobytes(), raw=True)
+    path.write_bytes(model(GraphProto(name="g", initializer=[far, far])).SerializeToString())
+    check_file(path, what="x.onnx")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(BundleError, match="is not an ONNX file"):
+        check_file(path, what="x.onnx")
+    path.write_bytes(model(GraphProto(name="g", initializer=[far, elsewhere()])).SerializeToString())
+    with pytest.raises(BundleError, match="keeps a tensor in another file"):
+        check_file(path, what="x.onnx")
+    path.write_bytes(b"")
+    check_file(path, what="x.onnx")
 
 
 # ------------------------------------------------------------ wheels

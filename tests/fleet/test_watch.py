@@ -16,12 +16,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_client.agent.client import check_release
-from edge_client.agent.shelf import Shelf
+from edge_client.agent.shelf import Launch, Shelf
 from edge_client.agent.updates import Updates
 from edge_client.agent.watch import Patience, Watch
 from edge_client.heartbeat import read_beat
 from tests.fleet.fleets import until
 from tests.fleet.operator_peer import signed
+from wire.errors import BundleError
 from wire.fleet.talk import Chunk, Offer
 
 KEY = Ed25519PrivateKey.generate()
@@ -116,6 +117,32 @@ def test_a_client_that_is_killed_is_started_again(device: Device) -> None:
     device.turn_until(
         lambda: device.runs == "v0" and (beat := read_beat(device.heartbeat)) is not None and beat.pid != first.pid, "another"
     )
+
+
+def test_what_a_client_has_started_ends_with_it(device: Device, tmp_path: Path) -> None:
+    helper = "import subprocess\npid = subprocess.Popen(['sleep', '600']).pid\n"
+    helper += "from pathlib import Path\nPath(os.environ['CUTLAYER_HEARTBEAT'] + '.helper').write_text(str(pid))\n"
+    device.install(1, helper + SOUND)
+    device.turn_until(lambda: device.runs == "v1", "the client")
+    pid = int((tmp_path / "heartbeat.json.helper").read_text())
+    device.watch.kill()
+    status = Path(f"/proc/{pid}/stat")
+    until(lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z" or None, "its end")
+
+
+def test_who_only_looks_goes_before_the_client(device: Device, tmp_path: Path) -> None:
+    """Where memory runs out; as the system has it."""
+    folder = tmp_path / "looked"
+    code = "import pathlib, sys, time\ntime.sleep(0.5)\nsys.exit('score ' + pathlib.Path('/proc/self/oom_score_adj').read_text())\n"
+    (folder / "site/edge_client").mkdir(parents=True)
+    (folder / "site/edge_client/__init__.py").write_text("")
+    (folder / "site/edge_client/__main__.py").write_text(code)
+    (folder / "run.toml").write_text("[slice]\nbase = '/srv'\n")
+    with pytest.raises(BundleError, match="score 800"):
+        list(map(time.sleep, check_release(Launch(version=1, folder=folder), name="pi-1")))
+    beat = read_beat(device.heartbeat)
+    assert beat is not None
+    assert Path(f"/proc/{beat.pid}/oom_score_adj").read_text().strip() == "500"
 
 
 def test_a_release_that_lives_is_kept(device: Device) -> None:
