@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import resource
+import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge_client.agent.agent import Agent
 from edge_client.agent.shelf import Launch, NotNow, Shelf
 from edge_client.agent.updates import Updates
 from edge_client.heartbeat import read_beat
 from tests.fleet import cut_update
+from tests.fleet.fleets import until
 from tests.fleet.operator_peer import Signed, frame, signed
+from tests.fleet.test_watch import SOUND, pack
 from wire.errors import BundleError, FrameError
 from wire.fleet.talk import Chunk, Offer, decode_message
 
@@ -258,3 +264,34 @@ def test_a_wheel_that_nobody_can_open_does_not_keep_the_agent_from_starting(tmp_
     assert updates.progress.stage == "refused"
     assert "zip file version 9.9" in updates.progress.reason
     assert cut_update.device(tmp_path).begin_launch().version == 1
+
+
+# ------------------------------------------------------------ the loop
+
+
+def test_the_loop_outlives_what_nobody_thought_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, a log that fails in the middle of starting the client: it is found, looked after, and ended in the end."""
+    (tmp_path / "releases/0").mkdir(parents=True)
+    (tmp_path / "releases/0/run.toml").write_text("x = 1\n")
+    with zipfile.ZipFile(io.BytesIO(pack("v0", SOUND))) as wheel:
+        wheel.extractall(tmp_path / "venv")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "venv"))
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if text.endswith("is started"):
+            raise KeyError("surprise")
+
+    agent = Agent(tmp_path, name="pi-1", run_dir=tmp_path / "run", say=say)
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    try:
+        beat = until(lambda: read_beat(tmp_path / "run/heartbeat.json"), "the client")
+        until(lambda: True if any("cannot be looked after: KeyError: 'surprise'" in line for line in said) else None, "a word about it")
+    finally:
+        agent.stop()
+        thread.join(30)
+    assert not thread.is_alive()
+    assert not Path(f"/proc/{beat.pid}").exists()
+    assert said.count("the client of release 0 is started") == 1

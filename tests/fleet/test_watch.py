@@ -62,7 +62,7 @@ class Device:
         self.updates = Updates(shelf, name="pi-1", check=lambda launch: check_release(launch, name="pi-1"), say=self.said.append)
         heartbeat = folder / "heartbeat.json"
         self.watch = Watch(self.updates, name="pi-1", heartbeat=heartbeat, patience=patience, say=self.said.append)
-        self.heartbeat, self.line_up = heartbeat, True
+        self.heartbeat, self.line_up, self.reached = heartbeat, True, True
 
     def install(self, version: int, body: str) -> None:
         wheel = pack(f"v{version}", body)
@@ -80,7 +80,7 @@ class Device:
                 piece = by_hash[want.sha256][want.offset : want.offset + want.count_bytes]
                 self.updates.take(Chunk(sha256=want.sha256, offset=want.offset, data=piece), time.monotonic())
             self.updates.step()
-            self.watch.turn(line_up=self.line_up)
+            self.watch.turn(line_up=self.line_up, reached=self.reached)
             return True if wanted() else None
 
         until(look, what)
@@ -188,6 +188,20 @@ def test_time_without_the_line_does_not_count_against_a_release(device: Device) 
     device.install(1, "while number < 40: say(); time.sleep(0.05)\n" + SOUND)
     device.turn_until(lambda: device.updates.progress.stage != "trial", "an end")
     assert device.updates.progress.stage == "healthy"
+
+
+@pytest.mark.parametrize("body", [SOUND, "say(linked=True, over=True); sys.exit(0)"])
+def test_a_release_at_whose_broker_the_agent_is_not_let_in(device: Device, body: str) -> None:
+    """The line to where it was before may be down by then."""
+    device.reached, device.line_up = False, False
+    device.watch.patience = replace(QUICK, health_s=1.0)
+    device.install(1, body)
+    device.turn_until(lambda: device.updates.progress.stage != "trial", "an end")
+    assert device.updates.progress.stage == "returned"
+    assert "the client reaches its broker, and the agent does not" in device.updates.progress.reason
+    device.reached = True
+    device.install(2, body)
+    device.turn_until(lambda: device.updates.progress.stage == "healthy", "healthy")
 
 
 def test_a_client_that_computes_is_left_alone_for_long_and_not_for_ever(device: Device) -> None:
