@@ -251,7 +251,7 @@ class Agent:
 
     def _certificate_until_s(self) -> float:
         """Of the agent's certificate; 0: it cannot be read."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(Exception):  # of x509, some are of no kind
             if self._used is not None and self._used.cert is not None:
                 data = Path(self._used.cert).read_bytes()[: LIMITS.enrolment_bytes]
                 return min(x509.load_pem_x509_certificate(data).not_valid_after_utc.timestamp(), END_OF_TIME_S - 1)

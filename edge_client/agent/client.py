@@ -60,7 +60,7 @@ def check_release(launch: Launch, *, name: str) -> Iterator[float]:
             start_new_session=True,
         )
     _goes_first(process, _CHECK_OOM_SCORE)
-    said = _Said(process, tell=False)
+    said = _listened(process, tell=False)
     until_s = time.monotonic() + _CHECK_S
     try:
         while process.poll() is None:
@@ -127,6 +127,15 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def _listened(process: subprocess.Popen[bytes], *, tell: bool) -> _Said:
+    """Raises StorageError where there is no room for one more thread; nobody would know of the process then, so it is ended."""
+    try:
+        return _Said(process, tell=tell)
+    except RuntimeError as exc:
+        _kill(process)
+        raise StorageError(f"cannot listen to a client: {exc}; it is tried again") from exc
+
+
 class Client:
     """One start of the client. ``heartbeat``: the file that it is to write."""
 
@@ -145,7 +154,7 @@ class Client:
                 start_new_session=True,
             )
         _goes_first(self._process, _OOM_SCORE)
-        self._said = _Said(self._process, tell=True)
+        self._said = _listened(self._process, tell=True)
 
     @property
     def exit_code(self) -> int | None:

@@ -17,17 +17,14 @@ from typing import Literal
 from edge_client.agent.fetch import Fetch
 from edge_client.agent.offers import Progress, check_offer
 from edge_client.agent.shelf import Books, Launch, NotNow, Shelf, restored, sync_tree
-from edge_client.agent.wheels import unpack_wheels
 from wire.errors import BundleError, CutlayerError, StorageError
 from wire.files import storage_errors
-from wire.fleet.release import WHEELS, Release, load_release
+from wire.fleet.release import Release, load_release
 from wire.fleet.talk import REASON_CHARS, Chunk, Offer, Want
 
 __all__ = ["LAUNCHES", "Updates"]
 
 LAUNCHES = 3  # of a release on trial
-_IDLE_S = 1.0
-_ROUNDS = 4  # of comparing a release with the disk, and fetching what is not there
 
 
 class Updates:
@@ -257,19 +254,7 @@ class Updates:
     def _whole_work(self, fetch: Fetch) -> Iterator[float]:
         """From what is here already to a folder of its own. Raises CutlayerError."""
         version, folder = fetch.release.version, self._shelf.coming(fetch.release.version)
-        for _ in range(_ROUNDS):
-            yield from fetch.plan()
-            if fetch.done:
-                break
-            while not fetch.done:
-                yield _IDLE_S  # and then once more against the disk
-        else:
-            raise StorageError("the disk does not keep what is written to it; look at it before you deploy again")
-        self._shelf.remove(folder / "site")
-        wheels = [folder / file.path for file in fetch.release.files if file.path.startswith(WHEELS)]
-        if wheels:
-            yield from unpack_wheels(wheels, folder / "site")
-        sync_tree(folder)
+        yield from fetch.whole()
         yield from self._check(Launch(version=version, folder=folder))
         if version in self._shelf.versions():
             self._shelf.remove(self._shelf.at(version))  # the same one, damaged

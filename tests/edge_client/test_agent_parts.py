@@ -333,7 +333,15 @@ def test_the_broker_of_a_release(tmp_path: Path) -> None:
         str(tmp_path / "keys/agent.pem"),
         str(tmp_path / "keys/key.pem"),
     )
-    for text in ('[broker]\nurl = "mqtt://b.example"\n', "[broker]\nurl = 3\n", "broker = 3\n", "[", ""):
+    for text in (
+        '[broker]\nurl = "mqtt://b.example"\n',
+        "[broker]\nurl = 3\n",
+        "broker = 3\n",
+        "[",
+        "",
+        "x = " + "[" * 5000,
+        BROKER.replace("keys/cert", "~nobody-at-all/cert"),
+    ):
         run.write_text(text)
         assert agent_broker(run) is None
     run.unlink()
