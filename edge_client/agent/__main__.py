@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -52,7 +53,8 @@ def _run(home: Path, name: str, patience: Patience) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"agent: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # nobody listens: no reason to end
+        print(f"agent: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_client.agent.shelf import Launch
-from edge_client.external import check_no_external_data
+from edge_client.external import check_file
 from edge_client.heartbeat import ENVIRONMENT, Beat, read_beat
 from wire.errors import BundleError, StorageError
 from wire.files import storage_errors
@@ -33,6 +33,7 @@ __all__ = ["Client", "check_release"]
 
 _CHECK_S = 600.0  # a slow board, whose client goes on training meanwhile
 _LINE_CHARS = 300
+_CHECK_OOM_SCORE = "800"  # and before it who only looks at a release beside it
 _OOM_SCORE = "500"  # of -1000 to 1000: where memory runs out it is the client that goes, not who starts it again
 
 
@@ -44,7 +45,10 @@ def check_release(launch: Launch, *, name: str) -> Iterator[float]:
     for path in sorted((launch.folder / BUNDLE).rglob("*.onnx")):
         if path.stat().st_size > LIMITS.graph_bytes:
             raise BundleError(f"{path.relative_to(launch.folder)} is larger than the limit of {LIMITS.graph_bytes} bytes")
-        check_no_external_data(path.read_bytes(), what=str(path.relative_to(launch.folder)))
+        try:
+            check_file(path, what=str(path.relative_to(launch.folder)))
+        except OSError as exc:
+            raise StorageError(f"cannot read {path}: {exc.strerror or exc}") from exc
         yield 0.0
     with storage_errors(launch.folder):
         process = subprocess.Popen(
@@ -53,8 +57,10 @@ def check_release(launch: Launch, *, name: str) -> Iterator[float]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            start_new_session=True,
         )
-    said = _Said(process, tell=False)
+    _goes_first(process, _CHECK_OOM_SCORE)
+    said = _listened(process, tell=False)
     until_s = time.monotonic() + _CHECK_S
     try:
         while process.poll() is None:
@@ -64,8 +70,7 @@ def check_release(launch: Launch, *, name: str) -> Iterator[float]:
                 )
             yield 0.1
     finally:
-        process.kill()
-        process.wait()
+        _kill(process)
         said.join()
     if process.returncode:
         reason = said.last.removeprefix("cutlayer: error: ").replace(f"{launch.folder}/", "")
@@ -108,6 +113,29 @@ def _environment(launch: Launch, heartbeat: Path | None = None) -> dict[str, str
     )
 
 
+def _goes_first(process: subprocess.Popen[bytes], score: str) -> None:
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text(score)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With its session: until it is waited for, no other has its number."""
+    if process.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+    process.wait()
+
+
+def _listened(process: subprocess.Popen[bytes], *, tell: bool) -> _Said:
+    """Raises StorageError where there is no room for one more thread; nobody would know of the process then, so it is ended."""
+    try:
+        return _Said(process, tell=tell)
+    except RuntimeError as exc:
+        _kill(process)
+        raise StorageError(f"cannot listen to a client: {exc}; it is tried again") from exc
+
+
 class Client:
     """One start of the client. ``heartbeat``: the file that it is to write."""
 
@@ -125,9 +153,8 @@ class Client:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{self._process.pid}/oom_score_adj").write_text(_OOM_SCORE)
-        self._said = _Said(self._process, tell=True)
+        _goes_first(self._process, _OOM_SCORE)
+        self._said = _listened(self._process, tell=True)
 
     @property
     def exit_code(self) -> int | None:
@@ -159,9 +186,8 @@ class Client:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it, and gone when this returns."""
-        self._process.kill()
-        self._process.wait()
+        """End it and all that it has started; gone when this returns."""
+        _kill(self._process)
         self._said.join()
 
 

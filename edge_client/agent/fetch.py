@@ -12,16 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_client.agent.shelf import Shelf, sha256_of
-from wire.errors import BundleError
+from edge_client.agent.shelf import Shelf, sync_tree
+from edge_client.agent.wheels import unpack_wheels
+from wire.errors import BundleError, StorageError
 from wire.files import storage_errors
-from wire.fleet.release import Release, ReleaseFile
+from wire.fleet.release import WHEELS, Release, ReleaseFile
 from wire.fleet.talk import Chunk, Want
 from wire.limits import LIMITS
 
 __all__ = ["FIRST_PATIENCE_S", "LONGEST_PATIENCE_S", "Fetch"]
 
 FIRST_PATIENCE_S, LONGEST_PATIENCE_S = 20.0, 600.0  # without any piece, until all is asked for again
+_IDLE_S = 1.0
+_ROUNDS = 4  # of comparing a release with the disk, and fetching what is not there
 _OUTSTANDING = 6  # questions
 _SPOILT = 3  # times that a whole file has another hash, until the release is given up
 
@@ -57,6 +60,22 @@ class Fetch:
             return 0
         return self.release.size_bytes - sum(each.file.size_bytes - each.have_bytes for each in self._missing.values())
 
+    def whole(self) -> Iterator[float]:
+        """Until the folder holds all of it on the disk, wheels unpacked in site/. Raises BundleError for an unsound wheel, StorageError."""
+        for _ in range(_ROUNDS):
+            yield from self.plan()
+            if self.done:
+                break
+            while not self.done:
+                yield _IDLE_S  # and then once more against the disk
+        else:
+            raise StorageError("the disk does not keep what is written to it; look at it before you deploy again")
+        self._shelf.remove(self._folder / "site")
+        wheels = [self._folder / file.path for file in self.release.files if file.path.startswith(WHEELS)]
+        if wheels:
+            yield from unpack_wheels(wheels, self._folder / "site")
+        sync_tree(self._folder)
+
     # ------------------------------------------------------------ what is here already
 
     def plan(self) -> Iterator[float]:
@@ -82,7 +101,7 @@ class Fetch:
         places = [self._folder / path for path in twins] + [self._shelf.at(version) / file.path for version in self._shelf.versions()]
         for place in places:
             try:
-                if place.stat().st_size != file.size_bytes or sha256_of(place) != file.sha256:
+                if place.stat().st_size != file.size_bytes or self._shelf.sha256(place) != file.sha256:
                     continue
             except OSError:
                 continue
@@ -177,7 +196,7 @@ class Fetch:
     def _named(self, file: ReleaseFile, part: Path) -> bool:
         """Give a part its name, if it is the file."""
         with storage_errors(part):
-            if sha256_of(part) != file.sha256:
+            if self._shelf.sha256(part) != file.sha256:
                 return False
             with open(part, "r+b") as written:
                 os.fsync(written.fileno())

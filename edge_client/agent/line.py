@@ -38,13 +38,17 @@ def agent_broker(run_file: Path) -> BrokerConfig | None:
     Of the run file only ``[broker]`` is read, and of that what is known here: the rest may be of a newer Cutlayer than the agent's.
     """
     try:
-        if run_file.stat().st_size > LIMITS.run_file_bytes:
-            return None
-        table = tomllib.loads(run_file.read_text(encoding="utf-8")).get("broker", {})
-        known = {field.name for field in fields(BrokerConfig)}
-        broker = parse(BrokerConfig, {key: value for key, value in table.items() if key in known}, where="broker", error=UsageError)
-    except (OSError, ValueError, AttributeError, UsageError):
+        return _agent_broker(run_file)
+    except Exception:  # noqa: BLE001 - it may hold anything, and is looked at with each turn: nested too deep, a home of nobody
         return None
+
+
+def _agent_broker(run_file: Path) -> BrokerConfig | None:
+    if run_file.stat().st_size > LIMITS.run_file_bytes:
+        return None
+    table = tomllib.loads(run_file.read_text(encoding="utf-8")).get("broker", {})
+    known = {field.name for field in fields(BrokerConfig)}
+    broker = parse(BrokerConfig, {key: value for key, value in table.items() if key in known}, where="broker", error=UsageError)
     if not broker.tls or broker.cert is None:
         return None
     certificate = _below(run_file.parent, broker.cert).with_name(AGENT_CERTIFICATE)

@@ -11,10 +11,11 @@ Nothing here moves by itself: ``edge_client.agent.updates`` decides.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,17 +24,18 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from edge_client.agent.wheels import check_site, unpack_wheels
-from wire.errors import BundleError, StorageError, UsageError
+from edge_client.agent.wheels import mend_site
+from wire.errors import BundleError, CutlayerError, StorageError, UsageError
 from wire.files import storage_errors, sync_folder, write_atomically
 from wire.fleet.release import RUN_FILE, SIGNATURE_BYTES, WHEELS, Release, ReleaseFile, load_release
 from wire.limits import LIMITS
 from wire.parse import parse, plain, whole
 
-__all__ = ["Books", "Launch", "Shelf", "load_deploy_keys", "sha256_of", "sync_tree"]
+__all__ = ["Books", "Launch", "NotNow", "Shelf", "load_deploy_keys", "restored", "sync_tree"]
 
 _PIECE_BYTES = 1 << 20
 _BOOKS_BYTES = 1 << 14
+_TRIES = 3  # where a disk fails to read
 _END = "-----END PUBLIC KEY-----"
 _VERSIONS = 1 << 31
 
@@ -42,7 +44,8 @@ _VERSIONS = 1 << 31
 class Books:
     """``current`` runs, or ``previous`` does again if it fails its ``trial``, whose ``launches`` are counted. ``highest``: the newest
     version that was ever taken on; none below it is. ``settled``: the newest that was ever switched to, or given up: it is not tried again.
-    ``floor``: nothing below runs. ``failed``: the version that was given up last, as ``verdict`` says, for ``reason``."""
+    ``digest``: SHA-256 in hex of the manifest of ``highest``; empty where that is not known. ``floor``: nothing below runs. ``failed``: the
+    version that was given up last, as ``verdict`` says, for ``reason``."""
 
     current: int = 0
     previous: int = 0
@@ -54,8 +57,11 @@ class Books:
     failed: int = 0
     verdict: Literal["", "returned", "refused"] = ""
     reason: str = ""
+    digest: str = ""
 
     def __post_init__(self) -> None:
+        for text in (self.reason, self.digest):
+            text.encode()
         for number in (self.current, self.previous, self.launches, self.highest, self.settled, self.floor, self.failed):
             whole(number, below=_VERSIONS)
 
@@ -72,21 +78,42 @@ class Launch:
         return self.folder / "site" if (self.folder / "site").is_dir() else None
 
 
-class Shelf:
-    """``folder``: releases/ of the device ``name``; ``keys``: whose signature counts."""
+def restored(whole: Mapping[int, Release]) -> Books:
+    """The books of a device that has lost them, from the signed releases that are whole on its disk: the newest one runs, on trial where
+    there is one to go back to. Their minimum holds, or a damaged file would bring back what is not to run any more."""
+    if not whole:
+        return Books()
+    newest = max(whole)
+    before = max((version for version in whole if version != newest), default=0)
+    floor = max(release.minimum for release in whole.values())
+    return Books(current=newest, previous=before, trial=before >= floor, highest=newest, settled=newest, floor=floor)
 
-    def __init__(self, folder: Path, *, name: str, keys: Sequence[Ed25519PublicKey]) -> None:
-        self.folder, self.keys, self._name = folder, keys, name
+
+class NotNow(StorageError):
+    """The system lacks something for the moment. Nothing is known of the disk."""
+
+
+class Shelf:
+    """``folder``: releases/ of the device ``name``; ``keys``: whose signature counts. ``alive``: called again and again in what takes
+    long, for who would think that we hang."""
+
+    def __init__(self, folder: Path, *, name: str, keys: Sequence[Ed25519PublicKey], alive: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.keys, self._name, self._alive = folder, keys, name, alive
 
     # ------------------------------------------------------------ the books
 
     def load(self) -> Books | None:
-        """None where there are none, or none that can be read."""
-        try:
-            with open(self._books, "rb") as file:
-                return parse(Books, json.loads(file.read(_BOOKS_BYTES)), where="", error=UsageError)
-        except (OSError, ValueError, RecursionError, UsageError):
-            return None
+        """None where there are none, or none that can be read. Raises NotNow."""
+        for _ in range(_TRIES):
+            try:
+                with open(self._books, "rb") as file:
+                    return parse(Books, json.loads(file.read(_BOOKS_BYTES)), where="", error=UsageError)
+            except (ValueError, RecursionError, UsageError):
+                return None
+            except OSError as exc:
+                if (passing := _passing(exc, self._books)) is not None:
+                    raise passing from exc
+        return None
 
     def save(self, books: Books) -> None:
         """Raises StorageError."""
@@ -132,15 +159,34 @@ class Shelf:
             manifest = _read(folder / "manifest", LIMITS.release_manifest_bytes)
             signature = _read(folder / "signature", SIGNATURE_BYTES)
         except OSError as exc:
-            raise BundleError(f"{folder} is no release: {(exc.strerror or str(exc)).lower()}") from exc
+            raise _passing(exc, folder) or BundleError(f"{folder} is no release: {(exc.strerror or str(exc)).lower()}") from exc
+        except StorageError as exc:
+            raise BundleError(str(exc)) from exc
         release = load_release(manifest, signature, self.keys)
         if release.device != self._name or str(release.version) != folder.name.removesuffix(".new"):
             raise BundleError(f"{folder} holds release {release.version} of `{release.device}`")
         return release
 
+    def digest(self, version: int) -> str:
+        """SHA-256 of a release's manifest, in hex; empty where there is none, as for what the device was set up with."""
+        try:
+            return hashlib.sha256(_read(self.at(version) / "manifest", LIMITS.release_manifest_bytes)).hexdigest() if version else ""
+        except (OSError, StorageError):
+            return ""
+
     def check(self, version: int) -> Release | None:
         """Whether a release is as it was signed; what was unpacked of it is mended. None: the one that the device was set up with, which
-        nobody has signed; or the keys are gone, and what ran goes on. Raises BundleError, StorageError."""
+        nobody has signed; or the keys are gone, and what ran goes on. Raises BundleError, StorageError, NotNow."""
+        try:
+            return self._checked(version)
+        except CutlayerError:
+            raise
+        except OSError as exc:
+            raise StorageError(f"cannot read {self.at(version)}: {exc.strerror or exc}") from exc
+        except Exception as exc:  # a release may be anything, and none may cost us more than itself
+            raise BundleError(f"{self.at(version)} cannot be checked ({type(exc).__name__}: {exc})") from exc
+
+    def _checked(self, version: int) -> Release | None:
         folder = self.at(version)
         if version == 0 or not self.keys:
             if not (folder / RUN_FILE).is_file():
@@ -151,19 +197,38 @@ class Shelf:
             if not self.holds(folder, file):
                 raise BundleError(f"{folder / file.path} is damaged")
         wheels = [folder / file.path for file in release.files if file.path.startswith(WHEELS)]
-        if wheels and not check_site(wheels, folder / "site"):
-            self.remove(folder / "site")
-            for _ in unpack_wheels(wheels, folder / "site"):
-                pass
+        if wheels:
+            for _ in mend_site(wheels, folder / "site"):
+                self._alive()
         return release
 
     def holds(self, folder: Path, file: ReleaseFile) -> bool:
-        """Whether the file is there and has its hash."""
+        """Whether the file is there and has its hash. Raises NotNow."""
         path = folder / file.path
-        try:
-            return path.stat().st_size == file.size_bytes and sha256_of(path) == file.sha256
-        except OSError:
-            return False
+        for _ in range(_TRIES):
+            try:
+                return path.stat().st_size == file.size_bytes and self.sha256(path) == file.sha256
+            except OSError as exc:
+                if (passing := _passing(exc, path)) is not None:
+                    raise passing from exc
+                if exc.errno != errno.EIO:
+                    return False
+        return False
+
+    def sha256(self, path: Path) -> str:
+        """Of a file, in hex. Raises OSError."""
+        found = hashlib.sha256()
+        with open(path, "rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                found.update(piece)
+                self._alive()
+        return found.hexdigest()
+
+    def coming_bytes(self) -> int:
+        """Of what has come of releases that are not whole yet. Raises StorageError."""
+        with storage_errors(self.folder):
+            folders = [self.coming(version) for version in self.versions(coming=True)]
+            return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
     def free_bytes(self) -> int:
         """Raises StorageError."""
@@ -192,13 +257,11 @@ def _deploy_key(pem: str, path: Path) -> Ed25519PublicKey:
     return key
 
 
-def sha256_of(path: Path) -> str:
-    """In hex. Raises OSError."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            found.update(piece)
-    return found.hexdigest()
+def _passing(exc: OSError, path: Path) -> NotNow | None:
+    """Where it says nothing of what is on the disk."""
+    if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return NotNow(f"cannot read {path} now: {exc.strerror}; it is tried again")
+    return None
 
 
 def sync_tree(folder: Path) -> None:

@@ -51,6 +51,7 @@ class Watch:
         self._next_s, self._pause_s = 0.0, patience.pause_s
         self._ending_s: float | None = None  # when it was asked to leave
         self._over = False
+        self._reached = True
         self._reason = ""
         self._trial_s, self._looked_s = 0.0, time.monotonic()
         self._tried = 0
@@ -81,16 +82,20 @@ class Watch:
 
     # ------------------------------------------------------------ the loop
 
-    def turn(self, *, line_up: bool) -> None:
-        """To be called every second or so. ``line_up``: the operator could reach us. Raises StorageError where the disk refuses."""
+    def turn(self, *, line_up: bool, reached: bool = True) -> None:
+        """To be called every second or so. ``line_up``: the operator could reach us. ``reached``: so it could, too, at the broker
+        of a release on trial. Raises StorageError where the disk refuses."""
         now_s = time.monotonic()
-        if self._updates.books.trial and line_up:
+        self._reached = reached
+        if self._updates.books.trial and (line_up or (self._connected and not reached)):
             self._trial_s += now_s - self._looked_s
         self._looked_s = now_s
         if self._client is None:
             if self._updates.books.current != self._tried:
                 self._over, self._next_s = False, 0.0
-            if not self._over and now_s >= self._next_s:
+            if self._over:
+                self._judge_over()
+            elif now_s >= self._next_s:
                 self._start(now_s)
             return
         if self._client.exit_code is not None:
@@ -151,8 +156,7 @@ class Watch:
         if code == 0 and self._beat is not None and self._beat.over:
             self._over = True
             self._say("the client's part of the run is over")
-            if self._updates.books.trial:
-                self._updates.prove()
+            self._judge_over()
             return
         self._reason = self._reason or client.last_line or f"it ended with {code}"
         self._say(f"the client ended with {code}: {self._reason}")
@@ -180,9 +184,30 @@ class Watch:
     def _hangs(self, client: Client, now_s: float) -> bool:
         return now_s - self._alive_s > self.patience.hung_s or now_s - self._beat_s > self.patience.stuck_s
 
+    @property
+    def _connected(self) -> bool:
+        return self._over or self._linked_s is not None
+
     def _judge(self, now_s: float) -> None:
-        if self._linked_s is not None and now_s - self._linked_s >= self.patience.steady_s:
+        if self._reached and self._linked_s is not None and now_s - self._linked_s >= self.patience.steady_s:
             self._updates.prove()
         elif self._trial_s > self.patience.health_s:
-            last = "" if self._client is None else self._client.last_line
-            self._updates.give_back(f"not healthy after {self.patience.health_s:.0f} s" + (f", and said last: {last}" if last else ""))
+            self._give_back()
+
+    def _judge_over(self) -> None:
+        """Of a client that has ended as it should."""
+        if not self._updates.books.trial:
+            return
+        if self._reached:
+            self._updates.prove()
+        elif self._trial_s > self.patience.health_s:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        reason = f"not healthy after {self.patience.health_s:.0f} s"
+        last = "" if self._client is None else self._client.last_line
+        if not self._reached and self._connected:
+            reason += ": the client reaches its broker, and the agent does not, so nobody could help this device any more"
+        elif last:
+            reason += f", and said last: {last}"
+        self._updates.give_back(reason)

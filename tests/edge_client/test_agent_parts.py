@@ -24,8 +24,8 @@ from edge_client.agent.line import agent_broker
 from edge_client.agent.notify import notify
 from edge_client.agent.offers import check_offer
 from edge_client.agent.shelf import Books, load_deploy_keys
-from edge_client.agent.wheels import check_site, unpack_wheels
-from edge_client.external import check_no_external_data
+from edge_client.agent.wheels import mend_site, unpack_wheels
+from edge_client.external import check_file, check_no_external_data
 from edge_client.heartbeat import Heartbeat, read_beat
 from wire.errors import BundleError, UsageError
 from wire.fleet.release import Release, ReleaseFile
@@ -120,6 +120,21 @@ def test_what_is_no_graph_is_refused_and_breaks_nothing() -> None:
             continue
 
 
+def test_a_graph_on_the_disk_is_seen_as_it_is_in_memory(tmp_path: Path) -> None:
+    """Across the pages that are read of it, and where it ends early."""
+    path, far = tmp_path / "x.onnx", helper.make_tensor("w", TensorProto.FLOAT, [50_000], np.zeros(50_000, np.float32).tobytes(), raw=True)
+    path.write_bytes(model(GraphProto(name="g", initializer=[far, far])).SerializeToString())
+    check_file(path, what="x.onnx")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(BundleError, match="is not an ONNX file"):
+        check_file(path, what="x.onnx")
+    path.write_bytes(model(GraphProto(name="g", initializer=[far, elsewhere()])).SerializeToString())
+    with pytest.raises(BundleError, match="keeps a tensor in another file"):
+        check_file(path, what="x.onnx")
+    path.write_bytes(b"")
+    check_file(path, what="x.onnx")
+
+
 # ------------------------------------------------------------ wheels
 
 
@@ -147,9 +162,54 @@ def test_a_wheel_lands_where_it_is_imported_from(tmp_path: Path) -> None:
     unpack(one, site=tmp_path / "site")
     found = {str(path.relative_to(tmp_path / "site")): path.read_bytes() for path in (tmp_path / "site").rglob("*") if path.is_file()}
     assert found == {"p/__init__.py": b"1", "q.py": b"2", "r/s.so": b"3"}
-    assert check_site([one], tmp_path / "site")
-    (tmp_path / "site/q.py").write_bytes(b"9")
-    assert not check_site([one], tmp_path / "site")
+
+
+def test_what_was_unpacked_is_mended_and_no_more(tmp_path: Path) -> None:
+    one, site = wheel(tmp_path / "p.whl", {"p/__init__.py": b"1", "q.py": b"2", "r/s.so": b"3"}), tmp_path / "site"
+    unpack(one, site=site)
+    sound = site / "p/__init__.py"
+    before = sound.stat().st_ino
+    (site / "q.py").write_bytes(b"9")
+    (site / "sitecustomize.py").write_bytes(b"of nobody")
+    (site / "r/s.so").unlink()
+    (site / "r").rmdir()
+    (site / "r").symlink_to(tmp_path)
+    (site / "q").mkdir()
+    for _ in mend_site([one], site):
+        pass
+    assert {str(path.relative_to(site)): path.read_bytes() for path in site.rglob("*") if path.is_file()} == {
+        "p/__init__.py": b"1",
+        "q.py": b"2",
+        "r/s.so": b"3",
+    }
+    assert not (site / "r").is_symlink()
+    assert not (site / "q").exists()
+    assert sound.stat().st_ino == before
+    assert one.is_file()
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_wheel_that_is_packed_otherwise(kind: int, tmp_path: Path) -> None:
+    """There is no end to what other packings raise where they are damaged."""
+    with zipfile.ZipFile(tmp_path / "p.whl", "w", kind) as file:
+        file.writestr("x.py", b"1" * 500)
+    with pytest.raises(BundleError, match="neither stored nor deflated"):
+        unpack(tmp_path / "p.whl", site=tmp_path / "site")
+
+
+def test_a_wheel_of_a_later_time(tmp_path: Path) -> None:
+    one = wheel(tmp_path / "p.whl", {"x.py": b"1"})
+    data = bytearray(one.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 6] = 99  # the version that is needed: 9.9
+    one.write_bytes(data)
+    with pytest.raises(BundleError, match=r"is no wheel \(zip file version 9\.9\)"):
+        unpack(one, site=tmp_path / "site")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".py", "/".join(["abcdefg"] * 200)])
+def test_a_wheel_with_a_name_that_no_disk_takes(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="longer than what a disk takes"):
+        unpack(wheel(tmp_path / "p.whl", {name: b"1"}), site=tmp_path / "site")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +231,7 @@ def test_a_wheel_that_would_land_elsewhere(members: dict[str, bytes], said: str,
     with pytest.raises(BundleError, match=said):
         unpack(one, site=tmp_path / "a/b/site")
     with pytest.raises(BundleError, match=said):
-        check_site([one], tmp_path / "a/b/site")
+        next(mend_site([one], tmp_path / "a/b/site"))
     assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file() and path not in before and path.name != "x"] == []
 
 
@@ -273,7 +333,15 @@ def test_the_broker_of_a_release(tmp_path: Path) -> None:
         str(tmp_path / "keys/agent.pem"),
         str(tmp_path / "keys/key.pem"),
     )
-    for text in ('[broker]\nurl = "mqtt://b.example"\n', "[broker]\nurl = 3\n", "broker = 3\n", "[", ""):
+    for text in (
+        '[broker]\nurl = "mqtt://b.example"\n',
+        "[broker]\nurl = 3\n",
+        "broker = 3\n",
+        "[",
+        "",
+        "x = " + "[" * 5000,
+        BROKER.replace("keys/cert", "~nobody-at-all/cert"),
+    ):
         run.write_text(text)
         assert agent_broker(run) is None
     run.unlink()

@@ -37,9 +37,12 @@ def test_a_client_that_trains_gets_new_code_and_ends_its_run(tmp_path: Path) -> 
         state = operator.stage(1, "healthy")
         assert (state["release"], state["highest"]) == (1, 1)
         assert {digest for digest, _, _ in operator.wants} == {row for row in operator.stock if operator.stock[row] == wheel.read_bytes()}
-        assert (state["client"], state["code"], state["run"]) == ("running", "9.8.7", "field")
+        assert (state["code"], state["run"]) == ("9.8.7", "field")
+        assert state["client"] in ("running", "over")  # a fast machine is done by then
         found.field.finish()
-        assert operator.state(lambda state: state["client"] == "over", "the end of the run")["step"] > 8
+        if state["client"] == "running":
+            state = operator.state(lambda state: state["client"] == "over", "the end of the run")
+        assert state["step"] > 8
         found.field.finish()
         assert board.stop() == 0
         assert "release 1: healthy" in board.log

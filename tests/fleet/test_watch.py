@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -17,13 +16,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_client.agent.client import check_release
-from edge_client.agent.shelf import Shelf
+from edge_client.agent.shelf import Launch, Shelf
 from edge_client.agent.updates import Updates
 from edge_client.agent.watch import Patience, Watch
 from edge_client.heartbeat import read_beat
 from tests.fleet.fleets import until
 from tests.fleet.operator_peer import signed
-from wire.errors import StorageError
+from wire.errors import BundleError
 from wire.fleet.talk import Chunk, Offer
 
 KEY = Ed25519PrivateKey.generate()
@@ -63,7 +62,7 @@ class Device:
         self.updates = Updates(shelf, name="pi-1", check=lambda launch: check_release(launch, name="pi-1"), say=self.said.append)
         heartbeat = folder / "heartbeat.json"
         self.watch = Watch(self.updates, name="pi-1", heartbeat=heartbeat, patience=patience, say=self.said.append)
-        self.heartbeat, self.line_up = heartbeat, True
+        self.heartbeat, self.line_up, self.reached = heartbeat, True, True
 
     def install(self, version: int, body: str) -> None:
         wheel = pack(f"v{version}", body)
@@ -81,7 +80,7 @@ class Device:
                 piece = by_hash[want.sha256][want.offset : want.offset + want.count_bytes]
                 self.updates.take(Chunk(sha256=want.sha256, offset=want.offset, data=piece), time.monotonic())
             self.updates.step()
-            self.watch.turn(line_up=self.line_up)
+            self.watch.turn(line_up=self.line_up, reached=self.reached)
             return True if wanted() else None
 
         until(look, what)
@@ -118,6 +117,32 @@ def test_a_client_that_is_killed_is_started_again(device: Device) -> None:
     device.turn_until(
         lambda: device.runs == "v0" and (beat := read_beat(device.heartbeat)) is not None and beat.pid != first.pid, "another"
     )
+
+
+def test_what_a_client_has_started_ends_with_it(device: Device, tmp_path: Path) -> None:
+    helper = "import subprocess\npid = subprocess.Popen(['sleep', '600']).pid\n"
+    helper += "from pathlib import Path\nPath(os.environ['CUTLAYER_HEARTBEAT'] + '.helper').write_text(str(pid))\n"
+    device.install(1, helper + SOUND)
+    device.turn_until(lambda: device.runs == "v1", "the client")
+    pid = int((tmp_path / "heartbeat.json.helper").read_text())
+    device.watch.kill()
+    status = Path(f"/proc/{pid}/stat")
+    until(lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z" or None, "its end")
+
+
+def test_who_only_looks_goes_before_the_client(device: Device, tmp_path: Path) -> None:
+    """Where memory runs out; as the system has it."""
+    folder = tmp_path / "looked"
+    code = "import pathlib, sys, time\ntime.sleep(0.5)\nsys.exit('score ' + pathlib.Path('/proc/self/oom_score_adj').read_text())\n"
+    (folder / "site/edge_client").mkdir(parents=True)
+    (folder / "site/edge_client/__init__.py").write_text("")
+    (folder / "site/edge_client/__main__.py").write_text(code)
+    (folder / "run.toml").write_text("[slice]\nbase = '/srv'\n")
+    with pytest.raises(BundleError, match="score 800"):
+        list(map(time.sleep, check_release(Launch(version=1, folder=folder), name="pi-1")))
+    beat = read_beat(device.heartbeat)
+    assert beat is not None
+    assert Path(f"/proc/{beat.pid}/oom_score_adj").read_text().strip() == "500"
 
 
 def test_a_release_that_lives_is_kept(device: Device) -> None:
@@ -163,6 +188,20 @@ def test_time_without_the_line_does_not_count_against_a_release(device: Device) 
     device.install(1, "while number < 40: say(); time.sleep(0.05)\n" + SOUND)
     device.turn_until(lambda: device.updates.progress.stage != "trial", "an end")
     assert device.updates.progress.stage == "healthy"
+
+
+@pytest.mark.parametrize("body", [SOUND, "say(linked=True, over=True); sys.exit(0)"])
+def test_a_release_at_whose_broker_the_agent_is_not_let_in(device: Device, body: str) -> None:
+    """The line to where it was before may be down by then."""
+    device.reached, device.line_up = False, False
+    device.watch.patience = replace(QUICK, health_s=1.0)
+    device.install(1, body)
+    device.turn_until(lambda: device.updates.progress.stage != "trial", "an end")
+    assert device.updates.progress.stage == "returned"
+    assert "the client reaches its broker, and the agent does not" in device.updates.progress.reason
+    device.reached = True
+    device.install(2, body)
+    device.turn_until(lambda: device.updates.progress.stage == "healthy", "healthy")
 
 
 def test_a_client_that_computes_is_left_alone_for_long_and_not_for_ever(device: Device) -> None:
@@ -242,10 +281,9 @@ def test_a_disk_that_refuses_on_trial(device: Device, tmp_path: Path) -> None:
     device.install(1, "say(linked=True); sys.exit('out of luck')")
     device.watch.patience = replace(QUICK, pause_s=0.5)
     (tmp_path / "releases/state.json.new").mkdir()  # where the next state would be written
-    with contextlib.suppress(StorageError):
-        device.turn_until(lambda: device.updates.books.current == 0, "the release before")
+    device.turn_until(lambda: device.updates.books.current == 0, "the release before")
     device.turn_until(lambda: device.runs == "v0", "the client of the card")
-    assert any("a start is not counted: cannot write" in line for line in device.said)
+    assert any("not written down: cannot write" in line for line in device.said)
 
 
 def test_a_device_whose_key_for_releases_is_gone_goes_on_with_what_it_has(device: Device, tmp_path: Path) -> None:
