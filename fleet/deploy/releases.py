@@ -70,7 +70,9 @@ class Releases:
         )
 
     def settle(self, device: str, version: int, outcome: Outcome, reason: str) -> None:
-        self._db.execute("UPDATE releases SET outcome = ?, reason = ? WHERE device = ? AND version = ?", (outcome, reason, device, version))
+        """``reason`` as a device has said it: JSON may hold half a character, which no file takes, and that must cost nobody else."""
+        text = reason.encode(errors="backslashreplace").decode()
+        self._db.execute("UPDATE releases SET outcome = ?, reason = ? WHERE device = ? AND version = ?", (outcome, text, device, version))
 
     def manifests(self) -> list[bytes]:
         """Of each device's newest release."""

@@ -160,6 +160,16 @@ def test_what_has_failed_is_made_anew_only_where_asked_to(registry: Registry) ->
     assert releases_for({"c0": holding("a")}, registry, KEY, again)["c0"].version == 2
 
 
+def test_a_reason_that_no_file_takes_is_written_down_all_the_same(registry: Registry) -> None:
+    """Half a character, as JSON may hold it: what one device says must not end the deploy of all."""
+    row = releases_for({"c0": holding("a")}, registry, KEY, Made(now_s=0.0, until_s=3600.0))["c0"]
+    with registry.changing():
+        Releases(registry).settle("c0", row.version, "refused", "no \ud800room")
+    newest = Releases(registry).newest("c0")
+    assert newest is not None
+    assert newest.reason == "no \\ud800room"
+
+
 def test_a_device_that_is_added_anew_gets_a_new_number(registry: Registry) -> None:
     made = Made(now_s=0.0, until_s=3600.0)
     for expected in (1, 2):
