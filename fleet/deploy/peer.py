@@ -33,16 +33,20 @@ _TIMES = 3  # how often a device may ask for all of its release
 _SLACK_BYTES = 4 << 20
 _IN_VAIN = 3  # offers
 _DOUBLINGS = 5
+_ORDER = ("offered", "fetching", "trial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
     """``ask_s``: between two questions to one device; ``offer_s``: between the first two offers to one, and twice as long after each, for a
-    slow line must not fill with them; ``away_s``: after that long a silence it is not there."""
+    slow line must not fill with them; ``away_s``: after that long a silence it is not there. ``stall_s`` without a byte or a stage more, or
+    ``whole_s`` in all, and it is set aside."""
 
     ask_s: float = 10.0
     offer_s: float = 20.0
     away_s: float = 35.0
+    stall_s: float = 1800.0
+    whole_s: float = 14_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,8 @@ class Piece:
 
 
 class Peer:
-    """``outcome``: how it ended before, where this release was deployed already."""
+    """``outcome``: how it ended before, where this release was deployed already. ``aside``: it does not get on, and nobody waits for it;
+    it is served as ever, and counts again as soon as it does."""
 
     def __init__(self, release: Release, offer: Offer, *, outcome: Outcome = "open", reason: str = "", pace: Pace) -> None:
         self.name, self.release, self.offer = release.device, release, offer
@@ -67,6 +72,9 @@ class Peer:
         self.round_trip_s: float | None = None
         self.strange = 0  # questions for what is not of this release
         self._pace = pace
+        self.aside = False
+        self._far = (-1, 0)  # how far it has come: stage and bytes
+        self._far_s = self._began_s = -math.inf
         self._remembered = self.done  # and nothing was heard since
         self._sizes = {file.sha256: file.size_bytes for file in release.files}
         self._asked: dict[int, float] = {}  # since the last offer: when, by token
@@ -104,6 +112,24 @@ class Peer:
 
     def is_there(self, now_s: float) -> bool:
         return now_s - self.heard_s <= self._pace.away_s
+
+    def look(self, now_s: float) -> None:
+        """At whether it gets on: one that starts over and over, or has fallen silent, does not."""
+        if self.done or self.phase == "waits":
+            self.aside = False
+            return
+        far = (_ORDER.index(self.phase), self.have_bytes)
+        if self._far[0] < 0:
+            self._began_s = now_s
+        if far > self._far:
+            self._far, self._far_s, self.aside = far, now_s, False
+        if now_s - self._far_s >= self._pace.stall_s or now_s - self._began_s >= self._pace.whole_s:
+            self.aside = True
+
+    def pause(self, time_s: float) -> None:
+        """So long it could not get on, for we were cut off."""
+        self._far_s += time_s
+        self._began_s += time_s
 
     # ------------------------------------------------------------ what it says
 

@@ -210,7 +210,7 @@ def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
                 print(f"  {peer.name}: {_fate(peer)}")
     if end == "stopped":
         failed, tried = len(rollout.failed), len(rollout.tried)
-        what = f"stopped: {failed} of {tried} devices that were tried have failed"
+        what = f"stopped: {failed} of {tried} devices that were tried have failed or did not come back from their trial"
         raise DeployIncomplete(f"{what}; mend it and deploy anew, or say --again or a higher --stop-at")
     missing = [peer for peer in rollout.tried if peer.phase != "healthy"] if end == "done" else [peer for peer in peers if not peer.done]
     if missing:
@@ -222,7 +222,8 @@ def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
 def _fate(peer: Peer) -> str:
     if peer.phase == "waits" or (not peer.done and peer.state is None):
         return "not there" if peer.state is None else "its turn has not come"
-    return f"{peer.phase}{peer.reason and ', '}{printable(peer.reason)}"
+    aside = ", set aside: it did not get on" if peer.aside else ""
+    return f"{peer.phase}{aside}{peer.reason and ', '}{printable(peer.reason)}"
 
 
 def _facts(peer: Peer) -> dict[str, Any]:
@@ -231,6 +232,7 @@ def _facts(peer: Peer) -> dict[str, Any]:
         "release": peer.release.version,
         "phase": peer.phase,
         "reason": peer.reason,
+        "aside": peer.aside,
         "have_bytes": peer.have_bytes,
         "of_bytes": peer.release.size_bytes,
     }

@@ -138,6 +138,89 @@ def test_who_runs_something_else_than_what_was_healthy_is_told() -> None:
     assert "runs release 3 now; --again" in found.peers["c0"].reason
 
 
+# ------------------------------------------------------------ who does not get on
+
+OVER_AND_OVER = [{"boot": boot, "offered": 5, "highest": 5, "stage": "fetching", "have_bytes": 7} for boot in range(10)]
+
+
+def canary(*says: dict[str, Any]) -> Rollout:
+    """c0 of four was offered it first, and said this."""
+    found = rollout(*(peer(f"c{at}") for at in range(4)), stages="1,50%,100%")
+    found.heard("c0", state(), 0.0)
+    assert offered(found, 0.0) == ["c0"]
+    list(found.due(1.0))
+    for at, facts in enumerate(says):
+        found.heard("c0", state(**facts), 60.0 + at)
+        list(found.due(60.0 + at))
+    return found
+
+
+def others(found: Rollout, now_s: float) -> list[str]:
+    """Who else is offered it, if they are there."""
+    for name in ("c1", "c2", "c3"):
+        found.heard(name, found.peers[name].state or state(), now_s)
+    return [name for name in offered(found, now_s) if name != "c0"]
+
+
+@pytest.mark.parametrize("says", [[], [{}] * 10, OVER_AND_OVER], ids=["unplugged", "deaf", "starts over and over"])
+def test_one_device_that_does_not_get_on_holds_up_nobody_else(says: list[dict[str, Any]]) -> None:
+    found = canary(*says)
+    assert others(found, 1790.0) == []
+    assert others(found, 1900.0) == ["c1"]
+    assert found.peers["c0"].aside
+    for name, then in (("c1", ["c2"]), ("c2", ["c3"]), ("c3", [])):
+        found.heard(name, state(release=5, highest=5), 1901.0)
+        assert others(found, 1901.0) == then
+    assert found.end(9e4) is None  # the last stage waits for everybody
+    found.heard("c0", state(offered=5, highest=5, stage="fetching", have_bytes=8), 9e4)
+    list(found.due(9e4))
+    assert found.end(9e4) is None
+    found.heard("c0", state(release=5, highest=5, offered=5, stage="healthy"), 9e4)
+    list(found.due(9e4))
+    assert found.end(9e4) == "done"
+    assert not found.peers["c0"].aside
+
+
+def test_a_slow_one_is_waited_for_and_its_place_is_not_given_twice() -> None:
+    found = canary(*OVER_AND_OVER[:1])
+    for at in range(1, 5):
+        found.heard("c0", state(offered=5, highest=5, stage="fetching", have_bytes=7 + at), 1700.0 * at)
+        assert others(found, 1700.0 * at) == []
+    assert others(found, 1700.0 * 4 + 1800.0) == ["c1"]
+    assert others(found, 1700.0 * 4 + 1801.0) == []
+    found.heard("c0", state(offered=5, highest=5, stage="fetching", have_bytes=100), 9000.0)
+    list(found.due(9000.0))
+    assert not found.peers["c0"].aside
+    found.heard("c1", state(release=5, highest=5), 9001.0)
+    assert others(found, 9001.0) == []  # c0 counts again
+
+
+def test_no_more_than_so_many_are_replaced() -> None:
+    found = canary()
+    assert others(found, 1900.0) == ["c1"]
+    assert others(found, 1901.0) == []
+    assert others(found, 8000.0) == ["c1"]  # an offer in vain
+    assert found.peers["c1"].aside
+
+
+def test_who_falls_silent_on_trial_has_failed() -> None:
+    found = canary({"release": 5, "highest": 5, "offered": 5, "stage": "trial"})
+    assert others(found, 1859.0) == []
+    assert found.end(1859.0) is None
+    assert others(found, 1861.0) == []
+    assert found.end(1861.0) == "stopped"
+
+
+def test_no_time_passes_while_the_operator_is_cut_off() -> None:
+    found = canary()
+    list(found.due(100.0))
+    found.cut()
+    assert others(found, 86_400.0) == []
+    assert not found.peers["c0"].aside
+    assert others(found, 86_400.0 + 1600.0) == []
+    assert others(found, 86_400.0 + 1701.0) == ["c1"]
+
+
 # ------------------------------------------------------------ one device
 
 
