@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wire.errors import UsageError
-from wire.parse import parse, plain
+from wire.parse import parse, plain, whole
 
 if TYPE_CHECKING:
     from wire.driver import Observer  # the agent, which only reads, has no memory to give for it
@@ -41,6 +41,13 @@ class Beat:
     linked: bool = False
     step: int = -1
     over: bool = False
+
+    def __post_init__(self) -> None:
+        """The file is of a process that may run any code: ValueError for what could not be handed on."""
+        for number in (self.pid, self.number, self.step + 1):
+            whole(number, below=1 << 63)
+        for text in (self.run, self.code):
+            text.encode()
 
 
 class Heartbeat:

@@ -24,7 +24,7 @@ from edge_client.memory import rooms
 from wire.errors import StorageError, UsageError
 from wire.files import storage_errors
 from wire.fleet.release import RUN_FILE
-from wire.fleet.talk import Ask, Chunk, Offer, State
+from wire.fleet.talk import CODE_CHARS, END_OF_TIME_S, REASON_CHARS, RUN_CHARS, Ask, Chunk, Offer, State
 from wire.limits import LIMITS
 from wire.transport.broker_config import BrokerConfig
 
@@ -171,25 +171,27 @@ class Agent:
             of_bytes=progress.of_bytes,
             reason=self._reason(progress),
             client=self._watch.state,
-            run="" if beat is None else beat.run[:128],
+            run="" if beat is None else beat.run[:RUN_CHARS],
             step=-1 if beat is None else beat.step,
-            code="" if beat is None else beat.code[:64],
+            code="" if beat is None else beat.code[:CODE_CHARS],
             agent=code_version(),
             uptime_s=round(time.monotonic() - self._began_s, 1),
             connections=0 if line is None else line.connections,
             disk_free_bytes=self._shelf.free_bytes(),
             memory_free_bytes=min((room.free_bytes for room in rooms(Path("/"))), default=0),
             certificate_until_s=self._certificate_until_s(),
+            digest=self._shelf.digest(self._updates.books.current),
         )
 
     def _reason(self, progress: Progress) -> str:
         """Why the release is not here, or else why the client is not running."""
-        return (progress.reason or self._watch.reason)[:300]
+        reason = progress.reason or self._watch.reason
+        return reason.encode(errors="replace").decode()[:REASON_CHARS]  # names of files may be no text
 
     def _certificate_until_s(self) -> float:
         """Of the agent's certificate; 0: it cannot be read."""
         with contextlib.suppress(OSError, ValueError):
             if self._used is not None and self._used.cert is not None:
                 data = Path(self._used.cert).read_bytes()[: LIMITS.enrolment_bytes]
-                return x509.load_pem_x509_certificate(data).not_valid_after_utc.timestamp()
+                return min(x509.load_pem_x509_certificate(data).not_valid_after_utc.timestamp(), END_OF_TIME_S - 1)
         return 0.0

@@ -138,6 +138,13 @@ class Shelf:
             raise BundleError(f"{folder} holds release {release.version} of `{release.device}`")
         return release
 
+    def digest(self, version: int) -> str:
+        """SHA-256 of a release's manifest, in hex; empty where there is none, as for what the device was set up with."""
+        try:
+            return hashlib.sha256(_read(self.at(version) / "manifest", LIMITS.release_manifest_bytes)).hexdigest() if version else ""
+        except (OSError, StorageError):
+            return ""
+
     def check(self, version: int) -> Release | None:
         """Whether a release is as it was signed; what was unpacked of it is mended. None: the one that the device was set up with, which
         nobody has signed; or the keys are gone, and what ran goes on. Raises BundleError, StorageError."""

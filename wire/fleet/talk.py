@@ -13,6 +13,7 @@ Frame: magic ``CF``, version, kind, CRC-32 of all that follows, length of the pa
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -25,7 +26,11 @@ from wire.parse import parse, plain, whole
 
 __all__ = [
     "AGENT_SUFFIX",
+    "CODE_CHARS",
     "DEVICE_TOPICS",
+    "END_OF_TIME_S",
+    "REASON_CHARS",
+    "RUN_CHARS",
     "Ask",
     "Chunk",
     "Message",
@@ -46,7 +51,9 @@ AGENT_SUFFIX = ".agent"  # no device's name holds a dot, so no device can be cal
 _MAGIC = b"CF"
 _HEAD = struct.Struct("<2sBBII")
 _CRC_FROM = 8  # bytes of the head before what the checksum covers
-_COUNTS, _END_OF_TIME_S = 1 << 40, 1e11
+_COUNTS, END_OF_TIME_S = 1 << 40, 1e11
+REASON_CHARS, RUN_CHARS, CODE_CHARS = 300, 128, 64  # of a State's texts
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHUNK = struct.Struct("<32sQ")
 
 Stage = Literal["none", "fetching", "ready", "trial", "healthy", "returned", "refused"]
@@ -79,7 +86,8 @@ class Ask:
 class State:
     """How a device is. ``token``: of the question, or 0 where the agent says it by itself.
 
-    ``release``: the version that runs; 0: what the card was written with. ``stage`` of ``offered`` (a version, 0: none was), of which
+    ``release``: the version that runs; 0: what the card was written with. ``digest``: SHA-256 of its manifest in hex, empty for version 0,
+    so that two releases of one number can be told apart. ``stage`` of ``offered`` (a version, 0: none was), of which
     ``have_bytes`` of ``of_bytes`` are here; ``reason`` where it was refused or given up. ``client``: what its process does; ``step`` is the
     last that it has applied, or -1. ``certificate_until_s``: seconds since 1970.
     """
@@ -103,16 +111,21 @@ class State:
     disk_free_bytes: int
     memory_free_bytes: int
     certificate_until_s: float = 0.0
+    digest: str = ""
 
     def __post_init__(self) -> None:
-        if len(self.reason) > 300 or len(self.run) > 128 or len(self.code) > 64 or len(self.agent) > 64:
-            raise ValueError("a text of this state is too long")
+        for text, limit in ((self.reason, REASON_CHARS), (self.run, RUN_CHARS), (self.code, CODE_CHARS), (self.agent, CODE_CHARS)):
+            if len(text) > limit:
+                raise ValueError("a text of this state is too long")
+            text.encode()  # JSON can spell what is no text; ValueError, too
+        if self.digest and not _DIGEST.fullmatch(self.digest):
+            raise ValueError("`digest` is not 64 hexadecimal digits")
         for number in (self.token, self.boot, self.step + 1, self.connections, self.disk_free_bytes, self.memory_free_bytes):
             whole(number, below=1 << 63)
         for number in (self.release, self.highest, self.offered, self.have_bytes, self.of_bytes):
             whole(number, below=_COUNTS)
         for time_s in (self.uptime_s, self.certificate_until_s):
-            if not 0 <= time_s < _END_OF_TIME_S:
+            if not 0 <= time_s < END_OF_TIME_S:
                 raise ValueError("a time of this state is none")
 
 
@@ -129,7 +142,7 @@ class Want:
         whole(self.version, below=1 << 31)
         whole(self.offset, below=LIMITS.release_bytes)
         whole(self.count_bytes - 1, below=LIMITS.chunk_bytes)
-        if len(self.sha256) != 64:
+        if not _DIGEST.fullmatch(self.sha256):
             raise ValueError("`sha256` is not 64 hexadecimal digits")
 
 
