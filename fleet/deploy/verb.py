@@ -105,8 +105,9 @@ def _deploy(
     screen = Screen()
     for text in _opening(rows):
         screen.say(text)
+    newest = Releases(registry).next_version() - 1
     rollout = Rollout(
-        [_peer(row, pace) for row in rows.values()],
+        [_peer(row, pace, newest=newest, fresh=row.made_s == now_s) for row in rows.values()],
         counts=options.stages.counts(len(rows)),
         stop_at=options.stop_at,
         until_s=time.monotonic() + options.hours * 3600,
@@ -120,9 +121,9 @@ def _deploy(
         raise
 
 
-def _peer(row: ReleaseRow, pace: Pace) -> Peer:
+def _peer(row: ReleaseRow, pace: Pace, *, newest: int, fresh: bool) -> Peer:
     offer = Offer(manifest=row.manifest, signature=row.signature)
-    return Peer(release_of(row), offer, outcome=row.outcome, reason=row.reason, pace=pace)
+    return Peer(release_of(row), offer, outcome=row.outcome, reason=row.reason, newest=newest, fresh=fresh, pace=pace)
 
 
 # ------------------------------------------------------------ what the options name
@@ -208,6 +209,8 @@ def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
         for peer in peers:
             if peer.phase != "healthy":
                 print(f"  {peer.name}: {_fate(peer)}")
+    if end == "stopped" and any(peer.misnumbered for peer in peers):
+        raise DeployIncomplete(_misnumbered(peers))
     if end == "stopped":
         failed, tried = len(rollout.failed), len(rollout.tried)
         what = f"stopped: {failed} of {tried} devices that were tried have failed or did not come back from their trial"
@@ -217,6 +220,12 @@ def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
         names = ", ".join(f"`{peer.name}`" for peer in missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
         why = "did not take it; --again tries anew" if end == "done" else "did not come to an end in time; the same command goes on"
         raise DeployIncomplete(f"{names} {why}")
+
+
+def _misnumbered(peers: Sequence[Peer]) -> str:
+    highest, name = max((peer.state.highest, peer.name) for peer in peers if peer.state is not None)
+    what = f"devices have had releases of which the registry does not know, up to {highest} (`{name}`): it was lost, or is an old copy"
+    return f"{what}; deploy with --above {highest}"
 
 
 def _fate(peer: Peer) -> str:

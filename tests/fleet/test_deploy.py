@@ -131,6 +131,7 @@ def test_who_does_not_come_in_time_is_named(field: Field, capsys: pytest.Capture
     assert "  c1: not there" in capsys.readouterr().out
     with field.agent("c0") as first, field.agent("c1"), field.agent("c2"):
         first.release = first.highest = 1
+        first.signed = bytes(64) + field.newest("c0").manifest
         assert field.deploy("--hours", "1").end() == ""
     assert first.offers == []
 
@@ -145,6 +146,15 @@ def test_a_device_that_is_cut_off_goes_on_where_it_was(field: Field) -> None:
         assert under_way.end() == ""
     assert agent.release == 1
     assert len(agent.pieces) == len(set(agent.pieces))
+
+
+def test_a_registry_that_was_lost(field: Field) -> None:
+    """The devices run a release 1 of before; what is made now has that number, and something else in it."""
+    with field.agent("c0", release=1, highest=1, signed=bytes(64) + b"of before") as agent, field.agent("c1"):
+        assert "up to 1 (`c0`): it was lost, or is an old copy; deploy with --above 1" in field.deploy("--to", "c0").end()
+        assert agent.offers == []
+        assert field.deploy("--to", "c0", "--above", "1").end() == ""
+    assert agent.release == 2
 
 
 def test_a_broker_that_is_started_anew(field: Field) -> None:
@@ -231,10 +241,10 @@ def seen(field: Field, capsys: pytest.CaptureFixture[str], *words: str) -> dict[
 
 
 def test_devices_shows_who_is_there_and_when_others_were(field: Field, capsys: pytest.CaptureFixture[str]) -> None:
-    with field.agent("c0", release=4, highest=4), field.agent("c1", stage="refused", offered=3, reason="\x1b[2Jno"):
+    with field.agent("c0", release=4, highest=6), field.agent("c1", stage="refused", offered=3, reason="\x1b[2Jno"):
         found = seen(field, capsys)
     assert [found[name]["online"] for name in DEVICES] == [True, True, False]
-    assert found["c0"]["release"] == 4
+    assert (found["c0"]["release"], found["c0"]["highest"]) == (4, 6)
     assert found["c0"]["step"] == 12
     assert 0 < found["c0"]["answer_s"] < PATIENCE_S
     assert found["c2"]["seen_s"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -19,17 +20,19 @@ MB = 1 << 20
 PACE = Pace(ask_s=10.0, offer_s=20.0, away_s=35.0)
 
 
-def peer(name: str, *, version: int = 5, outcome: Outcome = "open", size_bytes: int = MB) -> Peer:
+def peer(name: str, *, outcome: Outcome = "open", size_bytes: int = MB, newest: int = 9, fresh: bool = False) -> Peer:
     files = (
         ReleaseFile(path="run.toml", sha256=RUN, size_bytes=100),
         ReleaseFile(path="bundle/body/step.onnx", sha256=GRAPH, size_bytes=size_bytes),
     )
-    release = Release(format=1, version=version, device=name, minimum=0, expires_s=1, files=files)
-    return Peer(release, Offer(manifest=name.encode(), signature=bytes(64)), outcome=outcome, pace=PACE)
+    release = Release(format=1, version=5, device=name, minimum=0, expires_s=1, files=files)
+    return Peer(release, Offer(manifest=b"list", signature=bytes(64)), outcome=outcome, newest=newest, fresh=fresh, pace=PACE)
 
 
 def state(**facts: Any) -> State:
     plain: dict[str, Any] = {"boot": 1, "release": 0, "highest": 0, "client": "running", "code": "1", "agent": "1", "uptime_s": 1.0}
+    if facts.get("release"):
+        plain["digest"] = hashlib.sha256(b"list").hexdigest()
     return State(**(plain | {"connections": 1, "disk_free_bytes": 1, "memory_free_bytes": 1} | facts))
 
 
@@ -136,6 +139,51 @@ def test_who_runs_something_else_than_what_was_healthy_is_told() -> None:
     assert offered(found, 0.0) == []
     assert (found.peers["c0"].phase, found.peers["c1"].phase) == ("returned", "healthy")
     assert "runs release 3 now; --again" in found.peers["c0"].reason
+
+
+# ------------------------------------------------------------ a registry that was lost
+
+OTHER = {"release": 5, "highest": 5, "digest": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("facts", "first", "knows_better"),
+    [
+        (OTHER, {"fresh": True}, True),  # the same number, other contents
+        (OTHER, {"outcome": "healthy"}, True),
+        ({**OTHER, "offered": 5, "stage": "trial"}, {}, True),
+        ({"highest": 5}, {"fresh": True}, True),  # it has had that number, whatever became of it
+        ({"highest": 5}, {}, False),
+        ({"release": 8, "highest": 8}, {}, False),  # the registry knows of 9
+        ({"release": 10, "highest": 10}, {}, True),
+        ({"release": 10, "highest": 10}, {"outcome": "healthy"}, True),
+        ({"release": 5, "highest": 10}, {}, False),  # it runs just this
+        ({"highest": 4}, {"fresh": True}, False),
+    ],
+)
+def test_numbers_that_come_twice_are_told(facts: dict[str, Any], first: dict[str, Any], knows_better: bool) -> None:
+    found = rollout(peer("c0", **first))
+    found.heard("c0", state(**facts), 0.0)
+    sent = offered(found, 0.0)
+    c0 = found.peers["c0"]
+    assert c0.misnumbered is knows_better
+    if knows_better:
+        assert (sent, c0.phase) == ([], "refused")
+        assert f"--above {facts['highest']}" in c0.reason
+        assert found.end(0.0) == "stopped"
+    else:
+        assert bool(sent) is (facts.get("release") != 5)
+
+
+def test_its_own_number_is_no_news_once_it_was_offered() -> None:
+    found = rollout(peer("c0", fresh=True))
+    found.heard("c0", state(), 0.0)
+    assert offered(found, 0.0) == ["c0"]
+    found.heard("c0", state(highest=5, offered=5, stage="fetching"), 1.0)
+    assert offered(found, 60.0) == []
+    found.heard("c0", state(highest=5, offered=5, stage="fetching"), 60.0)
+    assert offered(found, 60.0) == ["c0"]
+    assert not found.peers["c0"].misnumbered
 
 
 # ------------------------------------------------------------ who does not get on
@@ -335,7 +383,6 @@ def fetching(*names: str, size_bytes: int = MB) -> Rollout:
     "asked",
     [
         {"sha256": "c" * 64},  # of no file of this release
-        {"sha256": "../../../../etc/passwd".ljust(64, "x")},
         {"version": 4},
         {"version": 6},
         {"offset": MB, "count_bytes": 1},
@@ -352,7 +399,15 @@ def test_what_is_not_of_its_release_is_not_sent(asked: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"offset": -1}, {"count_bytes": 0}, {"count_bytes": LIMITS.chunk_bytes + 1}, {"version": -1}, {"sha256": "x"}]
+    "asked",
+    [
+        {"offset": -1},
+        {"count_bytes": 0},
+        {"count_bytes": LIMITS.chunk_bytes + 1},
+        {"version": -1},
+        {"sha256": "x"},
+        {"sha256": "../" * 21 + "x"},
+    ],
 )
 def test_what_is_no_question_is_not_even_one(asked: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"whole number|hexadecimal"):
