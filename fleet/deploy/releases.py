@@ -74,10 +74,15 @@ class Releases:
         text = reason.encode(errors="backslashreplace").decode()
         self._db.execute("UPDATE releases SET outcome = ?, reason = ? WHERE device = ? AND version = ?", (outcome, text, device, version))
 
+    def standing(self, device: str) -> ReleaseRow | None:
+        """The newest that has not failed: what it runs as far as is known. None where it was set up anew since."""
+        return next(iter(self._rows("WHERE device = ? AND outcome IN ('healthy', 'open') ORDER BY version DESC LIMIT 1", device)), None)
+
     def manifests(self) -> list[bytes]:
-        """Of each device's newest release."""
+        """Of each device's newest release, and of that which stands."""
+        newest = "SELECT max(version) FROM releases WHERE device = r.device"
         rows = self._db.execute(
-            "SELECT manifest FROM releases AS r WHERE version = (SELECT max(version) FROM releases WHERE device = r.device)"
+            f"SELECT manifest FROM releases AS r WHERE version IN (({newest}), ({newest} AND outcome IN ('healthy', 'open')))"
         )
         return [bytes(manifest) for (manifest,) in rows]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet.deploy.build import Made, Slicer, contents, release_of, releases_for
+from fleet.deploy.build import Made, Slicer, code_of, contents, kept_code, release_of, releases_for
 from fleet.deploy.files import ReleaseFiles
 from fleet.deploy.key import signing_key
 from fleet.deploy.operator import acting, operator_transport
@@ -26,6 +26,7 @@ from fleet.flash.wheels import choose_wheels
 from fleet.registry import Registry
 from fleet.state import Fleet
 from wire.errors import DeployIncomplete, UsageError
+from wire.fleet.release import WHEELS, Release
 from wire.fleet.talk import Offer
 from wire.runfile import Run, load_run
 
@@ -41,6 +42,7 @@ class DeployOptions:
     run: Path
     code: Sequence[Path]
     wheels: Path | None
+    card_code: bool
     python: str | None
     arch: str
     stages: Stages
@@ -87,10 +89,12 @@ def _deploy(
     if not broker.startswith("mqtts://"):
         raise UsageError(f"the broker is {broker!r}; devices take releases over TLS alone: give --broker mqtts://…")
     files = ReleaseFiles(fleet.folder / "releases")
+    wheels = _wheels(options)
     found = contents(
         devices,
         bundle=options.bundle,
-        wheels=_wheels(options),
+        wheels=wheels,
+        code={} if wheels or options.card_code else kept_code(devices, Releases(registry), files),
         slicer=source.slicer,
         broker=broker,
         home=options.home,
@@ -170,6 +174,8 @@ def _lazily(make: Callable[[], Slicer]) -> Slicer:
 
 def _wheels(options: DeployOptions) -> list[Path]:
     found = list(options.code)
+    if options.card_code and (found or options.wheels is not None):
+        raise UsageError("--card-code is for no other code; leave out --code and --wheels")
     for path in found:
         if path.suffix != ".whl" or not zipfile.is_zipfile(path):
             raise UsageError(f"--code {path} is no wheel; `pip wheel --no-deps` makes one")
@@ -185,13 +191,22 @@ def _wheels(options: DeployOptions) -> list[Path]:
 
 
 def _opening(rows: dict[str, ReleaseRow]) -> list[str]:
-    by_version: dict[int, list[ReleaseRow]] = {}
+    found: dict[tuple[int, str], list[Release]] = {}
     for row in rows.values():
-        by_version.setdefault(row.version, []).append(row)
+        release = release_of(row)
+        found.setdefault((release.version, _code(release)), []).append(release)
     return [
-        f"release {version} for {len(found)} device{'' if len(found) == 1 else 's'}, {_size(release_of(found[0]).size_bytes)} each"
-        for version, found in sorted(by_version.items())
+        f"release {version} for {len(each)} device{'' if len(each) == 1 else 's'}, {_size(each[0].size_bytes)} each, {code}"
+        for (version, code), each in sorted(found.items())
     ]
+
+
+def _code(release: Release) -> str:
+    names = [file.path.removeprefix(WHEELS) for file in code_of(release)]
+    if not names:
+        return "with the card's code"
+    name = next((each for each in names if each.startswith("cutlayer-")), names[0])
+    return f"with {name}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _size(size_bytes: int) -> str:

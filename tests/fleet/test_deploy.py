@@ -68,6 +68,16 @@ def test_what_a_release_holds_is_what_flash_would_have_written(field: Field) -> 
     assert release.size_bytes == sum(len(data) for data in agent.files.values())
 
 
+def test_a_device_keeps_its_code_until_it_is_told_otherwise(field: Field, capsys: pytest.CaptureFixture[str]) -> None:
+    wheel = write_wheel(field.folder, "cutlayer", "0.2.0", "py3-none-any")
+    with field.agent("c1") as agent:
+        for words, code in ((["--code", str(wheel)], wheel.name), (["--minimum", "1"], wheel.name), (["--card-code"], "the card's code")):
+            assert field.deploy("--to", "c1", *words).end() == ""
+            assert f"with {code}\n" in capsys.readouterr().err
+            assert (f"wheels/{wheel.name}" in agent.paths) is (code == wheel.name)
+    assert agent.release == 3
+
+
 def test_from_slices_as_an_operator_without_torch_has_them(field: Field) -> None:
     slices = field.folder / "slices"
     for name in ("c0", "c1", "server"):
@@ -220,6 +230,7 @@ def test_the_broker_does_not_know_the_operator(field: Field) -> None:
         (["--broker", "mqtt://127.0.0.1:1883"], "devices take releases over TLS alone"),
         (["--code", "nowhere.whl"], "nowhere.whl"),
         (["--wheels", "nowhere"], "--wheels needs --python"),
+        (["--wheels", "nowhere", "--card-code"], "--card-code is for no other code"),
         (["--minimum", "7"], "--minimum is 7, and this release is 1"),
     ],
 )
