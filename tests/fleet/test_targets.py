@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import cutlayer
+from fleet.flash.compose import compose_table
 from fleet.flash.disk import Disk, check_disk, look_at, write_disk
 from tests.fleet.conftest import TOKEN, Desk, write_wheel
 from tests.fleet.root import ENTER, Root
@@ -220,7 +221,7 @@ def test_a_compose_project_is_hardened_and_whole(desk: Desk, tmp_path: Path) -> 
     out = tmp_path / "project"
     assert cutlayer.main(_words(desk, compose=str(out), wheels=None)) == 0
     services = json.loads((out / "compose.yaml").read_text())["services"]
-    assert list(services) == ["enrol", "client"]
+    assert list(services) == ["enrol", "renew", "client"]
     for service in services.values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -228,6 +229,7 @@ def test_a_compose_project_is_hardened_and_whole(desk: Desk, tmp_path: Path) -> 
         assert service["platform"] == "linux/arm64"
     assert services["client"]["volumes"] == ["./data:/data", "./keys:/keys:ro"]
     assert services["client"]["entrypoint"] == ["python3", "-m", "edge_client.agent", "--home", "/data", "--name", "board-1"]
+    assert stat.S_IMODE((out / "data/releases/0/run.toml").stat().st_mode) == 0o600
     run = load_run(out / "data/releases/0/run.toml")
     broker = run.broker
     assert run.base == "/data"  # its state outlives a release
@@ -239,6 +241,20 @@ def test_a_compose_project_is_hardened_and_whole(desk: Desk, tmp_path: Path) -> 
     code = "import edge_client.process, sys; sys.exit('torch' in sys.modules)"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     assert subprocess.run([sys.executable, "-P", "-c", code], env=environment | {"PYTHONPATH": str(out / "image")}).returncode == 0
+
+
+def test_a_compose_project_renews_its_certificate_each_day(tmp_path: Path) -> None:
+    """The service's own command, with a day that is over at once and an enrolment that fails, until the third one."""
+    services = compose_table("board-1", enrol="hub.example:8884", memory="512m")["services"]
+    assert services["renew"]["depends_on"] == services["client"]["depends_on"]
+    assert services["renew"]["restart"] == "always"
+    shell, *words = [word.replace("$$", "$") for word in services["renew"]["entrypoint"]]
+    for name, does in (("python3", 'echo "$@"; exit 1'), ("sleep", 'echo "$@"; [ "$(wc -l <"$0.log")" -lt 3 ] || kill $PPID')):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho >>"$0.log"\n{does}\n')
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(["/bin/sh", *words], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, timeout=60)
+    assert shell == "sh"
+    assert done.stdout.splitlines() == [" ".join(services["enrol"]["entrypoint"][1:]), "86400"] * 3
 
 
 def test_a_compose_project_does_not_write_over_anything(desk: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
