@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fleet.deploy.files import ReleaseFiles
 from fleet.deploy.releases import ReleaseRow, Releases
-from fleet.flash.payload import device_run, read_bundle_files
+from fleet.flash.payload import check_fits, device_run, read_bundle_files
 from fleet.registry import Registry
 from wire.errors import UsageError
 from wire.fleet.release import BUNDLE, FORMAT, RUN_FILE, WHEELS, Release, ReleaseFile, dump_release
 from wire.parse import plain
+from wire.runfile import load_run
 
 __all__ = ["Made", "Slicer", "code_of", "contents", "kept_code", "release_of", "releases_for"]
 
@@ -51,7 +52,7 @@ def contents(
 ) -> dict[str, tuple[ReleaseFile, ...]]:
     """By device, what its release holds; all of it is in ``files`` then. ``wheels``: for all of them; ``code``: by device, of files that
     are there already. ``broker``: as devices reach it. ``home``: the client's folder on
-    devices; ``keys``: that of their identity. Raises CutlayerError."""
+    devices; ``keys``: that of their identity. Raises CutlayerError, as where the bundle is not of the run."""
     shared = [_kept(files, BUNDLE + path, data) for path, data in sorted(read_bundle_files(bundle).items())]
     shared += [_kept(files, WHEELS + wheel.name, wheel.read_bytes()) for wheel in wheels]
     found: dict[str, tuple[ReleaseFile, ...]] = {}
@@ -59,6 +60,7 @@ def contents(
         for device in devices:
             path = Path(folder, f"{device}.toml")
             slicer(device, path)
+            check_fits(load_run(path), bundle)
             run = device_run(path, device=device, broker=broker, identity=True, keys=keys, home=home)
             found[device] = (_kept(files, RUN_FILE, run), *shared, *code.get(device, ()))
     return found

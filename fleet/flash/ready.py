@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fleet.flash.given import FlashOptions
+from fleet.flash.payload import check_fits
 from fleet.state import Fleet
 from fleet.verbs import add_device
-from wire.errors import UsageError
+from wire.errors import BundleError, UsageError
 from wire.runfile import Run, load_run
 
 __all__ = ["Maker", "current_token", "made_ready"]
@@ -41,7 +42,9 @@ def made_ready(given: FlashOptions, maker: Maker, folder: Path) -> FlashOptions:
     bundle = given.bundle
     if bundle is None:
         bundle = run.bundles
-        if not all((bundle / name / "manifest.json").is_file() for name in run.client_segments):
+        try:
+            check_fits(run, bundle)
+        except BundleError:  # there is none, or it is of an earlier run file
             maker.export(run)
     return dataclasses.replace(given, run=out, bundle=bundle, broker=given.broker or run.broker.url)
 

@@ -22,13 +22,14 @@ from fleet.flash.disk import Disk, check_disk, look_at, write_disk
 from fleet.flash.given import FlashOptions
 from fleet.flash.image import copy_image, provision
 from fleet.flash.manifest import imager_line, imager_manifest
-from fleet.flash.payload import DEVICE_NAME, Payload, carried, device_run, read_bundle_files
+from fleet.flash.payload import DEVICE_NAME, Payload, carried, check_fits, device_run, read_bundle_files
 from fleet.flash.ready import Maker, current_token, made_ready
 from fleet.flash.ssh import install_over_ssh, look_over_ssh
 from fleet.flash.wheels import choose_wheels, fetch_wheels
 from fleet.flash.wifi import Wifi, parse_wifi, read_wifi
 from fleet.state import Fleet
 from wire.errors import UsageError
+from wire.runfile import load_run
 from wire.store import write_atomically
 from wire.transport.broker_config import BrokerConfig
 
@@ -154,10 +155,13 @@ def _payload(options: FlashOptions, device: str, *, keys: str = "/var/lib/cutlay
     """Without wheels, which depend on the image."""
     url = _given(options.broker, "--broker")
     secure = _broker(url).url.startswith("mqtts:")
+    run_file, bundle = _given(options.run, "--run"), _given(options.bundle, "--bundle")
+    run = device_run(run_file, device=device, broker=url, identity=secure, keys=keys, home=home)
+    check_fits(load_run(run_file), bundle)
     return Payload(
         device=device,
-        run=device_run(_given(options.run, "--run"), device=device, broker=url, identity=secure, keys=keys, home=home),
-        bundle=read_bundle_files(_given(options.bundle, "--bundle")),
+        run=run,
+        bundle=read_bundle_files(bundle),
         wheels=(),
         ca=_authority(options) if secure else None,
         enrol=options.enrol_at or f"{urlsplit(url).hostname}:{ENROL_PORT}",

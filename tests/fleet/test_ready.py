@@ -15,6 +15,8 @@ from fleet.enrolment import token_digest
 from fleet.state import Fleet
 from tests.fleet.conftest import Desk
 from tests.fleet.images import mtools
+from wire.manifest import load_manifest
+from wire.runfile import load_run
 
 
 @pytest.fixture
@@ -61,6 +63,22 @@ def test_a_card_from_a_run_and_an_authority(words: list[str], tmp_path: Path, ca
     assert row.token is not None
     assert row.token.key is None
     assert token_on(tmp_path / "card.img").decode().strip() == (tmp_path / "fleet/tokens/board-1.token").read_text().strip()
+
+
+def test_a_bundle_of_an_earlier_run_file_is_not_taken(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is exported anew where flash exports; where one was named, that is told, as `deploy` does."""
+    assert cutlayer.main(words) == 0
+    run = tmp_path / "run.toml"
+    manifest = next(load_run(run).bundles.glob("*/manifest.json"))
+    before = load_manifest(manifest.read_text(), where="")
+    run.write_text(run.read_text().replace(f"lr = {before.optimizer.lr}", f"lr = {before.optimizer.lr / 2}"))
+    capsys.readouterr()
+    given = ["--bundle", str(manifest.parents[1])]
+    for more in ([*words, *given], ["deploy", given[1], "--run", "run.toml", "--to", "board-1"]):
+        assert cutlayer.main(more) == 2
+        assert "was exported for" in capsys.readouterr().err
+    assert cutlayer.main(words) == 0, capsys.readouterr().err
+    assert load_manifest(manifest.read_text(), where="").optimizer.lr == before.optimizer.lr / 2
 
 
 def test_a_token_serves_until_it_is_used(words: list[str], tmp_path: Path) -> None:
