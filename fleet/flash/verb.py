@@ -23,7 +23,7 @@ from fleet.flash.given import FlashOptions
 from fleet.flash.image import copy_image, provision
 from fleet.flash.manifest import imager_line, imager_manifest
 from fleet.flash.payload import DEVICE_NAME, Payload, carried, check_fits, device_run, read_bundle_files
-from fleet.flash.ready import Maker, current_token, made_ready
+from fleet.flash.ready import Maker, check_place, current_token, made_ready
 from fleet.flash.ssh import install_over_ssh, look_over_ssh
 from fleet.flash.wheels import choose_wheels, fetch_wheels
 from fleet.flash.wifi import Wifi, parse_wifi, read_wifi
@@ -216,6 +216,7 @@ def _token(options: FlashOptions, device: str) -> bytes | None:
     """None: the broker speaks no TLS, so the device gets no identity."""
     if _broker(_given(options.broker, "--broker")).url.startswith("mqtt:"):
         return None
+    check_place(Fleet(folder=options.fleet), device, replace=options.replace)
     path = options.token_file or current_token(Fleet(folder=options.fleet), device)
     if not path.exists():
         raise UsageError(f"{path} is not there; make the token with `cutlayer device add {device} --out {path}`")
