@@ -87,14 +87,19 @@ rm -rf $opt/venv.old
 
 say "laying down run file, bundle and services"
 rm -rf $home/releases.new
-tar -C $payload -cf - bundle run.toml state.json $(cd $payload && ls -d deploy.pub ca.pem 2>/dev/null || :) | as_client '
+mkdir $payload/home
+for each in bundle run.toml state.json deploy.pub ca.pem; do
+    [ ! -e "$payload/$each" ] || mv "$payload/$each" $payload/home/
+done
+tar -C $payload/home -cf - . | as_client '
     mkdir -p releases.new/0
     tar -xf - -C releases.new --no-same-permissions
     mv releases.new/bundle releases.new/run.toml releases.new/0/'
 [ ! -d /run/systemd/system ] || systemctl stop cutlayer.service || true
 rm -rf $home/releases $home/bundle $home/run.toml $home/deploy.pub
 as_client '
-    for each in deploy.pub ca.pem; do [ ! -f releases.new/$each ] || mv -fT releases.new/$each $each; done
+    [ ! -f releases.new/deploy.pub ] || mv -fT releases.new/deploy.pub deploy.pub
+    [ ! -f releases.new/ca.pem ] || mv -fT releases.new/ca.pem ca.pem
     mv -T releases.new releases' </dev/null
 cp $payload/enrol.sh $opt/enrol.sh
 cp $payload/cutlayer*.service $payload/cutlayer*.timer $payload/cutlayer*.path /etc/systemd/system/
