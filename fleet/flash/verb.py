@@ -20,7 +20,7 @@ from fleet.flash.compose import write_compose
 from fleet.flash.detect import find_format, open_boot
 from fleet.flash.disk import Disk, check_disk, look_at, write_disk
 from fleet.flash.given import FlashOptions
-from fleet.flash.image import copy_image, provision
+from fleet.flash.image import card_copy, copy_image, provision
 from fleet.flash.manifest import imager_line, imager_manifest
 from fleet.flash.payload import DEVICE_NAME, Payload, carried, check_fits, device_run, read_bundle_files
 from fleet.flash.ready import Maker, check_place, current_token, made_ready
@@ -93,9 +93,7 @@ def _flash_card(options: FlashOptions, device: Path, *, now: datetime) -> None:
     """The copy, then the card. The disk is looked at before anything is made, and again before it is written."""
     image = _given(options.image, "--image")
     check_disk(look_at(device), image_bytes=0, fixed=options.fixed_disk)
-    kept = options.out is not None
-    out = options.out or Path(f"{_device(options)}.card.img")
-    try:
+    with card_copy(options.out, device=_device(options)) as out:
         _flash_image(options, image, out, now=now)
         disk = look_at(device)
         check_disk(disk, image_bytes=out.stat().st_size, fixed=options.fixed_disk)
@@ -104,9 +102,6 @@ def _flash_card(options: FlashOptions, device: Path, *, now: datetime) -> None:
             raise UsageError(f"nothing was written to {device}")
         written = write_disk(out, device)
         print(f"{device}: {written} bytes written and read back; take the card out")
-    finally:
-        if not kept:
-            out.unlink(missing_ok=True)
 
 
 def _agreed(disk: Disk) -> bool:

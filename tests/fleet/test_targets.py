@@ -15,6 +15,7 @@ import pytest
 import cutlayer
 from fleet.flash.compose import compose_table
 from fleet.flash.disk import Disk, check_disk, look_at, write_disk
+from fleet.flash.image import card_copy
 from tests.fleet.conftest import TOKEN, Desk, write_wheel
 from tests.fleet.root import ENTER, Root
 from tools.arm_image import _CONTEXT
@@ -113,6 +114,21 @@ def test_this_computer_s_own_disk_is_refused(bookworm: Path, desk: Desk, tmp_pat
     assert cutlayer.main([*desk.words(bookworm, tmp_path / "copy.img"), "--to", device, "--yes"]) == 2
     assert "is in use" in (said := capsys.readouterr().err) or "is no disk" in said
     assert not (tmp_path / "copy.img").exists()
+
+
+def test_the_copy_for_a_card_takes_no_other_file_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "board-1.card.img"
+    mine.write_bytes(b"mine")
+    with card_copy(None, device="board-1") as first, card_copy(None, device="board-1") as second:
+        assert len({mine, first, second}) == 3
+        assert first.parent == tmp_path
+        assert stat.S_IMODE(first.stat().st_mode) == 0o600
+        first.write_bytes(b"card")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+    with card_copy(mine, device="board-1") as out:
+        assert out == mine
+    assert mine.exists()
 
 
 def test_a_card_is_written_and_read_back(tmp_path: Path) -> None:
