@@ -16,9 +16,8 @@ from wire.engine import Array
 from wire.errors import BundleError
 from wire.limits import LIMITS
 from wire.manifest import BundleManifest, FileEntry, TensorSpec, load_manifest
-from wire.runfile import Run
 
-__all__ = ["Bundle", "bundle_path", "check_bundle", "read_bundle", "read_manifest"]
+__all__ = ["Bundle", "bundle_path", "read_bundle", "read_manifest"]
 
 _PARAMETERS = "parameters.safetensors"
 
@@ -67,16 +66,6 @@ def read_manifest(folder: Path) -> BundleManifest:
 def bundle_path(folder: Path, segment: str) -> Path:
     """Where a segment's bundle lies: ``folder`` holds one a segment, or is the bundle itself."""
     return folder / segment if (folder / segment).is_dir() else folder
-
-
-def check_bundle(run: Run, segment: str, manifest: BundleManifest, path: Path, *, has_loss: bool) -> None:
-    """Raises BundleError where the bundle at ``path`` is not of this segment, optimizer and loss."""
-    if manifest.segment != segment:
-        raise BundleError(f"{path} holds the segment `{manifest.segment}`; this party runs `{segment}`; give the right bundle")
-    if manifest.optimizer != run.optimizer:
-        raise BundleError(f"{path} was exported for {manifest.optimizer}, the run file says {run.optimizer}; export the bundle again")
-    if manifest.loss != (run.loss_of(segment) if has_loss else None):
-        raise BundleError(f"{path} was exported with loss {manifest.loss!r}, not what the run places here; export the bundle again")
 
 
 def _graph(folder: Path, manifest: BundleManifest, name: str) -> bytes:

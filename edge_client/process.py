@@ -10,13 +10,14 @@ from typing import Literal, TextIO
 
 import numpy as np
 
-from edge_client.bundle import bundle_path, check_bundle, read_bundle, read_manifest
+from edge_client.bundle import bundle_path, read_bundle, read_manifest
 from edge_client.data import DataSource, open_source
 from edge_client.engine import StockEngine, load_engine
 from edge_client.heartbeat import Heartbeat
 from edge_client.memory import choose_memory
 from edge_client.metrics import MetricSet
 from wire.alignment import STREAM
+from wire.bundle_fit import check_bundle
 from wire.data_config import Split
 from wire.driver import Observer
 from wire.engine import Array, Engine

@@ -97,7 +97,7 @@ def write_broker_config(
         "crl.pem": crl.decode(),
         "mosquitto.conf": mosquitto_conf(plan),
         "compose.yaml": compose_file(plan.at, plan.port, version=plan.version, run_file=run_files[0].resolve()),
-        **units(plan.at, run_file=run_files[0].resolve(), fleet=fleet.folder.resolve()),
+        **units(plan.at, hosts=hosts, run_file=run_files[0].resolve(), fleet=fleet.folder.resolve()),
     }
     _keep_certificate(authority, out, hosts, fleet.clock())
     for name, text in texts.items():

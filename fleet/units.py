@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from wire.errors import UsageError
@@ -28,9 +29,12 @@ LockPersonality=yes
 """
 
 
-def units(at: str, *, run_file: Path, fleet: Path) -> dict[str, str]:
-    """By file name. The broker's runs as `mosquitto`, whom Debian's package makes; the others as who writes this. Raises UsageError."""
+def units(at: str, *, hosts: Sequence[str], run_file: Path, fleet: Path) -> dict[str, str]:
+    """By file name. ``hosts``: by which devices reach the broker, and the authority beside it.
+
+    The broker's runs as `mosquitto`, whom Debian's package makes; the others as who writes this. Raises UsageError."""
     user = getpass.getuser()
+    names = " ".join(f"--name {_quoted(host)}" for host in hosts)
     command = _quoted(shutil.which("cutlayer") or str(Path(sys.executable).with_name("cutlayer")))
     return {
         "cutlayer-broker.service": _unit(
@@ -58,7 +62,11 @@ def units(at: str, *, run_file: Path, fleet: Path) -> dict[str, str]:
         ),
         "cutlayer-ca.service": _unit(
             "certificate authority of the fleet",
-            [f"User={user}", f"ExecStart={command} ca serve --fleet {_quoted(str(fleet))}", f"ReadWritePaths={_quoted(str(fleet))}"],
+            [
+                f"User={user}",
+                f"ExecStart={command} ca serve {names} --fleet {_quoted(str(fleet))}",
+                f"ReadWritePaths={_quoted(str(fleet))}",
+            ],
         ),
     }
 

@@ -151,7 +151,8 @@ class DeviceDoctor:
             yield from ((path.parent if path.name == "manifest.json" else path, None) for path in folders or [self._bundle])
 
     def _read(self, path: Path, segment: str | None) -> _Found:
-        from edge_client.bundle import check_bundle, read_bundle
+        from edge_client.bundle import read_bundle
+        from wire.bundle_fit import check_bundle
 
         manifest = read_bundle(path).manifest
         if self._run is not None and segment is not None:

@@ -13,13 +13,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fleet.deploy.files import ReleaseFiles
 from fleet.deploy.releases import ReleaseRow, Releases
-from fleet.flash.payload import device_run, read_bundle_files
+from fleet.flash.payload import check_fits, device_run, read_bundle_files
 from fleet.registry import Registry
 from wire.errors import UsageError
 from wire.fleet.release import BUNDLE, FORMAT, RUN_FILE, WHEELS, Release, ReleaseFile, dump_release
 from wire.parse import plain
+from wire.runfile import load_run
 
-__all__ = ["Made", "Slicer", "contents", "release_of", "releases_for"]
+__all__ = ["Made", "Slicer", "code_of", "contents", "kept_code", "release_of", "releases_for"]
 
 Slicer = Callable[[str, Path], None]  # writes the slice of the run for this device there
 
@@ -42,14 +43,16 @@ def contents(
     *,
     bundle: Path,
     wheels: Iterable[Path],
+    code: Mapping[str, Sequence[ReleaseFile]],
     slicer: Slicer,
     broker: str,
     home: str,
     keys: str,
     files: ReleaseFiles,
 ) -> dict[str, tuple[ReleaseFile, ...]]:
-    """By device, what its release holds; all of it is in ``files`` then. ``broker``: as devices reach it. ``home``: the client's folder on
-    devices; ``keys``: that of their identity. Raises CutlayerError."""
+    """By device, what its release holds; all of it is in ``files`` then. ``wheels``: for all of them; ``code``: by device, of files that
+    are there already. ``broker``: as devices reach it. ``home``: the client's folder on
+    devices; ``keys``: that of their identity. Raises CutlayerError, as where the bundle is not of the run."""
     shared = [_kept(files, BUNDLE + path, data) for path, data in sorted(read_bundle_files(bundle).items())]
     shared += [_kept(files, WHEELS + wheel.name, wheel.read_bytes()) for wheel in wheels]
     found: dict[str, tuple[ReleaseFile, ...]] = {}
@@ -57,9 +60,28 @@ def contents(
         for device in devices:
             path = Path(folder, f"{device}.toml")
             slicer(device, path)
+            check_fits(load_run(path), bundle)
             run = device_run(path, device=device, broker=broker, identity=True, keys=keys, home=home)
-            found[device] = (_kept(files, RUN_FILE, run), *shared)
+            found[device] = (_kept(files, RUN_FILE, run), *shared, *code.get(device, ()))
     return found
+
+
+def kept_code(devices: Sequence[str], releases: Releases, files: ReleaseFiles) -> dict[str, tuple[ReleaseFile, ...]]:
+    """By device, the wheels that its client runs from as far as is known; none: the card's. Raises UsageError where one is lost."""
+    found: dict[str, tuple[ReleaseFile, ...]] = {}
+    for device in devices:
+        row = releases.standing(device)
+        found[device] = () if row is None else code_of(release_of(row))
+        lost = next((wheel for wheel in found[device] if not files.holds(wheel.sha256)), None)
+        if row is not None and lost is not None:
+            what = f"`{device}` runs {lost.path.removeprefix(WHEELS)} of release {row.version}, which is not in the fleet's folder any more"
+            raise UsageError(f"{what}; give it with --code or --wheels, or say --card-code")
+    return found
+
+
+def code_of(release: Release) -> tuple[ReleaseFile, ...]:
+    """The wheels that the client of this release runs from."""
+    return tuple(file for file in release.files if file.path.startswith(WHEELS))
 
 
 def _kept(files: ReleaseFiles, path: str, data: bytes) -> ReleaseFile:

@@ -110,6 +110,7 @@ def _facts(row: DeviceRow, seen: SeenRow | None, *, now_s: float, fresh_s: float
 
 _OF_STATE = (
     "release",
+    "highest",
     "offered",
     "stage",
     "have_bytes",

@@ -29,11 +29,16 @@ class ReleaseFiles:
         """Keep it; returns its hash, in hex. Raises StorageError."""
         digest = hashlib.sha256(data).hexdigest()
         path = self._folder / digest
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if not self.holds(digest):
             with storage_errors(self._folder):
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(path, data, private=True)  # a run file names topics and may hold keys
         return digest
+
+    def holds(self, digest: str) -> bool:
+        """Whether it is there, as it was put."""
+        path = self._folder / digest
+        return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
     def piece(self, digest: str, offset: int, count_bytes: int) -> bytes:
         """Bytes of the file with this hash, which ``put`` returned. Raises StorageError where they are not there."""

@@ -48,6 +48,9 @@ def _add_code(deploy: argparse.ArgumentParser) -> None:
     deploy.add_argument(
         "--wheels", type=Path, metavar="DIR", help="the client's code and all that it needs, from `cutlayer flash fetch-wheels`"
     )
+    deploy.add_argument(
+        "--card-code", action="store_true", help="back to the code that the card was written with (default: what each runs)"
+    )
     deploy.add_argument("--python", choices=("3.11", "3.12", "3.13"), help="--wheels: for devices with this Python")
     deploy.add_argument("--arch", choices=("aarch64", "x86_64"), default="aarch64", help="--wheels: processor (default %(default)s)")
 

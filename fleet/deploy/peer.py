@@ -14,6 +14,7 @@ more of the line than its share.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -33,16 +34,20 @@ _TIMES = 3  # how often a device may ask for all of its release
 _SLACK_BYTES = 4 << 20
 _IN_VAIN = 3  # offers
 _DOUBLINGS = 5
+_ORDER = ("offered", "fetching", "trial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
     """``ask_s``: between two questions to one device; ``offer_s``: between the first two offers to one, and twice as long after each, for a
-    slow line must not fill with them; ``away_s``: after that long a silence it is not there."""
+    slow line must not fill with them; ``away_s``: after that long a silence it is not there. ``stall_s`` without a byte or a stage more, or
+    ``whole_s`` in all, and it is set aside."""
 
     ask_s: float = 10.0
     offer_s: float = 20.0
     away_s: float = 35.0
+    stall_s: float = 1800.0
+    whole_s: float = 14_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +61,22 @@ class Piece:
 
 
 class Peer:
-    """``outcome``: how it ended before, where this release was deployed already."""
+    """``outcome``: how it ended before, where this release was deployed already. ``newest``: the highest number that was ever given, as far
+    as is known here; ``fresh``: this release was made just now, so no device can know its number. ``misnumbered``: the device knows better.
+    ``aside``: it does not get on, and nobody waits for it;
+    it is served as ever, and counts again as soon as it does."""
 
-    def __init__(self, release: Release, offer: Offer, *, outcome: Outcome = "open", reason: str = "", pace: Pace) -> None:
+    def __init__(
+        self,
+        release: Release,
+        offer: Offer,
+        *,
+        outcome: Outcome = "open",
+        reason: str = "",
+        newest: int,
+        fresh: bool = False,
+        pace: Pace,
+    ) -> None:
         self.name, self.release, self.offer = release.device, release, offer
         self.phase: Phase = outcome if outcome in ("healthy", "returned") else "waits"
         self.reason = reason if self.done else ""
@@ -66,7 +84,13 @@ class Peer:
         self.heard_s = -math.inf
         self.round_trip_s: float | None = None
         self.strange = 0  # questions for what is not of this release
+        self.misnumbered = False
+        self._digest = hashlib.sha256(offer.manifest).hexdigest()
+        self._newest, self._fresh = newest, fresh
         self._pace = pace
+        self.aside = False
+        self._far = (-1, 0)  # how far it has come: stage and bytes
+        self._far_s = self._began_s = -math.inf
         self._remembered = self.done  # and nothing was heard since
         self._sizes = {file.sha256: file.size_bytes for file in release.files}
         self._asked: dict[int, float] = {}  # since the last offer: when, by token
@@ -105,6 +129,24 @@ class Peer:
     def is_there(self, now_s: float) -> bool:
         return now_s - self.heard_s <= self._pace.away_s
 
+    def look(self, now_s: float) -> None:
+        """At whether it gets on: one that starts over and over, or has fallen silent, does not."""
+        if self.done or self.phase == "waits":
+            self.aside = False
+            return
+        far = (_ORDER.index(self.phase), self.have_bytes)
+        if self._far[0] < 0:
+            self._began_s = now_s
+        if far > self._far:
+            self._far, self._far_s, self.aside = far, now_s, False
+        if now_s - self._far_s >= self._pace.stall_s or now_s - self._began_s >= self._pace.whole_s:
+            self.aside = True
+
+    def pause(self, time_s: float) -> None:
+        """So long it could not get on, for we were cut off."""
+        self._far_s += time_s
+        self._began_s += time_s
+
     # ------------------------------------------------------------ what it says
 
     def heard(self, state: State, now_s: float) -> None:
@@ -122,20 +164,40 @@ class Peer:
 
     def _look_again(self, state: State) -> None:
         """At what was known of it from before."""
-        if state.highest < self.release.version:
+        if self._knows_better(state):
+            self._renumber(state)
+        elif state.highest < self.release.version:
             self.phase, self.reason = "waits", ""  # it was set up anew since
-        elif self.phase == "healthy" and state.release != self.release.version:
+        elif self.phase == "healthy" and not self._runs(state):
             self._give_up("returned", f"it has had this release, and runs release {state.release} now; --again makes it anew")
+
+    def _runs(self, state: State) -> bool:
+        """Number and contents: where the registry was lost numbers come twice."""
+        return state.release == self.release.version and state.digest == self._digest
+
+    def _knows_better(self, state: State) -> bool:
+        """Whether it has had what nobody here knows of: the registry was lost, or is an old copy."""
+        if self._runs(state):
+            return False
+        had = self._fresh and state.highest >= self.release.version
+        return had or state.release == self.release.version or state.highest > self._newest
+
+    def _renumber(self, state: State) -> None:
+        self.misnumbered = True
+        what = f"it has had release {state.highest}, of which this registry does not know, and takes nothing that is not above it"
+        self._give_up("refused", f"{what}; deploy with --above {state.highest}")
 
     def _judge(self, state: State, *, answers: bool) -> None:
         """``answers``: to a question asked after the offer. Version 0 is refused where its signature does not hold for the device."""
         ours = state.offered == self.release.version
         if ours:
             self._in_vain = 0
-        if state.release == self.release.version and (not ours or state.stage in ("none", "healthy")):
+        if self._runs(state) and (not ours or state.stage in ("none", "healthy")):
             self.phase = "healthy"
         elif self.phase == "waits":
             return
+        elif self._knows_better(state):
+            self._renumber(state)
         elif (ours and state.stage in ("returned", "refused")) or (not state.offered and state.stage == "refused"):
             if answers and self._offer_stands:  # not of an earlier offer
                 self._give_up("returned" if state.stage == "returned" else "refused", state.reason)
@@ -175,6 +237,9 @@ class Peer:
         state = self.state
         if self.phase in ("waits", "healthy", "returned", "refused") or state is None or not self.is_there(now_s):
             return False
+        if self._knows_better(state):
+            self._renumber(state)
+            return False
         asks = state.stage == "fetching" and now_s - self._wanted_s < self._pace.offer_s
         busy = state.offered == self.release.version and (asks or state.stage in ("ready", "trial"))
         if busy or now_s - self._offered_s < self._pace.offer_s * 2 ** min(max(self._in_vain - 1, 0), _DOUBLINGS):
@@ -187,6 +252,7 @@ class Peer:
         """The offer has been sent: what was asked before is not answered to it. A question is due at once."""
         self._offered_s, self._ask_s = now_s, -math.inf
         self._in_vain, self._offer_stands = self._in_vain + 1, True
+        self._fresh = False
         self._asked.clear()
 
     def ask_is_due(self, now_s: float) -> bool:

@@ -70,12 +70,19 @@ class Releases:
         )
 
     def settle(self, device: str, version: int, outcome: Outcome, reason: str) -> None:
-        self._db.execute("UPDATE releases SET outcome = ?, reason = ? WHERE device = ? AND version = ?", (outcome, reason, device, version))
+        """``reason`` as a device has said it: JSON may hold half a character, which no file takes, and that must cost nobody else."""
+        text = reason.encode(errors="backslashreplace").decode()
+        self._db.execute("UPDATE releases SET outcome = ?, reason = ? WHERE device = ? AND version = ?", (outcome, text, device, version))
+
+    def standing(self, device: str) -> ReleaseRow | None:
+        """The newest that has not failed: what it runs as far as is known. None where it was set up anew since."""
+        return next(iter(self._rows("WHERE device = ? AND outcome IN ('healthy', 'open') ORDER BY version DESC LIMIT 1", device)), None)
 
     def manifests(self) -> list[bytes]:
-        """Of each device's newest release."""
+        """Of each device's newest release, and of that which stands."""
+        newest = "SELECT max(version) FROM releases WHERE device = r.device"
         rows = self._db.execute(
-            "SELECT manifest FROM releases AS r WHERE version = (SELECT max(version) FROM releases WHERE device = r.device)"
+            f"SELECT manifest FROM releases AS r WHERE version IN (({newest}), ({newest} AND outcome IN ('healthy', 'open')))"
         )
         return [bytes(manifest) for (manifest,) in rows]
 

@@ -35,6 +35,7 @@ class Session:
     screen: Screen
     clock: Callable[[], float]
     _phases: dict[str, Phase] = field(default_factory=dict)
+    _aside: set[str] = field(default_factory=set)
     _stage: int = -1
     _up: bool = False
     _told: bool = False  # that the broker is out of reach
@@ -104,6 +105,7 @@ class Session:
         for peer in rollout.peers.values():
             if peer.phase != self._phases[peer.name]:
                 self.screen.say(f"{peer.name}: {peer.phase}{peer.reason and ': '}{printable(peer.reason)}")
+            self._tell_aside(peer)
             self._tell_strange(peer.name, peer.strange + line.rubbish.get(peer.name, 0))
         if rollout.stage != self._stage and rollout.stage < len(rollout.counts):
             self._stage = rollout.stage
@@ -111,6 +113,14 @@ class Session:
                 f"stage {self._stage + 1} of {len(rollout.counts)}: {rollout.counts[self._stage]} of {len(rollout.peers)} devices"
             )
         self.screen.status(self._line())
+
+    def _tell_aside(self, peer: Peer) -> None:
+        if peer.aside and peer.name not in self._aside:
+            self._aside.add(peer.name)
+            self.screen.say(f"{peer.name}: set aside while {peer.phase}, for it does not get on; another that is there takes its place")
+        elif not peer.aside and peer.name in self._aside:
+            self._aside.remove(peer.name)
+            self.screen.say(f"{peer.name}: gets on again")
 
     def _tell_strange(self, device: str, count: int) -> None:
         """At the first one, and whenever there are ten times as many."""
@@ -123,15 +133,17 @@ class Session:
     def _line(self) -> str:
         tried = self.rollout.tried
         healthy = sum(peer.phase == "healthy" for peer in tried)
-        coming = [peer for peer in tried if not peer.done]
+        failed = self.rollout.failed
+        coming = [peer for peer in tried if not peer.done and peer not in failed]
         now_s = time.monotonic()
         away = sum(not peer.is_there(now_s) for peer in coming)
         to_come = len(self.rollout.peers) - len(tried)
         have, of = sum(peer.have_bytes for peer in coming), sum(peer.release.size_bytes for peer in coming)
         facts = [f"{100 * have / of:.0f} % of their bytes there"] if of and have else []
         facts += [f"{away} away"] if away else []
+        facts += [f"{aside} set aside"] if (aside := sum(peer.aside for peer in coming)) else []
         more = f" ({', '.join(facts)})" if facts else ""
-        found = f"{healthy} healthy, {len(self.rollout.failed)} failed, {len(coming)} on their way{more}, {to_come} to come"
+        found = f"{healthy} healthy, {len(failed)} failed, {len(coming)} on their way{more}, {to_come} to come"
         return found + (", the broker out of reach" if self._told else "")
 
     def _write_down(self, *, force: bool = False) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet.deploy.build import Made, Slicer, contents, release_of, releases_for
+from fleet.deploy.build import Made, Slicer, code_of, contents, kept_code, release_of, releases_for
 from fleet.deploy.files import ReleaseFiles
 from fleet.deploy.key import signing_key
 from fleet.deploy.operator import acting, operator_transport
@@ -26,6 +26,7 @@ from fleet.flash.wheels import choose_wheels
 from fleet.registry import Registry
 from fleet.state import Fleet
 from wire.errors import DeployIncomplete, UsageError
+from wire.fleet.release import WHEELS, Release
 from wire.fleet.talk import Offer
 from wire.runfile import Run, load_run
 
@@ -41,6 +42,7 @@ class DeployOptions:
     run: Path
     code: Sequence[Path]
     wheels: Path | None
+    card_code: bool
     python: str | None
     arch: str
     stages: Stages
@@ -87,10 +89,12 @@ def _deploy(
     if not broker.startswith("mqtts://"):
         raise UsageError(f"the broker is {broker!r}; devices take releases over TLS alone: give --broker mqtts://…")
     files = ReleaseFiles(fleet.folder / "releases")
+    wheels = _wheels(options)
     found = contents(
         devices,
         bundle=options.bundle,
-        wheels=_wheels(options),
+        wheels=wheels,
+        code={} if wheels or options.card_code else kept_code(devices, Releases(registry), files),
         slicer=source.slicer,
         broker=broker,
         home=options.home,
@@ -105,8 +109,9 @@ def _deploy(
     screen = Screen()
     for text in _opening(rows):
         screen.say(text)
+    newest = Releases(registry).next_version() - 1
     rollout = Rollout(
-        [_peer(row, pace) for row in rows.values()],
+        [_peer(row, pace, newest=newest, fresh=row.made_s == now_s) for row in rows.values()],
         counts=options.stages.counts(len(rows)),
         stop_at=options.stop_at,
         until_s=time.monotonic() + options.hours * 3600,
@@ -120,9 +125,9 @@ def _deploy(
         raise
 
 
-def _peer(row: ReleaseRow, pace: Pace) -> Peer:
+def _peer(row: ReleaseRow, pace: Pace, *, newest: int, fresh: bool) -> Peer:
     offer = Offer(manifest=row.manifest, signature=row.signature)
-    return Peer(release_of(row), offer, outcome=row.outcome, reason=row.reason, pace=pace)
+    return Peer(release_of(row), offer, outcome=row.outcome, reason=row.reason, newest=newest, fresh=fresh, pace=pace)
 
 
 # ------------------------------------------------------------ what the options name
@@ -169,6 +174,8 @@ def _lazily(make: Callable[[], Slicer]) -> Slicer:
 
 def _wheels(options: DeployOptions) -> list[Path]:
     found = list(options.code)
+    if options.card_code and (found or options.wheels is not None):
+        raise UsageError("--card-code is for no other code; leave out --code and --wheels")
     for path in found:
         if path.suffix != ".whl" or not zipfile.is_zipfile(path):
             raise UsageError(f"--code {path} is no wheel; `pip wheel --no-deps` makes one")
@@ -184,13 +191,22 @@ def _wheels(options: DeployOptions) -> list[Path]:
 
 
 def _opening(rows: dict[str, ReleaseRow]) -> list[str]:
-    by_version: dict[int, list[ReleaseRow]] = {}
+    found: dict[tuple[int, str], list[Release]] = {}
     for row in rows.values():
-        by_version.setdefault(row.version, []).append(row)
+        release = release_of(row)
+        found.setdefault((release.version, _code(release)), []).append(release)
     return [
-        f"release {version} for {len(found)} device{'' if len(found) == 1 else 's'}, {_size(release_of(found[0]).size_bytes)} each"
-        for version, found in sorted(by_version.items())
+        f"release {version} for {len(each)} device{'' if len(each) == 1 else 's'}, {_size(each[0].size_bytes)} each, {code}"
+        for (version, code), each in sorted(found.items())
     ]
+
+
+def _code(release: Release) -> str:
+    names = [file.path.removeprefix(WHEELS) for file in code_of(release)]
+    if not names:
+        return "with the card's code"
+    name = next((each for each in names if each.startswith("cutlayer-")), names[0])
+    return f"with {name}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _size(size_bytes: int) -> str:
@@ -208,9 +224,11 @@ def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
         for peer in peers:
             if peer.phase != "healthy":
                 print(f"  {peer.name}: {_fate(peer)}")
+    if end == "stopped" and any(peer.misnumbered for peer in peers):
+        raise DeployIncomplete(_misnumbered(peers))
     if end == "stopped":
         failed, tried = len(rollout.failed), len(rollout.tried)
-        what = f"stopped: {failed} of {tried} devices that were tried have failed"
+        what = f"stopped: {failed} of {tried} devices that were tried have failed or did not come back from their trial"
         raise DeployIncomplete(f"{what}; mend it and deploy anew, or say --again or a higher --stop-at")
     missing = [peer for peer in rollout.tried if peer.phase != "healthy"] if end == "done" else [peer for peer in peers if not peer.done]
     if missing:
@@ -219,10 +237,17 @@ def _report(rollout: Rollout, end: End, *, as_json: bool) -> None:
         raise DeployIncomplete(f"{names} {why}")
 
 
+def _misnumbered(peers: Sequence[Peer]) -> str:
+    highest, name = max((peer.state.highest, peer.name) for peer in peers if peer.state is not None)
+    what = f"devices have had releases of which the registry does not know, up to {highest} (`{name}`): it was lost, or is an old copy"
+    return f"{what}; deploy with --above {highest}"
+
+
 def _fate(peer: Peer) -> str:
     if peer.phase == "waits" or (not peer.done and peer.state is None):
         return "not there" if peer.state is None else "its turn has not come"
-    return f"{peer.phase}{peer.reason and ', '}{printable(peer.reason)}"
+    aside = ", set aside: it did not get on" if peer.aside else ""
+    return f"{peer.phase}{aside}{peer.reason and ', '}{printable(peer.reason)}"
 
 
 def _facts(peer: Peer) -> dict[str, Any]:
@@ -231,6 +256,7 @@ def _facts(peer: Peer) -> dict[str, Any]:
         "release": peer.release.version,
         "phase": peer.phase,
         "reason": peer.reason,
+        "aside": peer.aside,
         "have_bytes": peer.have_bytes,
         "of_bytes": peer.release.size_bytes,
     }

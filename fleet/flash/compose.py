@@ -18,6 +18,7 @@ _SOURCE = Path(__file__).resolve().parents[2]
 _CONTEXT = ("Dockerfile.arm", "LICENSE", "cutlayer.py", "requirements-device.txt", "wire", "edge_client")
 _USER = "10001:10001"  # the image's
 _RUN_DIR = "/run/cutlayer"
+_DAILY = 'while :; do "$$@"; sleep 86400; done'  # compose reads $$ as $
 
 
 def write_compose(out: Path, *, payload: Payload, token: bytes | None) -> None:
@@ -37,7 +38,7 @@ def write_compose(out: Path, *, payload: Payload, token: bytes | None) -> None:
         else:
             shutil.copy(source, there)
     releases = out / "data" / "releases"
-    write_atomically(releases / "0" / "run.toml", payload.run)
+    write_atomically(releases / "0" / "run.toml", payload.run, private=True)  # it names topics and may hold keys
     for path, data in payload.bundle.items():
         write_atomically(releases / "0" / "bundle" / path, data)
     write_atomically(releases / "state.json", first_state(payload.floor))
@@ -45,7 +46,7 @@ def write_compose(out: Path, *, payload: Payload, token: bytes | None) -> None:
         write_atomically(out / "data" / "deploy.pub", payload.deploy)
     for name, secret in (("ca.pem", payload.ca), ("token", token)):
         if secret is not None:
-            _write_private(out / "keys" / name, secret)
+            write_atomically(out / "keys" / name, secret, private=True)
     table = compose_table(payload.device, enrol=payload.enrol if payload.ca is not None else None, memory=payload.memory)
     write_atomically(out / "compose.yaml", (json.dumps(table, indent=2) + "\n").encode())
 
@@ -75,11 +76,9 @@ def compose_table(device: str, *, enrol: str | None, memory: str) -> dict[str, A
     if enrol is None:
         return {"services": {"client": client}}
     words = ["--name", device, "--url", f"https://{enrol}", "--ca", "/keys/ca.pem", "--token", "/keys/token", "--out", "/keys"]
-    first = hardened | {"entrypoint": ["python3", "-m", "edge_client.enroll", *words], "volumes": ["./keys:/keys"]}
-    client["depends_on"] = {"enrol": {"condition": "service_completed_successfully"}}
-    return {"services": {"enrol": first, "client": client}}
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    path.touch(mode=0o600)
-    path.write_bytes(data)
+    command = ["python3", "-m", "edge_client.enroll", *words]
+    first = hardened | {"entrypoint": command, "volumes": ["./keys:/keys"]}
+    # The same command renews once it is time. At the start, too, for a board may be off each night.
+    daily = first | {"entrypoint": ["sh", "-c", _DAILY, "sh", *command], "restart": "always", "stop_grace_period": "1s"}
+    client["depends_on"] = daily["depends_on"] = {"enrol": {"condition": "service_completed_successfully"}}
+    return {"services": {"enrol": first, "renew": daily, "client": client}}

@@ -22,6 +22,7 @@ class FlashOptions:
     out: Path | None
     fleet: Path
     token_file: Path | None
+    replace: bool
     enrol_at: str | None
     user: str | None
     authorized_keys: Path | None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import lzma
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +19,7 @@ from fleet.flash.detect import CMDLINE, CMDLINE_BYTES, check_untouched, open_boo
 from fleet.flash.fat import FatVolume, Span
 from wire.errors import StorageError, UsageError
 
-__all__ = ["Copied", "copy_image", "opened_image", "provision", "read_pieces"]
+__all__ = ["Copied", "card_copy", "copy_image", "opened_image", "provision", "read_pieces"]
 
 _PIECE_BYTES = 1 << 20
 _MAX_IMAGE_BYTES = 1 << 38
@@ -49,6 +51,20 @@ def read_pieces(image: BinaryIO, *, name: object) -> Iterator[bytes]:
             yield piece
     except (lzma.LZMAError, EOFError) as exc:
         raise UsageError(f"{name} cannot be unpacked ({exc}); fetch it again") from exc
+
+
+@contextlib.contextmanager
+def card_copy(out: Path | None, *, device: str) -> Iterator[Path]:
+    """Where the copy for a card lies: ``out``, or a file in the working folder that is no other one's and goes afterwards."""
+    if out is not None:
+        yield out
+        return
+    fd, name = tempfile.mkstemp(prefix=f"{device}.", suffix=".card.img", dir=".")
+    os.close(fd)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def copy_image(source: Path, out: Path) -> None:

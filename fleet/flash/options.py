@@ -43,6 +43,7 @@ def _add_identity(flash: argparse.ArgumentParser) -> None:
     flash.add_argument(
         "--token-file", type=Path, metavar="FILE", help="the enrolment token (default: that of --fleet, made anew where it is used or old)"
     )
+    flash.add_argument("--replace", action="store_true", help="also where the device is enrolled and good: the new one takes its place")
     flash.add_argument("--enrol-at", metavar="HOST:PORT", help="where `cutlayer ca serve` answers (default: the broker's host, port 8884)")
     flash.add_argument("--user", metavar="NAME", help="who may log in over ssh with a key of --authorized-keys (default: nobody)")
     flash.add_argument("--authorized-keys", type=Path, metavar="FILE", help="public keys of --user, as in ~/.ssh/authorized_keys")

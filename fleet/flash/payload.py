@@ -17,12 +17,13 @@ from pathlib import Path
 import tomli_w
 
 from fleet.flash.boot_files import INSTALL, PAYLOAD, TOKEN
+from wire.bundle_fit import check_bundle
 from wire.errors import BundleError, RunFileError, UsageError
 from wire.limits import LIMITS
 from wire.manifest import load_manifest
-from wire.runfile import load_run, parse_run
+from wire.runfile import Run, load_run, parse_run
 
-__all__ = ["DEVICE_NAME", "Payload", "carried", "device_file", "device_run", "first_state", "read_bundle_files"]
+__all__ = ["DEVICE_NAME", "Payload", "carried", "check_fits", "device_file", "device_run", "first_state", "read_bundle_files"]
 
 DEVICE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOME = "/var/lib/cutlayer"
@@ -118,6 +119,19 @@ def device_run(run_file: Path, *, device: str, broker: str, identity: bool, keys
     table["broker"] = kept | {"url": broker} | (paths if identity else {})
     parse_run(table, base=home)
     return tomli_w.dumps(table).encode()
+
+
+def check_fits(run: Run, bundle: Path) -> None:
+    """``run``: a device's slice, or the whole. Raises BundleError where ``bundle`` was exported for something else, as before the run was
+    changed."""
+    segments = run.client_segments if run.slice is None else tuple(slot.segment for slot in run.slice.slots)
+    for segment in segments:
+        folder = bundle / segment if (bundle / segment).is_dir() else bundle
+        path = folder / "manifest.json"
+        if not path.is_file():
+            raise BundleError(f"{folder} holds no device bundle; make one with `cutlayer export`")
+        manifest = load_manifest(_read(path, LIMITS.manifest_bytes).decode(errors="replace"), where=str(path))
+        check_bundle(run, segment, manifest, folder, has_loss=segment in run.sinks)
 
 
 def read_bundle_files(folder: Path) -> dict[str, bytes]:

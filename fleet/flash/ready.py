@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fleet.flash.given import FlashOptions
+from fleet.flash.payload import check_fits
 from fleet.state import Fleet
 from fleet.verbs import add_device
-from wire.errors import UsageError
+from wire.errors import BundleError, UsageError
 from wire.runfile import Run, load_run
 
-__all__ = ["Maker", "current_token", "made_ready"]
+__all__ = ["Maker", "check_place", "current_token", "made_ready"]
 
 _TOKEN_HOURS = 72.0
 
@@ -41,9 +43,25 @@ def made_ready(given: FlashOptions, maker: Maker, folder: Path) -> FlashOptions:
     bundle = given.bundle
     if bundle is None:
         bundle = run.bundles
-        if not all((bundle / name / "manifest.json").is_file() for name in run.client_segments):
+        try:
+            check_fits(run, bundle)
+        except BundleError:  # there is none, or it is of an earlier run file
             maker.export(run)
     return dataclasses.replace(given, run=out, bundle=bundle, broker=given.broker or run.broker.url)
+
+
+def check_place(fleet: Fleet, device: str, *, replace: bool) -> None:
+    """Raises UsageError where ``device`` is enrolled and its certificate good: another one would take its place. Devices that are
+    registered on another computer are not known here."""
+    if replace or not fleet.is_here:
+        return
+    with fleet.registry() as registry:
+        row = next((row for row in registry.devices() if row.name == device), None)
+    good = None if row is None or row.revoked_s is not None else row.certificate
+    if good is not None and good.revoked_s is None and good.ends_s > fleet.clock():
+        until = datetime.fromtimestamp(good.ends_s, UTC)
+        who = f"`{device}` is enrolled, until {until:%Y-%m-%d}, with the key {good.key[:16]}"
+        raise UsageError(f"{who}; what is flashed now takes its place, and shuts it out once it has enrolled: say --replace if it is to")
 
 
 def current_token(fleet: Fleet, device: str) -> Path:

@@ -20,15 +20,16 @@ from fleet.flash.compose import write_compose
 from fleet.flash.detect import find_format, open_boot
 from fleet.flash.disk import Disk, check_disk, look_at, write_disk
 from fleet.flash.given import FlashOptions
-from fleet.flash.image import copy_image, provision
+from fleet.flash.image import card_copy, copy_image, provision
 from fleet.flash.manifest import imager_line, imager_manifest
-from fleet.flash.payload import DEVICE_NAME, Payload, carried, device_run, read_bundle_files
-from fleet.flash.ready import Maker, current_token, made_ready
+from fleet.flash.payload import DEVICE_NAME, Payload, carried, check_fits, device_run, read_bundle_files
+from fleet.flash.ready import Maker, check_place, current_token, made_ready
 from fleet.flash.ssh import install_over_ssh, look_over_ssh
 from fleet.flash.wheels import choose_wheels, fetch_wheels
 from fleet.flash.wifi import Wifi, parse_wifi, read_wifi
 from fleet.state import Fleet
 from wire.errors import UsageError
+from wire.runfile import load_run
 from wire.store import write_atomically
 from wire.transport.broker_config import BrokerConfig
 
@@ -92,9 +93,7 @@ def _flash_card(options: FlashOptions, device: Path, *, now: datetime) -> None:
     """The copy, then the card. The disk is looked at before anything is made, and again before it is written."""
     image = _given(options.image, "--image")
     check_disk(look_at(device), image_bytes=0, fixed=options.fixed_disk)
-    kept = options.out is not None
-    out = options.out or Path(f"{_device(options)}.card.img")
-    try:
+    with card_copy(options.out, device=_device(options)) as out:
         _flash_image(options, image, out, now=now)
         disk = look_at(device)
         check_disk(disk, image_bytes=out.stat().st_size, fixed=options.fixed_disk)
@@ -103,9 +102,6 @@ def _flash_card(options: FlashOptions, device: Path, *, now: datetime) -> None:
             raise UsageError(f"nothing was written to {device}")
         written = write_disk(out, device)
         print(f"{device}: {written} bytes written and read back; take the card out")
-    finally:
-        if not kept:
-            out.unlink(missing_ok=True)
 
 
 def _agreed(disk: Disk) -> bool:
@@ -154,10 +150,13 @@ def _payload(options: FlashOptions, device: str, *, keys: str = "/var/lib/cutlay
     """Without wheels, which depend on the image."""
     url = _given(options.broker, "--broker")
     secure = _broker(url).url.startswith("mqtts:")
+    run_file, bundle = _given(options.run, "--run"), _given(options.bundle, "--bundle")
+    run = device_run(run_file, device=device, broker=url, identity=secure, keys=keys, home=home)
+    check_fits(load_run(run_file), bundle)
     return Payload(
         device=device,
-        run=device_run(_given(options.run, "--run"), device=device, broker=url, identity=secure, keys=keys, home=home),
-        bundle=read_bundle_files(_given(options.bundle, "--bundle")),
+        run=run,
+        bundle=read_bundle_files(bundle),
         wheels=(),
         ca=_authority(options) if secure else None,
         enrol=options.enrol_at or f"{urlsplit(url).hostname}:{ENROL_PORT}",
@@ -212,6 +211,7 @@ def _token(options: FlashOptions, device: str) -> bytes | None:
     """None: the broker speaks no TLS, so the device gets no identity."""
     if _broker(_given(options.broker, "--broker")).url.startswith("mqtt:"):
         return None
+    check_place(Fleet(folder=options.fleet), device, replace=options.replace)
     path = options.token_file or current_token(Fleet(folder=options.fleet), device)
     if not path.exists():
         raise UsageError(f"{path} is not there; make the token with `cutlayer device add {device} --out {path}`")

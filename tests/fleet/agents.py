@@ -94,10 +94,12 @@ class Agent:
 
     def state(self, **more: Any) -> dict[str, Any]:
         have = sum(len(data) for data in self.files.values())
+        known = self.signed and more.get("release", self.release)
         return {
             "token": 0,
             "boot": 1,
             "release": self.release,
+            "digest": hashlib.sha256(self.signed[64:]).hexdigest() if known else "",
             "highest": self.highest,
             "offered": self.offered,
             "stage": self.stage,

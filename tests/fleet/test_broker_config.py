@@ -188,7 +188,7 @@ def test_written_again_the_broker_keeps_its_certificate_until_it_is_time(fleet: 
 
 def test_units_and_compose_name_files_that_are_there(fleet: Fleet, tmp_path: Path) -> None:
     path, out = run_file(tmp_path), tmp_path / "out 100%"
-    found = written(fleet, out, path, at=str(out))
+    found = written(fleet, out, path, at=str(out), names=["hub.example"])
     for unit in ("broker", "server", "ca"):
         parser = configparser.RawConfigParser(strict=False)
         parser.optionxform = str  # type: ignore[assignment, method-assign]
@@ -197,6 +197,7 @@ def test_units_and_compose_name_files_that_are_there(fleet: Fleet, tmp_path: Pat
         assert parser["Service"]["NoNewPrivileges"] == "yes"
     assert f'-c "{out}/mosquitto.conf"'.replace("%", "%%") in found["cutlayer-broker.service"]
     assert f"serve {path}" in found["cutlayer-server.service"]
+    assert "ca serve --name 127.0.0.1 --name hub.example --fleet" in found["cutlayer-ca.service"], "as the broker is reached"
     assert f"{out}:{out}" in found["compose.yaml"]
     assert "eclipse-mosquitto:2.0" in found["compose.yaml"]
 

@@ -68,6 +68,16 @@ def test_what_a_release_holds_is_what_flash_would_have_written(field: Field) -> 
     assert release.size_bytes == sum(len(data) for data in agent.files.values())
 
 
+def test_a_device_keeps_its_code_until_it_is_told_otherwise(field: Field, capsys: pytest.CaptureFixture[str]) -> None:
+    wheel = write_wheel(field.folder, "cutlayer", "0.2.0", "py3-none-any")
+    with field.agent("c1") as agent:
+        for words, code in ((["--code", str(wheel)], wheel.name), (["--minimum", "1"], wheel.name), (["--card-code"], "the card's code")):
+            assert field.deploy("--to", "c1", *words).end() == ""
+            assert f"with {code}\n" in capsys.readouterr().err
+            assert (f"wheels/{wheel.name}" in agent.paths) is (code == wheel.name)
+    assert agent.release == 3
+
+
 def test_from_slices_as_an_operator_without_torch_has_them(field: Field) -> None:
     slices = field.folder / "slices"
     for name in ("c0", "c1", "server"):
@@ -131,6 +141,7 @@ def test_who_does_not_come_in_time_is_named(field: Field, capsys: pytest.Capture
     assert "  c1: not there" in capsys.readouterr().out
     with field.agent("c0") as first, field.agent("c1"), field.agent("c2"):
         first.release = first.highest = 1
+        first.signed = bytes(64) + field.newest("c0").manifest
         assert field.deploy("--hours", "1").end() == ""
     assert first.offers == []
 
@@ -145,6 +156,15 @@ def test_a_device_that_is_cut_off_goes_on_where_it_was(field: Field) -> None:
         assert under_way.end() == ""
     assert agent.release == 1
     assert len(agent.pieces) == len(set(agent.pieces))
+
+
+def test_a_registry_that_was_lost(field: Field) -> None:
+    """The devices run a release 1 of before; what is made now has that number, and something else in it."""
+    with field.agent("c0", release=1, highest=1, signed=bytes(64) + b"of before") as agent, field.agent("c1"):
+        assert "up to 1 (`c0`): it was lost, or is an old copy; deploy with --above 1" in field.deploy("--to", "c0").end()
+        assert agent.offers == []
+        assert field.deploy("--to", "c0", "--above", "1").end() == ""
+    assert agent.release == 2
 
 
 def test_a_broker_that_is_started_anew(field: Field) -> None:
@@ -210,6 +230,7 @@ def test_the_broker_does_not_know_the_operator(field: Field) -> None:
         (["--broker", "mqtt://127.0.0.1:1883"], "devices take releases over TLS alone"),
         (["--code", "nowhere.whl"], "nowhere.whl"),
         (["--wheels", "nowhere"], "--wheels needs --python"),
+        (["--wheels", "nowhere", "--card-code"], "--card-code is for no other code"),
         (["--minimum", "7"], "--minimum is 7, and this release is 1"),
     ],
 )
@@ -231,10 +252,10 @@ def seen(field: Field, capsys: pytest.CaptureFixture[str], *words: str) -> dict[
 
 
 def test_devices_shows_who_is_there_and_when_others_were(field: Field, capsys: pytest.CaptureFixture[str]) -> None:
-    with field.agent("c0", release=4, highest=4), field.agent("c1", stage="refused", offered=3, reason="\x1b[2Jno"):
+    with field.agent("c0", release=4, highest=6), field.agent("c1", stage="refused", offered=3, reason="\x1b[2Jno"):
         found = seen(field, capsys)
     assert [found[name]["online"] for name in DEVICES] == [True, True, False]
-    assert found["c0"]["release"] == 4
+    assert (found["c0"]["release"], found["c0"]["highest"]) == (4, 6)
     assert found["c0"]["step"] == 12
     assert 0 < found["c0"]["answer_s"] < PATIENCE_S
     assert found["c2"]["seen_s"] is None

@@ -10,11 +10,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fleet.deploy.build import Made, release_of, releases_for
+from fleet.deploy.build import Made, kept_code, release_of, releases_for
 from fleet.deploy.files import ReleaseFiles
 from fleet.deploy.key import signing_key
 from fleet.deploy.operator import acting, operator_transport
-from fleet.deploy.releases import Releases, SeenRow
+from fleet.deploy.releases import Outcome, Releases, SeenRow
 from fleet.deploy.targets import chosen
 from fleet.registry import Registry
 from fleet.state import Fleet
@@ -127,6 +127,31 @@ def test_files_are_kept_once_and_read_by_the_piece(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "releases").iterdir()] == [other]
 
 
+def test_a_device_keeps_its_code_until_told_otherwise(registry: Registry, tmp_path: Path) -> None:
+    files, releases, made = ReleaseFiles(tmp_path / "releases"), Releases(registry), Made(now_s=0.0, until_s=3600.0)
+
+    def wheel(name: str) -> ReleaseFile:
+        return ReleaseFile(path=f"wheels/{name}.whl", sha256=files.put(name.encode()), size_bytes=len(name))
+
+    def deployed(text: str, outcome: Outcome, *code: ReleaseFile) -> None:
+        row = releases_for({"c0": (*holding(text), *code)}, registry, KEY, made)["c0"]
+        with registry.changing():
+            releases.settle("c0", row.version, outcome, "")
+        files.keep_only(each["sha256"] for manifest in releases.manifests() for each in json.loads(manifest)["files"])
+
+    assert kept_code(["c0"], releases, files) == {"c0": ()}
+    good, bad = wheel("good"), wheel("bad")
+    deployed("a", "healthy", good)
+    deployed("b", "returned", bad)
+    assert kept_code(["c0"], releases, files) == {"c0": (good,)}
+    deployed("c", "healthy", good)
+    (tmp_path / "releases" / good.sha256).unlink()
+    with pytest.raises(UsageError, match=r"`c0` runs good\.whl of release 3, .*; give it with --code or --wheels, or say --card-code"):
+        kept_code(["c0"], releases, files)
+    registry.add("c0", token_digest=b"anew", expires_s=0.0)
+    assert kept_code(["c0"], releases, files) == {"c0": ()}
+
+
 # ------------------------------------------------------------ numbers
 
 
@@ -158,6 +183,16 @@ def test_what_has_failed_is_made_anew_only_where_asked_to(registry: Registry) ->
     found = releases_for({"c0": holding("a")}, registry, KEY, Made(now_s=1e9, until_s=1e9 + 1))["c0"]
     assert (found.version, found.outcome, found.reason) == (1, "returned", "it does not load")
     assert releases_for({"c0": holding("a")}, registry, KEY, again)["c0"].version == 2
+
+
+def test_a_reason_that_no_file_takes_is_written_down_all_the_same(registry: Registry) -> None:
+    """Half a character, as JSON may hold it: what one device says must not end the deploy of all."""
+    row = releases_for({"c0": holding("a")}, registry, KEY, Made(now_s=0.0, until_s=3600.0))["c0"]
+    with registry.changing():
+        Releases(registry).settle("c0", row.version, "refused", "no \ud800room")
+    newest = Releases(registry).newest("c0")
+    assert newest is not None
+    assert newest.reason == "no \\ud800room"
 
 
 def test_a_device_that_is_added_anew_gets_a_new_number(registry: Registry) -> None:

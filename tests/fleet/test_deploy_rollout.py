@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -19,17 +20,19 @@ MB = 1 << 20
 PACE = Pace(ask_s=10.0, offer_s=20.0, away_s=35.0)
 
 
-def peer(name: str, *, version: int = 5, outcome: Outcome = "open", size_bytes: int = MB) -> Peer:
+def peer(name: str, *, outcome: Outcome = "open", size_bytes: int = MB, newest: int = 9, fresh: bool = False) -> Peer:
     files = (
         ReleaseFile(path="run.toml", sha256=RUN, size_bytes=100),
         ReleaseFile(path="bundle/body/step.onnx", sha256=GRAPH, size_bytes=size_bytes),
     )
-    release = Release(format=1, version=version, device=name, minimum=0, expires_s=1, files=files)
-    return Peer(release, Offer(manifest=name.encode(), signature=bytes(64)), outcome=outcome, pace=PACE)
+    release = Release(format=1, version=5, device=name, minimum=0, expires_s=1, files=files)
+    return Peer(release, Offer(manifest=b"list", signature=bytes(64)), outcome=outcome, newest=newest, fresh=fresh, pace=PACE)
 
 
 def state(**facts: Any) -> State:
     plain: dict[str, Any] = {"boot": 1, "release": 0, "highest": 0, "client": "running", "code": "1", "agent": "1", "uptime_s": 1.0}
+    if facts.get("release"):
+        plain["digest"] = hashlib.sha256(b"list").hexdigest()
     return State(**(plain | {"connections": 1, "disk_free_bytes": 1, "memory_free_bytes": 1} | facts))
 
 
@@ -136,6 +139,134 @@ def test_who_runs_something_else_than_what_was_healthy_is_told() -> None:
     assert offered(found, 0.0) == []
     assert (found.peers["c0"].phase, found.peers["c1"].phase) == ("returned", "healthy")
     assert "runs release 3 now; --again" in found.peers["c0"].reason
+
+
+# ------------------------------------------------------------ a registry that was lost
+
+OTHER = {"release": 5, "highest": 5, "digest": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("facts", "first", "knows_better"),
+    [
+        (OTHER, {"fresh": True}, True),  # the same number, other contents
+        (OTHER, {"outcome": "healthy"}, True),
+        ({**OTHER, "offered": 5, "stage": "trial"}, {}, True),
+        ({"highest": 5}, {"fresh": True}, True),  # it has had that number, whatever became of it
+        ({"highest": 5}, {}, False),
+        ({"release": 8, "highest": 8}, {}, False),  # the registry knows of 9
+        ({"release": 10, "highest": 10}, {}, True),
+        ({"release": 10, "highest": 10}, {"outcome": "healthy"}, True),
+        ({"release": 5, "highest": 10}, {}, False),  # it runs just this
+        ({"highest": 4}, {"fresh": True}, False),
+    ],
+)
+def test_numbers_that_come_twice_are_told(facts: dict[str, Any], first: dict[str, Any], knows_better: bool) -> None:
+    found = rollout(peer("c0", **first))
+    found.heard("c0", state(**facts), 0.0)
+    sent = offered(found, 0.0)
+    c0 = found.peers["c0"]
+    assert c0.misnumbered is knows_better
+    if knows_better:
+        assert (sent, c0.phase) == ([], "refused")
+        assert f"--above {facts['highest']}" in c0.reason
+        assert found.end(0.0) == "stopped"
+    else:
+        assert bool(sent) is (facts.get("release") != 5)
+
+
+def test_its_own_number_is_no_news_once_it_was_offered() -> None:
+    found = rollout(peer("c0", fresh=True))
+    found.heard("c0", state(), 0.0)
+    assert offered(found, 0.0) == ["c0"]
+    found.heard("c0", state(highest=5, offered=5, stage="fetching"), 1.0)
+    assert offered(found, 60.0) == []
+    found.heard("c0", state(highest=5, offered=5, stage="fetching"), 60.0)
+    assert offered(found, 60.0) == ["c0"]
+    assert not found.peers["c0"].misnumbered
+
+
+# ------------------------------------------------------------ who does not get on
+
+OVER_AND_OVER = [{"boot": boot, "offered": 5, "highest": 5, "stage": "fetching", "have_bytes": 7} for boot in range(10)]
+
+
+def canary(*says: dict[str, Any]) -> Rollout:
+    """c0 of four was offered it first, and said this."""
+    found = rollout(*(peer(f"c{at}") for at in range(4)), stages="1,50%,100%")
+    found.heard("c0", state(), 0.0)
+    assert offered(found, 0.0) == ["c0"]
+    list(found.due(1.0))
+    for at, facts in enumerate(says):
+        found.heard("c0", state(**facts), 60.0 + at)
+        list(found.due(60.0 + at))
+    return found
+
+
+def others(found: Rollout, now_s: float) -> list[str]:
+    """Who else is offered it, if they are there."""
+    for name in ("c1", "c2", "c3"):
+        found.heard(name, found.peers[name].state or state(), now_s)
+    return [name for name in offered(found, now_s) if name != "c0"]
+
+
+@pytest.mark.parametrize("says", [[], [{}] * 10, OVER_AND_OVER], ids=["unplugged", "deaf", "starts over and over"])
+def test_one_device_that_does_not_get_on_holds_up_nobody_else(says: list[dict[str, Any]]) -> None:
+    found = canary(*says)
+    assert others(found, 1790.0) == []
+    assert others(found, 1900.0) == ["c1"]
+    assert found.peers["c0"].aside
+    for name, then in (("c1", ["c2"]), ("c2", ["c3"]), ("c3", [])):
+        found.heard(name, state(release=5, highest=5), 1901.0)
+        assert others(found, 1901.0) == then
+    assert found.end(9e4) is None  # the last stage waits for everybody
+    found.heard("c0", state(offered=5, highest=5, stage="fetching", have_bytes=8), 9e4)
+    list(found.due(9e4))
+    assert found.end(9e4) is None
+    found.heard("c0", state(release=5, highest=5, offered=5, stage="healthy"), 9e4)
+    list(found.due(9e4))
+    assert found.end(9e4) == "done"
+    assert not found.peers["c0"].aside
+
+
+def test_a_slow_one_is_waited_for_and_its_place_is_not_given_twice() -> None:
+    found = canary(*OVER_AND_OVER[:1])
+    for at in range(1, 5):
+        found.heard("c0", state(offered=5, highest=5, stage="fetching", have_bytes=7 + at), 1700.0 * at)
+        assert others(found, 1700.0 * at) == []
+    assert others(found, 1700.0 * 4 + 1800.0) == ["c1"]
+    assert others(found, 1700.0 * 4 + 1801.0) == []
+    found.heard("c0", state(offered=5, highest=5, stage="fetching", have_bytes=100), 9000.0)
+    list(found.due(9000.0))
+    assert not found.peers["c0"].aside
+    found.heard("c1", state(release=5, highest=5), 9001.0)
+    assert others(found, 9001.0) == []  # c0 counts again
+
+
+def test_no_more_than_so_many_are_replaced() -> None:
+    found = canary()
+    assert others(found, 1900.0) == ["c1"]
+    assert others(found, 1901.0) == []
+    assert others(found, 8000.0) == ["c1"]  # an offer in vain
+    assert found.peers["c1"].aside
+
+
+def test_who_falls_silent_on_trial_has_failed() -> None:
+    found = canary({"release": 5, "highest": 5, "offered": 5, "stage": "trial"})
+    assert others(found, 1859.0) == []
+    assert found.end(1859.0) is None
+    assert others(found, 1861.0) == []
+    assert found.end(1861.0) == "stopped"
+
+
+def test_no_time_passes_while_the_operator_is_cut_off() -> None:
+    found = canary()
+    list(found.due(100.0))
+    found.cut()
+    assert others(found, 86_400.0) == []
+    assert not found.peers["c0"].aside
+    assert others(found, 86_400.0 + 1600.0) == []
+    assert others(found, 86_400.0 + 1701.0) == ["c1"]
 
 
 # ------------------------------------------------------------ one device
@@ -252,7 +383,6 @@ def fetching(*names: str, size_bytes: int = MB) -> Rollout:
     "asked",
     [
         {"sha256": "c" * 64},  # of no file of this release
-        {"sha256": "../../../../etc/passwd".ljust(64, "x")},
         {"version": 4},
         {"version": 6},
         {"offset": MB, "count_bytes": 1},
@@ -269,7 +399,15 @@ def test_what_is_not_of_its_release_is_not_sent(asked: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"offset": -1}, {"count_bytes": 0}, {"count_bytes": LIMITS.chunk_bytes + 1}, {"version": -1}, {"sha256": "x"}]
+    "asked",
+    [
+        {"offset": -1},
+        {"count_bytes": 0},
+        {"count_bytes": LIMITS.chunk_bytes + 1},
+        {"version": -1},
+        {"sha256": "x"},
+        {"sha256": "../" * 21 + "x"},
+    ],
 )
 def test_what_is_no_question_is_not_even_one(asked: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"whole number|hexadecimal"):

@@ -216,6 +216,31 @@ def test_a_payload_that_the_card_has_damaged_installs_nothing(root: Root, light:
     assert not (root.folder / "opt/cutlayer/venv").exists()
 
 
+def test_links_of_a_client_that_is_no_longer_ours_lead_root_nowhere(root: Root, light: Payload, bookworm: Path, tmp_path: Path) -> None:
+    """Installed again over ssh, while everything below the client's folder is as its code has left it."""
+    files = _flashed("firstrun", light, bookworm, tmp_path)
+    root.insert(files)
+    assert root.run("/bin/sh", "/boot/firmware/cutlayer-install.sh", "/boot/firmware").returncode == 0
+    home, guarded = root.folder / "var/lib/cutlayer", root.folder / "etc/guarded"
+    guarded.mkdir()
+    (guarded / "file").write_text("root's")
+    before = {path: (path.lstat().st_uid, path.lstat().st_mode) for path in (guarded, guarded / "file")}
+    for name in ("identity/token.new", "identity/token", "ca.pem", "deploy.pub", "identity", "releases.new", "releases"):
+        shutil.rmtree(home / name, ignore_errors=True)
+        (home / name).unlink(missing_ok=True)
+        (home / name).symlink_to("/etc/guarded" if name.startswith(("identity", "releases")) and "/" not in name else "/etc/guarded/file")
+        os.lchown(home / name, home.stat().st_uid, home.stat().st_gid)
+        if name in ("deploy.pub", "releases"):
+            root.insert(files)
+            done = root.run("/bin/sh", "/boot/firmware/cutlayer-install.sh", "/boot/firmware")
+            assert done.returncode == 0, done.stderr
+            assert (guarded / "file").read_text() == "root's"
+            assert {path: (path.lstat().st_uid, path.lstat().st_mode) for path in before} == before
+            assert [path.name for path in guarded.iterdir()] == ["file"]
+            _check_installed(root, secrets_gone=False)
+    assert root.modes("var/lib/cutlayer/ca.pem")[0] == root.modes("var/lib/cutlayer/deploy.pub")[0] == "cutlayer"
+
+
 def test_a_second_start_of_the_script_does_nothing(root: Root, light: Payload, bookworm: Path, tmp_path: Path) -> None:
     root.insert(_flashed("firstrun", light, bookworm, tmp_path))
     shutil.copy(root.boot / "cutlayer-install.sh", root.folder / "tmp/install.sh")

@@ -186,6 +186,22 @@ def test_the_services_are_hardened_as_systemd_counts_it(old: Path, tmp_path: Pat
     assert complaints == []
 
 
+@pytest.mark.parametrize(("up_s", "code", "waits"), [(60, 1, False), (1800, 1, True), (1800, 2, True), (1800, 0, False)])
+def test_who_is_not_let_in_asks_more_rarely(old: Path, tmp_path: Path, up_s: int, code: int, waits: bool) -> None:
+    """The script as systemd starts it, with an enrolment that ends like this."""
+    (tmp_path / "uptime").write_text(f"{up_s}.25 7.00\n")
+    for name, does in (("python", f"exit {code}"), ("sleep", 'echo "$1"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    script = _payload(old)["enrol.sh"].decode()
+    for there, here in (("/opt/cutlayer/venv/bin/python", "python"), ("/proc/uptime", "uptime")):
+        assert there in script
+        script = script.replace(there, str(tmp_path / here))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "INVOCATION_ID": "1"}
+    done = subprocess.run(["/bin/sh", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "270\n" if waits else "")
+
+
 # ------------------------------------------------------------------ secrets
 
 

@@ -9,12 +9,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import cutlayer
-from fleet.enrolment import token_digest
+from fleet.enrolment import sign, token_digest
+from fleet.flash.ready import check_place
 from fleet.state import Fleet
 from tests.fleet.conftest import Desk
+from tests.fleet.fleets import DAY_S, Clock
 from tests.fleet.images import mtools
+from wire.errors import UsageError
+from wire.manifest import load_manifest
+from wire.runfile import load_run
 
 
 @pytest.fixture
@@ -63,6 +69,22 @@ def test_a_card_from_a_run_and_an_authority(words: list[str], tmp_path: Path, ca
     assert token_on(tmp_path / "card.img").decode().strip() == (tmp_path / "fleet/tokens/board-1.token").read_text().strip()
 
 
+def test_a_bundle_of_an_earlier_run_file_is_not_taken(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is exported anew where flash exports; where one was named, that is told, as `deploy` does."""
+    assert cutlayer.main(words) == 0
+    run = tmp_path / "run.toml"
+    manifest = next(load_run(run).bundles.glob("*/manifest.json"))
+    before = load_manifest(manifest.read_text(), where="")
+    run.write_text(run.read_text().replace(f"lr = {before.optimizer.lr}", f"lr = {before.optimizer.lr / 2}"))
+    capsys.readouterr()
+    given = ["--bundle", str(manifest.parents[1])]
+    for more in ([*words, *given], ["deploy", given[1], "--run", "run.toml", "--to", "board-1"]):
+        assert cutlayer.main(more) == 2
+        assert "was exported for" in capsys.readouterr().err
+    assert cutlayer.main(words) == 0, capsys.readouterr().err
+    assert load_manifest(manifest.read_text(), where="").optimizer.lr == before.optimizer.lr / 2
+
+
 def test_a_token_serves_until_it_is_used(words: list[str], tmp_path: Path) -> None:
     assert cutlayer.main(words) == 0
     first = token_on(tmp_path / "card.img")
@@ -73,6 +95,27 @@ def test_a_token_serves_until_it_is_used(words: list[str], tmp_path: Path) -> No
         registry.claim(token_digest(first.decode().strip()), "somebody's key")
     assert cutlayer.main(words) == 0
     assert token_on(tmp_path / "card.img") != first
+
+
+def test_a_device_that_is_enrolled_is_replaced_only_where_that_is_said(tmp_path: Path) -> None:
+    clock = Clock()
+    fleet = Fleet(folder=tmp_path / "fleet", clock=clock)
+    check_place(fleet, "c0", replace=False)  # nobody is registered here
+    fleet.create("test")
+    check_place(fleet, "c0", replace=False)
+    with fleet.registry() as registry:
+        registry.add("c0", token_digest=b"c0", expires_s=clock.now_s + DAY_S)
+        check_place(fleet, "c0", replace=False)
+        with registry.changing():
+            row = sign("c0", ec.generate_private_key(ec.SECP256R1()).public_key(), registry, fleet.authority())
+        with pytest.raises(UsageError, match=rf"`c0` is enrolled, until 20\d\d-\d\d-\d\d, with the key {row.key[:16]}; .* say --replace"):
+            check_place(fleet, "c0", replace=False)
+        check_place(fleet, "c0", replace=True)
+        clock.now_s = row.ends_s
+        check_place(fleet, "c0", replace=False)
+        clock.now_s -= 1.0
+        registry.revoke("c0")
+        check_place(fleet, "c0", replace=False)
 
 
 def test_a_revoked_device_is_not_let_in_by_the_way(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import cutlayer
+from fleet.flash.compose import compose_table
 from fleet.flash.disk import Disk, check_disk, look_at, write_disk
+from fleet.flash.image import card_copy
 from tests.fleet.conftest import TOKEN, Desk, write_wheel
 from tests.fleet.root import ENTER, Root
 from tools.arm_image import _CONTEXT
@@ -112,6 +114,21 @@ def test_this_computer_s_own_disk_is_refused(bookworm: Path, desk: Desk, tmp_pat
     assert cutlayer.main([*desk.words(bookworm, tmp_path / "copy.img"), "--to", device, "--yes"]) == 2
     assert "is in use" in (said := capsys.readouterr().err) or "is no disk" in said
     assert not (tmp_path / "copy.img").exists()
+
+
+def test_the_copy_for_a_card_takes_no_other_file_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "board-1.card.img"
+    mine.write_bytes(b"mine")
+    with card_copy(None, device="board-1") as first, card_copy(None, device="board-1") as second:
+        assert len({mine, first, second}) == 3
+        assert first.parent == tmp_path
+        assert stat.S_IMODE(first.stat().st_mode) == 0o600
+        first.write_bytes(b"card")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+    with card_copy(mine, device="board-1") as out:
+        assert out == mine
+    assert mine.exists()
 
 
 def test_a_card_is_written_and_read_back(tmp_path: Path) -> None:
@@ -220,7 +237,7 @@ def test_a_compose_project_is_hardened_and_whole(desk: Desk, tmp_path: Path) -> 
     out = tmp_path / "project"
     assert cutlayer.main(_words(desk, compose=str(out), wheels=None)) == 0
     services = json.loads((out / "compose.yaml").read_text())["services"]
-    assert list(services) == ["enrol", "client"]
+    assert list(services) == ["enrol", "renew", "client"]
     for service in services.values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -228,6 +245,7 @@ def test_a_compose_project_is_hardened_and_whole(desk: Desk, tmp_path: Path) -> 
         assert service["platform"] == "linux/arm64"
     assert services["client"]["volumes"] == ["./data:/data", "./keys:/keys:ro"]
     assert services["client"]["entrypoint"] == ["python3", "-m", "edge_client.agent", "--home", "/data", "--name", "board-1"]
+    assert stat.S_IMODE((out / "data/releases/0/run.toml").stat().st_mode) == 0o600
     run = load_run(out / "data/releases/0/run.toml")
     broker = run.broker
     assert run.base == "/data"  # its state outlives a release
@@ -239,6 +257,20 @@ def test_a_compose_project_is_hardened_and_whole(desk: Desk, tmp_path: Path) -> 
     code = "import edge_client.process, sys; sys.exit('torch' in sys.modules)"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     assert subprocess.run([sys.executable, "-P", "-c", code], env=environment | {"PYTHONPATH": str(out / "image")}).returncode == 0
+
+
+def test_a_compose_project_renews_its_certificate_each_day(tmp_path: Path) -> None:
+    """The service's own command, with a day that is over at once and an enrolment that fails, until the third one."""
+    services = compose_table("board-1", enrol="hub.example:8884", memory="512m")["services"]
+    assert services["renew"]["depends_on"] == services["client"]["depends_on"]
+    assert services["renew"]["restart"] == "always"
+    shell, *words = [word.replace("$$", "$") for word in services["renew"]["entrypoint"]]
+    for name, does in (("python3", 'echo "$@"; exit 1'), ("sleep", 'echo "$@"; [ "$(wc -l <"$0.log")" -lt 3 ] || kill $PPID')):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho >>"$0.log"\n{does}\n')
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(["/bin/sh", *words], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, timeout=60)
+    assert shell == "sh"
+    assert done.stdout.splitlines() == [" ".join(services["enrol"]["entrypoint"][1:]), "86400"] * 3
 
 
 def test_a_compose_project_does_not_write_over_anything(desk: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,10 @@ wipe() {
     rm -f "$1"
 }
 
+# All that happens in the client's folder happens as the client: over ssh there may be one of before, whose code may have laid links there.
+# In: what it reads; $1: what it does, in its folder.
+as_client() { (cd / && exec setpriv --reuid=cutlayer --regid=cutlayer --clear-groups /bin/sh -euc "umask 077; cd $home; $1"); }
+
 [ "$(id -u)" = 0 ] || { say "run it as root" >&2; exit 2; }
 if [ ! -f "$from/cutlayer-payload.tar" ]; then
     say "there is no $from/cutlayer-payload.tar: it has been installed already"
@@ -43,6 +47,8 @@ ExecStart=/bin/sh $opt/install.sh $from start
 WantedBy=multi-user.target
 END
 systemctl enable cutlayer-install.service
+sync -f $opt
+sync -f /etc/systemd/system
 
 say "checking and unpacking"
 payload=$opt/payload
@@ -57,15 +63,13 @@ tar -xf "$from/cutlayer-payload.tar" -C $payload --no-same-owner
 
 getent group cutlayer >/dev/null || groupadd --system cutlayer
 getent passwd cutlayer >/dev/null || useradd --system --gid cutlayer --home-dir $home --no-create-home --shell /usr/sbin/nologin cutlayer
-install -d -o cutlayer -g cutlayer -m 700 $home $home/identity
+install -d -o cutlayer -g cutlayer -m 700 $home
+as_client '[ ! -L identity ] || rm identity; mkdir -p identity; chmod 700 identity' </dev/null
 
 # First of all the token, from the partition that anybody can read to the one that they cannot.
 if [ -f "$from/cutlayer-token" ]; then
-    (umask 077; cat "$from/cutlayer-token" >$home/identity/token.new)
-    chown cutlayer:cutlayer $home/identity/token.new
-    sync $home/identity/token.new
-    mv $home/identity/token.new $home/identity/token
-    sync $home/identity
+    as_client 'cd identity; rm -rf token.new token; cat >token.new; sync token.new; mv -T token.new token' <"$from/cutlayer-token"
+    sync -f $home
     wipe "$from/cutlayer-token"
 fi
 
@@ -83,17 +87,20 @@ rm -rf $opt/venv.old
 
 say "laying down run file, bundle and services"
 rm -rf $home/releases.new
-mkdir -p $home/releases.new/0
-cp -R $payload/bundle $home/releases.new/0/bundle
-cp $payload/run.toml $home/releases.new/0/run.toml
-chmod 600 $home/releases.new/0/run.toml
-cp $payload/state.json $home/releases.new/state.json
+mkdir $payload/home
+for each in bundle run.toml state.json deploy.pub ca.pem; do
+    [ ! -e "$payload/$each" ] || mv "$payload/$each" $payload/home/
+done
+tar -C $payload/home -cf - . | as_client '
+    mkdir -p releases.new/0
+    tar -xf - -C releases.new --no-same-permissions
+    mv releases.new/bundle releases.new/run.toml releases.new/0/'
 [ ! -d /run/systemd/system ] || systemctl stop cutlayer.service || true
 rm -rf $home/releases $home/bundle $home/run.toml $home/deploy.pub
-mv $home/releases.new $home/releases
-[ ! -f $payload/deploy.pub ] || cp $payload/deploy.pub $home/deploy.pub
-[ ! -f $payload/ca.pem ] || cp $payload/ca.pem $home/ca.pem
-chown -R cutlayer:cutlayer $home
+as_client '
+    [ ! -f releases.new/deploy.pub ] || mv -fT releases.new/deploy.pub deploy.pub
+    [ ! -f releases.new/ca.pem ] || mv -fT releases.new/ca.pem ca.pem
+    mv -T releases.new releases' </dev/null
 cp $payload/enrol.sh $opt/enrol.sh
 cp $payload/cutlayer*.service $payload/cutlayer*.timer $payload/cutlayer*.path /etc/systemd/system/
 mkdir -p /etc/systemd/system.conf.d
@@ -106,6 +113,8 @@ for name in network-config rpi-preseed.toml; do
     [ ! -f "$from/$name" ] || ! grep -q -e '"password"' -e '^password = ' "$from/$name" || wipe "$from/$name"
 done
 sync -f $opt
+sync -f $home
+sync -f /etc/systemd/system
 # The run file in it names topics and may hold keys.
 wipe "$from/cutlayer-payload.tar"
 rm -f "$from/cutlayer-payload.sha256" "$from/cutlayer-install.sh"
