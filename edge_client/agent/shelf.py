@@ -132,9 +132,9 @@ class Shelf:
         return self.folder / f"{version}.new"
 
     def versions(self, *, coming: bool = False) -> list[int]:
-        """Those of which there is a folder, in their order: whole ones, or ``coming`` ones."""
+        """Those of which there is a folder, in their order: whole ones, or ``coming`` ones. Raises StorageError."""
         suffix = ".new" if coming else ""
-        with contextlib.suppress(FileNotFoundError):
+        with storage_errors(self.folder), contextlib.suppress(FileNotFoundError):
             names = [path.name for path in self.folder.iterdir() if path.is_dir() and path.name.endswith(suffix)]
             found = [name.removesuffix(suffix) for name in names]
             return sorted(int(name) for name in found if name.isascii() and name.isdigit())

@@ -125,15 +125,16 @@ def offered(updates: Updates, release: Signed) -> None:
     updates.offer(Offer(manifest=release.manifest, signature=release.signature))
 
 
-def served(updates: Updates, release: Signed, *, after_all: Callable[[], object] = lambda: None) -> None:
+def served(updates: Updates, release: Signed, *, piece_bytes: int = 1000, after_all: Callable[[], object] = lambda: None) -> None:
     """All steps until none is left; ``after_all``: whenever no piece is missing any more."""
     by_hash = {hashlib.sha256(data).hexdigest(): data for data in release.files.values()}
+    release_bytes = sum(len(data) for data in release.files.values())
     for turn in range(500):
-        wants = updates.wants(float(turn), piece_bytes=1000)
+        wants = updates.wants(float(turn), piece_bytes=piece_bytes)
         for want in wants:
             data = by_hash[want.sha256][want.offset : want.offset + want.count_bytes]
             updates.take(Chunk(sha256=want.sha256, offset=want.offset, data=data), float(turn))
-        if wants and not updates.wants(float(turn), piece_bytes=1000):
+        if wants and updates.progress.have_bytes == release_bytes:
             after_all()
         if updates.step() is None:
             return
@@ -182,7 +183,7 @@ def test_a_file_that_rots_while_the_others_come(tmp_path: Path) -> None:
     offered(updates, release)
     rotten = tmp_path / "releases/2.new/bundle/bottom/more.bin"
     rot = [b"rot"]
-    served(updates, release, after_all=lambda: rotten.write_bytes(rot.pop()) if rot else None)
+    served(updates, release, piece_bytes=50, after_all=lambda: rotten.write_bytes(rot.pop()) if rot else None)
     assert updates.progress.stage == "trial"
     assert (tmp_path / "releases/2/bundle/bottom/more.bin").read_bytes() == cut_update.NEW["bundle/bottom/more.bin"]
 

@@ -62,6 +62,7 @@ def test_new_code_is_taken_and_code_that_fails_is_given_back(tmp_path: Path) -> 
         assert (code, device["phase"], device["have_bytes"]) == (0, "healthy", device["of_bytes"])
         facts = shown(found)
         assert (facts["online"], facts["release"], facts["code"], facts["stage"]) == (True, 1, "9.8.7", "healthy")
+        until(lambda: True if shown(found)["step"] >= 0 else None, "a step, which the client says every few seconds")
 
         code, device, said = deploy(found, broken)
         assert code != 0
