@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wire.errors import StorageError, UsageError
 from wire.limits import LIMITS
+from wire.private_key import open_key, private_pem, write_key
 from wire.store import write_atomically
 
 __all__ = ["DEVICE_DAYS", "Authority", "check_hosts", "fingerprint", "load_csr", "pem_of"]
@@ -49,7 +50,7 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
         certificate = builder.sign(key, hashes.SHA256())
-        write_atomically(folder / "ca.key", _private_pem(key), private=True)
+        write_key(folder / "ca.key", key)
         write_atomically(folder / "ca.pem", pem_of(certificate).encode())  # last: once it is there, the authority is whole
         return cls(certificate, key, clock)
 
@@ -58,14 +59,11 @@ class Authority:
         """Raises StorageError: a file that is not there, or holds something else, or a key that others can read."""
         path = folder / "ca.key"
         try:
-            mode = path.stat().st_mode & 0o777
-            key = serialization.load_pem_private_key(_read(path), password=None)
             certificate = x509.load_pem_x509_certificate(_read(folder / "ca.pem"))
         except (OSError, ValueError, TypeError) as exc:
             raise StorageError(f"{folder} holds no authority that can be read ({exc}); bring ca.key and ca.pem back") from exc
-        if mode & 0o077:
-            raise StorageError(f"{path} can be read by others (mode {mode:o}); `chmod 600 {path}`, and consider whether anybody has")
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        key = open_key(path, lost="bring ca.key and ca.pem back", guarded=True)
+        if key.public_key() != certificate.public_key():
             raise StorageError(f"{path} is not the key of {folder / 'ca.pem'}; bring both back from the same copy")
         return cls(certificate, key, clock)
 
@@ -89,7 +87,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         purpose = ExtendedKeyUsageOID.SERVER_AUTH
         certificate = self._sign(hosts[0][:64], key.public_key(), days=HOST_DAYS, purpose=purpose, hosts=hosts)
-        return pem_of(certificate), _private_pem(key)
+        return pem_of(certificate), private_pem(key)
 
     def revocation_list(self, revoked: Iterable[tuple[int, float]]) -> bytes:
         """The list in PEM form, of (serial, when revoked). It ends with the authority: a list that has run out would shut everybody out."""
@@ -186,10 +184,6 @@ def _host(name: str) -> x509.GeneralName:
 
 def _time(time_s: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(int(time_s), datetime.UTC)
-
-
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def _read(path: Path) -> bytes:

@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtensionOID
 
 from fleet.access import access_list, rights_of
 from fleet.authority import Authority, check_hosts
-from fleet.enrolment import RENEW_AT
 from fleet.identity import bring_identity
 from fleet.registry import Registry
 from fleet.state import Fleet
 from fleet.units import compose_file, units
+from wire.enrolment import due_s
 from wire.errors import UsageError
 from wire.limits import LIMITS
+from wire.private_key import open_key
 from wire.runfile import Run, load_run
 from wire.store import storage_errors, write_atomically
 
@@ -194,9 +194,8 @@ def _keep_certificate(authority: Authority, out: Path, hosts: tuple[str, ...], n
     path, key_path = out / "broker.pem", out / "broker.key"
     if path.exists() and key_path.exists():
         found = x509.load_pem_x509_certificate(path.read_bytes())
-        held = serialization.load_pem_private_key(key_path.read_bytes(), password=None).public_key()
-        begins_s, ends_s = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
-        young = now_s < begins_s + RENEW_AT * (ends_s - begins_s)
+        held = open_key(key_path, lost="remove it, and a new one is made").public_key()
+        young = now_s < due_s(found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())
         if young and _hosts(found) == set(hosts) and held == found.public_key() and authority.has_signed(found):
             return
     certificate, key = authority.issue_host(hosts)

@@ -22,14 +22,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet.authority import Authority, fingerprint, load_csr, pem_of
 from fleet.registry import CertificateRow, Registry
-from wire.enrolment import CertificateAnswer, CertificateRequest
+from wire.enrolment import CertificateAnswer, CertificateRequest, due_s
 from wire.errors import UsageError
 from wire.fleet.talk import agent_identity
 
-__all__ = ["RENEW_AT", "RETRY_AFTER_S", "answer", "new_token", "sign", "sign_pair", "token_digest"]
+__all__ = ["RETRY_AFTER_S", "answer", "new_token", "sign", "sign_pair", "token_digest"]
 
 RETRY_AFTER_S = 10  # of a device that waits for a person
-RENEW_AT = 2 / 3  # of a certificate's life
 _TOKEN_BYTES = 24
 
 
@@ -138,7 +137,7 @@ def _renewed(
     if shown.key != mark:
         raise _Refused("the request is for another key than the certificate that was shown")
     newest = registry.newest(request.name, mark) or shown
-    if now_s < newest.begins_s + RENEW_AT * (newest.ends_s - newest.begins_s):
+    if now_s < due_s(newest.begins_s, newest.ends_s):
         return _issued(newest, key, registry, authority)
     return _issued(sign(request.name, key, registry, authority), key, registry, authority)
 

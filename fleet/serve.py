@@ -20,9 +20,9 @@ from typing import Any
 
 from cryptography import x509
 
-from fleet.enrolment import RENEW_AT, answer
+from fleet.enrolment import answer
 from fleet.state import Fleet
-from wire.enrolment import PATH, CertificateAnswer, CertificateRequest, dump_message, load_message
+from wire.enrolment import PATH, CertificateAnswer, CertificateRequest, due_s, dump_message, load_message
 from wire.errors import CutlayerError, UsageError
 from wire.limits import LIMITS
 from wire.store import write_atomically
@@ -218,8 +218,7 @@ def run_authority(fleet: Fleet, *, host: str, port: int, names: tuple[str, ...],
 
 def _renew_s(pem: str) -> float:
     certificate = x509.load_pem_x509_certificate(pem.encode())
-    begins_s, ends_s = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-    return begins_s + RENEW_AT * (ends_s - begins_s)
+    return due_s(certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp())
 
 
 def _cut(link: socket.socket) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleet.authority import Authority
-from fleet.deploy.key import DEPLOY_PUB, signing_key
+from fleet.deploy.key import signing_key
 from fleet.registry import Registry
 from wire.errors import UsageError
+from wire.fleet.release import DEPLOY_PUB
 from wire.store import storage_errors, write_atomically
 
 __all__ = ["Fleet"]

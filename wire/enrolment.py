@@ -14,12 +14,27 @@ from wire.errors import UsageError
 from wire.limits import LIMITS
 from wire.parse import parse, plain
 
-__all__ = ["PATH", "CertificateAnswer", "CertificateRequest", "check_device_name", "check_token", "dump_message", "load_message"]
+__all__ = [
+    "PATH",
+    "CertificateAnswer",
+    "CertificateRequest",
+    "check_device_name",
+    "check_token",
+    "due_s",
+    "dump_message",
+    "load_message",
+]
 
 PATH = "/1/certificate"
+_RENEW_AT = 2 / 3  # of a certificate's life
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,128}")
+
+
+def due_s(begins_s: float, ends_s: float) -> float:
+    """When a certificate that is good from ``begins_s`` to ``ends_s`` is to be renewed."""
+    return begins_s + _RENEW_AT * (ends_s - begins_s)
 
 
 def check_device_name(name: str) -> str:

@@ -19,9 +19,8 @@ def check_identity(broker: BrokerConfig, *, base_dir: Path, party: str | None, n
     """The files that ``broker`` names. ``party``: whom the certificate must be for, where that is known."""
     if broker.cert is None or broker.key is None:
         return skipped("certificate", "the run file names none" if broker.tls else "the connection is not encrypted, and needs none")
-    from cryptography.hazmat.primitives import serialization
-
     from edge_client.enroll.identity import check_certificate, load_certificate, read_file
+    from wire.private_key import open_key
 
     cert, key = (base_dir / Path(name).expanduser() for name in (broker.cert, broker.key))
     try:
@@ -29,18 +28,12 @@ def check_identity(broker: BrokerConfig, *, base_dir: Path, party: str | None, n
         if broker.ca is not None:
             ca = base_dir / Path(broker.ca).expanduser()
             check_certificate(found, name=party, ca=load_certificate(read_file(ca), what=str(ca)), now_s=now_s)
-        private = serialization.load_pem_private_key(read_file(key), password=None)
+        private = open_key(key, lost=f"remove {key.parent}, and enrol with a new token", guarded=True)
     except CutlayerError as exc:
         fact, _, advice = str(exc).partition("; ")
         return failed("certificate", fact, advice or "enrol this device: `cutlayer enroll`, with a token of `cutlayer device add`")
-    except (ValueError, TypeError):
-        return failed("certificate", f"{key} is no private key", f"remove {key.parent}, and enrol with a new token")
     if private.public_key() != found.public_key():
         return failed("certificate", f"{cert} is for another key than {key}", f"remove {key.parent}, and enrol with a new token")
-    mode = key.stat().st_mode & 0o777
-    if mode & 0o077:
-        advice = f"`chmod 600 {key}`; if anybody else uses this computer, enrol with a new token"
-        return failed("certificate", f"{key} can be read by others (mode {mode:o})", advice)
     begins_s, ends_s = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
     fact = f"good until {datetime.datetime.fromtimestamp(ends_s, datetime.UTC):%Y-%m-%d}, for {(ends_s - now_s) / 86_400:.0f} days"
     if ends_s - now_s < _LEFT * (ends_s - begins_s):

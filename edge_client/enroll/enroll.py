@@ -17,14 +17,12 @@ from cryptography import x509
 
 from edge_client.enroll.ask import AuthorityAddress, ask
 from edge_client.enroll.identity import Identity, load_certificate, read_file, split_certificates
-from wire.enrolment import CertificateAnswer, CertificateRequest, check_device_name, check_token
+from wire.enrolment import CertificateAnswer, CertificateRequest, check_device_name, check_token, due_s
 from wire.errors import LinkError, UsageError
 from wire.fleet.talk import agent_identity
 from wire.store import storage_errors, write_atomically
 
 __all__ = ["Enrolment", "enroll", "install", "write_request"]
-
-RENEW_AT = 2 / 3  # of a certificate's life
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +148,7 @@ def _present(identity: Identity, name: str, authority: x509.Certificate, now_s: 
 
 
 def _due_s(certificate: x509.Certificate) -> float:
-    begins_s, ends_s = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-    return begins_s + RENEW_AT * (ends_s - begins_s)
+    return due_s(certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp())
 
 
 def _secret(token: Path) -> str:

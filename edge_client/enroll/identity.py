@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from wire.errors import StorageError, UsageError
 from wire.limits import LIMITS
-from wire.store import write_atomically
+from wire.private_key import bring_key
 
 __all__ = ["Identity", "check_certificate", "load_certificate", "read_file", "split_certificates"]
 
@@ -49,17 +49,7 @@ class Identity:
 
     def key(self) -> ec.EllipticCurvePrivateKey:
         """Made where there is none. Raises StorageError."""
-        if not self.key_pem.exists():
-            key = ec.generate_private_key(ec.SECP256R1())
-            form = serialization.PrivateFormat.PKCS8
-            write_atomically(self.key_pem, key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()), private=True)
-        try:
-            found = serialization.load_pem_private_key(read_file(self.key_pem), password=None)
-        except (ValueError, TypeError) as exc:
-            raise StorageError(f"{self.key_pem} is no private key; remove {self.folder}, and enrol with a new token") from exc
-        if not isinstance(found, ec.EllipticCurvePrivateKey):
-            raise StorageError(f"{self.key_pem} is another kind of key; remove {self.folder}, and enrol with a new token")
-        return found
+        return bring_key(self.key_pem, lost=f"remove {self.folder}, and enrol with a new token")
 
     def certificate(self) -> x509.Certificate | None:
         """None: not there yet. Raises StorageError."""

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from wire.errors import StorageError
+from wire.fleet.release import DEPLOY_PUB
 from wire.limits import LIMITS
-from wire.store import storage_errors, write_atomically
+from wire.private_key import open_signing_key, write_key
+from wire.store import write_atomically
 
-__all__ = ["DEPLOY_KEY", "DEPLOY_PUB", "signing_key"]
+__all__ = ["DEPLOY_KEY", "signing_key"]
 
-DEPLOY_KEY, DEPLOY_PUB = "deploy.key", "deploy.pub"
+DEPLOY_KEY = "deploy.key"
 
 
 def signing_key(folder: Path) -> Ed25519PrivateKey:
@@ -27,33 +28,13 @@ def signing_key(folder: Path) -> Ed25519PrivateKey:
     if not private.exists():
         if public.exists():
             raise StorageError(f"{private} is gone, and devices trust that key alone; bring it back from a copy")
-        _make(private)
-    key = _open(private)
+        write_key(private, Ed25519PrivateKey.generate())
+    key = open_signing_key(private, lost="bring it back from a copy")
     pem = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     if not public.exists():
         write_atomically(public, pem)
     elif pem not in _read(public):
         raise StorageError(f"{public} is not of {private}; bring both back from the same copy")
-    return key
-
-
-def _make(path: Path) -> None:
-    form = serialization.PrivateFormat.PKCS8
-    pem = Ed25519PrivateKey.generate().private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-    write_atomically(path, pem, private=True)
-
-
-def _open(path: Path) -> Ed25519PrivateKey:
-    with storage_errors(path):
-        mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
-        raise StorageError(f"{path} can be read by others (mode {mode:o}); `chmod 600 {path}`, and consider whether anybody has")
-    try:
-        key = serialization.load_pem_private_key(_read(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise StorageError(f"{path} is no private key; bring it back from a copy") from exc
-    if not isinstance(key, Ed25519PrivateKey):
-        raise StorageError(f"{path} is another kind of key than Ed25519; bring the right one back from a copy")
     return key
 
 

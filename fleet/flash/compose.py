@@ -9,6 +9,7 @@ from typing import Any
 
 from fleet.flash.payload import Payload, first_state
 from wire.errors import UsageError
+from wire.fleet.release import DEPLOY_PUB
 from wire.store import write_atomically
 
 __all__ = ["compose_table", "write_compose"]
@@ -43,7 +44,7 @@ def write_compose(out: Path, *, payload: Payload, token: bytes | None) -> None:
         write_atomically(releases / "0" / "bundle" / path, data)
     write_atomically(releases / "state.json", first_state(payload.floor))
     if payload.deploy is not None:
-        write_atomically(out / "data" / "deploy.pub", payload.deploy)
+        write_atomically(out / "data" / DEPLOY_PUB, payload.deploy)
     for name, secret in (("ca.pem", payload.ca), ("token", token)):
         if secret is not None:
             write_atomically(out / "keys" / name, secret, private=True)

@@ -7,7 +7,6 @@ import hashlib
 import importlib.resources
 import io
 import json
-import re
 import tarfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +18,13 @@ import tomli_w
 from fleet.flash.boot_files import INSTALL, PAYLOAD, TOKEN
 from wire.bundle_fit import check_bundle
 from wire.errors import BundleError, RunFileError, UsageError
+from wire.fleet.release import DEPLOY_PUB
 from wire.limits import LIMITS
 from wire.manifest import load_manifest
 from wire.runfile import Run, load_run, parse_run
 
-__all__ = ["DEVICE_NAME", "Payload", "carried", "check_fits", "device_file", "device_run", "first_state", "read_bundle_files"]
+__all__ = ["Payload", "carried", "check_fits", "device_file", "device_run", "first_state", "read_bundle_files"]
 
-DEVICE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOME = "/var/lib/cutlayer"
 _DEVICE_FILES = (
     "cutlayer.service",
@@ -84,7 +83,7 @@ def _members(payload: Payload) -> Iterator[tuple[str, bytes]]:
     if payload.ca is not None:
         yield "ca.pem", payload.ca
     if payload.deploy is not None:
-        yield "deploy.pub", payload.deploy
+        yield DEPLOY_PUB, payload.deploy
     yield "state.json", first_state(payload.floor)
     for name in _DEVICE_FILES:
         text = device_file(name).replace("@DEVICE@", payload.device).replace("@MEMORY@", payload.memory)

@@ -22,12 +22,13 @@ from fleet.flash.disk import Disk, check_disk, look_at, write_disk
 from fleet.flash.given import FlashOptions
 from fleet.flash.image import card_copy, copy_image, provision
 from fleet.flash.manifest import imager_line, imager_manifest
-from fleet.flash.payload import DEVICE_NAME, Payload, carried, check_fits, device_run, read_bundle_files
+from fleet.flash.payload import Payload, carried, check_fits, device_run, read_bundle_files
 from fleet.flash.ready import Maker, check_place, current_token, made_ready
 from fleet.flash.ssh import install_over_ssh, look_over_ssh
 from fleet.flash.wheels import choose_wheels, fetch_wheels
 from fleet.flash.wifi import Wifi, parse_wifi, read_wifi
 from fleet.state import Fleet
+from wire.enrolment import check_device_name
 from wire.errors import UsageError
 from wire.runfile import load_run
 from wire.store import write_atomically
@@ -176,9 +177,10 @@ def _given(value: _T | None, option: str) -> _T:
 
 def _device(options: FlashOptions) -> str:
     device = _given(options.device, "--device")
-    if not DEVICE_NAME.fullmatch(device):
-        raise UsageError(f"--device {device!r} is no device's name: 1 to 64 letters, digits, `-` or `_`")
-    return device
+    try:
+        return check_device_name(device)
+    except ValueError as exc:
+        raise UsageError(f"--device: {exc}") from exc
 
 
 def _broker(url: str) -> BrokerConfig:

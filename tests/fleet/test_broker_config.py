@@ -15,7 +15,7 @@ from fleet.access import access_list, rights_of
 from fleet.broker_config import mosquitto_version, write_broker_config
 from fleet.state import Fleet
 from tests.fleet.fleets import DAY_S, RUN, Clock
-from wire.errors import CutlayerError, UsageError
+from wire.errors import CutlayerError, StorageError, UsageError
 from wire.runfile import Run, load_run
 
 
@@ -184,6 +184,9 @@ def test_written_again_the_broker_keeps_its_certificate_until_it_is_time(fleet: 
     assert [str(name.value) for name in names] == ["127.0.0.1", "broker.example"]
     (tmp_path / "out" / "broker.key").write_bytes(fleet.authority().issue_host(("x",))[1])  # power was cut between the two files
     assert written(fleet, tmp_path / "out", path, names=["broker.example"])["broker.pem"] != renewed
+    (tmp_path / "out" / "broker.key").write_bytes(b"damaged")
+    with pytest.raises(StorageError, match=r"broker\.key is no private key; remove it, and a new one is made"):
+        written(fleet, tmp_path / "out", path, names=["broker.example"])
 
 
 def test_units_and_compose_name_files_that_are_there(fleet: Fleet, tmp_path: Path) -> None:

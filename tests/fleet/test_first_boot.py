@@ -243,9 +243,20 @@ def test_links_of_a_client_that_is_no_longer_ours_lead_root_nowhere(root: Root, 
 
 def test_a_second_start_of_the_script_does_nothing(root: Root, light: Payload, bookworm: Path, tmp_path: Path) -> None:
     root.insert(_flashed("firstrun", light, bookworm, tmp_path))
-    shutil.copy(root.boot / "cutlayer-install.sh", root.folder / "tmp/install.sh")
+    logged = "".join(f'{name}() {{ echo "{name} $*" >>/tmp/deeds; command {name} "$@"; }}\n' for name in ("sync", "rm", "systemctl"))
+    (root.folder / "tmp/install.sh").write_text(logged + (root.boot / "cutlayer-install.sh").read_text())
     assert root.run("/bin/sh", "/tmp/install.sh", "/boot/firmware").returncode == 0
+    _check_order(root.read("tmp/deeds").splitlines())
     done = root.run("/bin/sh", "/tmp/install.sh", "/boot/firmware")
     assert done.returncode == 0
     assert "has been installed already" in done.stdout
     _check_installed(root, secrets_gone=False)
+
+
+def _check_order(deeds: list[str]) -> None:
+    """What the next start needs is on the disk before the card loses what it was made of."""
+    enabled = deeds.index("systemctl enable cutlayer-install.service")
+    assert deeds[enabled + 1 : enabled + 3] == ["sync -f /opt/cutlayer", "sync -f /etc/systemd/system"]
+    token, payload = (deeds.index(f"rm -f /boot/firmware/cutlayer-{name}") for name in ("token", "payload.tar"))
+    assert "sync -f /var/lib/cutlayer" in deeds[enabled:token]
+    assert {"sync -f /opt/cutlayer", "sync -f /etc/systemd/system", "sync -f /var/lib/cutlayer"} <= set(deeds[token:payload])

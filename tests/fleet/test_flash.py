@@ -266,7 +266,7 @@ def test_networks_are_named_with_or_without_a_country() -> None:
     ("more", "said"),
     [
         ({"image": "nowhere.img"}, "nowhere.img: no such file"),
-        ({"device": "a b"}, "is no device's name"),
+        ({"device": "a b"}, "--device: `name` is 'a b'; use 1 to 64 letters"),
         ({"device": "board-2"}, "is the part of `board-1`"),
         ({"bundle": "."}, "holds no device bundle"),
         ({"wheels": "nowhere"}, "cutlayer flash fetch-wheels --wheels nowhere"),

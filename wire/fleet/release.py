@@ -18,12 +18,24 @@ from wire.errors import BundleError
 from wire.limits import LIMITS
 from wire.parse import parse, plain, whole
 
-__all__ = ["BUNDLE", "FORMAT", "RUN_FILE", "SIGNATURE_BYTES", "WHEELS", "Release", "ReleaseFile", "dump_release", "load_release"]
+__all__ = [
+    "BUNDLE",
+    "DEPLOY_PUB",
+    "FORMAT",
+    "RUN_FILE",
+    "SIGNATURE_BYTES",
+    "WHEELS",
+    "Release",
+    "ReleaseFile",
+    "dump_release",
+    "load_release",
+]
 
 FORMAT = 1
 SIGNATURE_BYTES = 64
 RUN_FILE = "run.toml"  # the device's slice of the run
 BUNDLE = "bundle/"  # files of the device bundle are below
+DEPLOY_PUB = "deploy.pub"  # the public key, or keys, whose releases a device takes: beside the operator's own, and in a device's folder
 WHEELS = "wheels/"  # of the client's code, where it is not that which the card was written with
 
 _CONTEXT = b"cutlayer release 1\n"  # so that a signature of this key can never stand for anything else
