@@ -58,7 +58,7 @@ class Case:
             "in_flight": 2,
             "resend_after_s": 120.0,
             # A connection cuts its messages small until an acknowledgement has shown the rate. Whether the hub's broker acknowledges the
-            # first one before the second is cut is a race of milliseconds between processes, and a message in five parts has 283 bytes more.
+            # first one before the second is cut is a race of milliseconds, and a message in five parts has 283 bytes more.
             "broker": {"part_bytes": SMALLEST_PART_BYTES},
             "model": {"build": "digits-cnn", "cut": ["pool1"]},
             "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9},
