@@ -23,7 +23,7 @@ from edge_client.heartbeat import code_version
 from edge_client.memory import rooms
 from wire.errors import StorageError, UsageError
 from wire.files import storage_errors
-from wire.fleet.release import RUN_FILE
+from wire.fleet.release import DEPLOY_PUB, RUN_FILE
 from wire.fleet.talk import CODE_CHARS, END_OF_TIME_S, REASON_CHARS, RUN_CHARS, Ask, Chunk, Offer, State
 from wire.limits import LIMITS
 from wire.transport.broker_config import BrokerConfig
@@ -47,7 +47,7 @@ class Agent:
     ) -> None:
         self._home, self._name, self._say = home, name, say
         self._alive_s = time.monotonic()
-        keys = self._keys(home / "deploy.pub")
+        keys = self._keys(home / DEPLOY_PUB)
         if not (home / "releases").is_dir():
             raise UsageError(f"there is no {home / 'releases'}; set this device up with `cutlayer flash`")
         with storage_errors(run_dir):
