@@ -87,7 +87,8 @@ def _page(rows: list[dict[str, Any]]) -> list[str]:
         "# Simulating many clients",
         "",
         *prose(
-            f"`cutlayer simulate RUN.toml --mode cost --link {LINK} --device {DEVICE} --clients {CLIENTS[-1]} --samples {STEPS * BATCH}`, and fewer clients: digits-cnn",
+            f"`cutlayer simulate RUN.toml --mode cost --link {LINK} --device {DEVICE} --clients {CLIENTS[-1]} --samples {STEPS * BATCH}`,",
+            "and fewer clients: digits-cnn",
             f"cut after its first pooling, schedule independent, int8, {STEPS} steps of {BATCH} samples and an evaluation for each client.",
             "One process, from its start to its end, with the short training that message sizes come from, which is most of the first row.",
         ),
