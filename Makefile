@@ -5,7 +5,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 # Files as they come, for the slow ones are first.
-PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST ?= -n 3 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 STAMP := .venv/.installed
 
