@@ -15,8 +15,8 @@ from fleet.registry import DeviceRow
 from fleet.serve import run_authority
 from fleet.state import Fleet
 from wire.enrolment import check_device_name
-from wire.errors import StorageError, UsageError
-from wire.limits import LIMITS
+from wire.errors import UsageError
+from wire.files import read_small
 from wire.store import write_atomically
 
 __all__ = [
@@ -100,12 +100,7 @@ def revoke_device(fleet: Fleet, name: str, *, broker: Path | None) -> None:
 def issue_device(fleet: Fleet, name: str, *, csr: Path, out: Path) -> None:
     """Raises CutlayerError."""
     _check(name)
-    try:
-        with open(csr, "rb") as file:
-            data = file.read(LIMITS.enrolment_bytes)
-    except OSError as exc:
-        raise StorageError(f"cannot read {csr}: {(exc.strerror or str(exc)).lower()}") from exc
-    key, authority = load_csr(data, name=name), fleet.authority()
+    key, authority = load_csr(read_small(csr), name=name), fleet.authority()
     with fleet.registry() as registry:
         with registry.changing():
             registry.ensure(name)

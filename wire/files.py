@@ -10,8 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wire.errors import StorageError
+from wire.limits import LIMITS
 
-__all__ = ["storage_errors", "sync_folder", "write_atomically"]
+__all__ = ["read_small", "storage_errors", "sync_folder", "write_atomically"]
+
+
+def read_small(path: Path) -> bytes:
+    """A file in PEM form, a token, a request: no more than ``LIMITS.enrolment_bytes`` of it. Raises StorageError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(LIMITS.enrolment_bytes)
+    except OSError as exc:
+        raise StorageError(f"cannot read {path}: {(exc.strerror or str(exc)).lower()}") from exc
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edge_client.doctor.finding import Finding, failed, ok, skipped, warning
 from wire.errors import CutlayerError
+from wire.files import read_small
 from wire.transport.broker_config import BrokerConfig
 
 __all__ = ["check_identity"]
@@ -19,15 +20,15 @@ def check_identity(broker: BrokerConfig, *, base_dir: Path, party: str | None, n
     """The files that ``broker`` names. ``party``: whom the certificate must be for, where that is known."""
     if broker.cert is None or broker.key is None:
         return skipped("certificate", "the run file names none" if broker.tls else "the connection is not encrypted, and needs none")
-    from edge_client.enroll.identity import check_certificate, load_certificate, read_file
+    from edge_client.enroll.identity import check_certificate, load_certificate
     from wire.private_key import open_key
 
     cert, key = (base_dir / Path(name).expanduser() for name in (broker.cert, broker.key))
     try:
-        found = load_certificate(read_file(cert), what=str(cert))
+        found = load_certificate(read_small(cert), what=str(cert))
         if broker.ca is not None:
             ca = base_dir / Path(broker.ca).expanduser()
-            check_certificate(found, name=party, ca=load_certificate(read_file(ca), what=str(ca)), now_s=now_s)
+            check_certificate(found, name=party, ca=load_certificate(read_small(ca), what=str(ca)), now_s=now_s)
         private = open_key(key, lost=f"remove {key.parent}, and enrol with a new token", guarded=True)
     except CutlayerError as exc:
         fact, _, advice = str(exc).partition("; ")

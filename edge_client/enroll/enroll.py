@@ -16,9 +16,10 @@ from typing import Literal
 from cryptography import x509
 
 from edge_client.enroll.ask import AuthorityAddress, ask
-from edge_client.enroll.identity import Identity, load_certificate, read_file, split_certificates
+from edge_client.enroll.identity import Identity, load_certificate, split_certificates
 from wire.enrolment import CertificateAnswer, CertificateRequest, check_device_name, check_token, due_s
 from wire.errors import LinkError, UsageError
+from wire.files import read_small
 from wire.fleet.talk import agent_identity
 from wire.store import storage_errors, write_atomically
 
@@ -80,7 +81,7 @@ def install(name: str, *, ca: Path, folder: Path, cert: Path, clock: Callable[[]
     """Take the certificates that the operator has signed by hand: the device's, then its agent's where it has one. Raises UsageError."""
     identity = Identity(folder)
     authority = _prepare(identity, name, ca, clock())
-    own, *more = split_certificates(read_file(cert), what=str(cert))
+    own, *more = split_certificates(read_small(cert), what=str(cert))
     certificate, _ = _take(identity, own, more[0] if more else "", name=name, what=str(cert), ca=authority, now_s=clock())
     return Enrolment(done="enrolled", until_s=certificate.not_valid_after_utc.timestamp())
 
@@ -100,7 +101,7 @@ def _take(
 
 def _keep(path: Path, pem: str) -> bool:
     """Whether it is new. What is the same is not written again: services are started anew where a certificate changes."""
-    if path.exists() and read_file(path) == pem.encode():
+    if path.exists() and read_small(path) == pem.encode():
         return False
     write_atomically(path, pem.encode())
     return True
@@ -109,10 +110,10 @@ def _keep(path: Path, pem: str) -> bool:
 def _prepare(identity: Identity, name: str, ca: Path, now_s: float) -> x509.Certificate:
     """The authority's certificate, of which the identity keeps a copy. Raises UsageError."""
     _checked(name)
-    data = read_file(ca)
+    data = read_small(ca)
     authority = load_certificate(data, what=str(ca))
     _check_clock(now_s, authority)
-    if not identity.ca_pem.exists() or read_file(identity.ca_pem) != data:
+    if not identity.ca_pem.exists() or read_small(identity.ca_pem) != data:
         write_atomically(identity.ca_pem, data)
     return authority
 
@@ -152,7 +153,7 @@ def _due_s(certificate: x509.Certificate) -> float:
 
 
 def _secret(token: Path) -> str:
-    secret = read_file(token).decode("ascii", errors="replace").strip()
+    secret = read_small(token).decode("ascii", errors="replace").strip()
     try:
         return check_token(secret)
     except ValueError as exc:

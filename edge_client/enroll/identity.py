@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from wire.errors import StorageError, UsageError
-from wire.limits import LIMITS
+from wire.files import read_small
 from wire.private_key import bring_key
 
-__all__ = ["Identity", "check_certificate", "load_certificate", "read_file", "split_certificates"]
+__all__ = ["Identity", "check_certificate", "load_certificate", "split_certificates"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Identity:
 
     def certificate(self) -> x509.Certificate | None:
         """None: not there yet. Raises StorageError."""
-        return load_certificate(read_file(self.cert_pem), what=str(self.cert_pem)) if self.cert_pem.exists() else None
+        return load_certificate(read_small(self.cert_pem), what=str(self.cert_pem)) if self.cert_pem.exists() else None
 
     def request(self, name: str) -> str:
         """A certificate request for the key, in PEM form."""
@@ -99,12 +99,3 @@ def split_certificates(data: bytes, *, what: str) -> list[str]:
         return [each.public_bytes(serialization.Encoding.PEM).decode() for each in x509.load_pem_x509_certificates(data)]
     except ValueError as exc:
         raise StorageError(f"{what} is not a certificate in PEM form") from exc
-
-
-def read_file(path: Path) -> bytes:
-    """A small file. Raises StorageError."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(LIMITS.enrolment_bytes)
-    except OSError as exc:
-        raise StorageError(f"cannot read {path}: {(exc.strerror or str(exc)).lower()}") from exc

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from wire.errors import StorageError
+from wire.files import read_small
 from wire.fleet.release import DEPLOY_PUB
-from wire.limits import LIMITS
 from wire.private_key import open_signing_key, write_key
 from wire.store import write_atomically
 
@@ -33,14 +33,6 @@ def signing_key(folder: Path) -> Ed25519PrivateKey:
     pem = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     if not public.exists():
         write_atomically(public, pem)
-    elif pem not in _read(public):
+    elif pem not in read_small(public):
         raise StorageError(f"{public} is not of {private}; bring both back from the same copy")
     return key
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(LIMITS.enrolment_bytes)
-    except OSError as exc:
-        raise StorageError(f"cannot read {path}: {(exc.strerror or str(exc)).lower()}") from exc
